@@ -1,0 +1,1 @@
+"""The hospital's side: site folders, the worker that runs tasks, the thin Flower ClientApp."""

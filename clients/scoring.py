@@ -1,0 +1,87 @@
+"""Numbers about the model that a site received: label-free score, Dice on `val`, foreground."""
+
+import torch
+from torch import Tensor
+
+from clients.dataset import tiles
+from clients.frames import read_mask
+from clients.training import Metrics, TaskContext
+from common.augment import device_shift
+from common.contract import BRANCHES
+from common.geometry import from_grid, standardise
+from common.infusion import fuse, predict_maps
+from common.metrics import measure_frame
+from common.tasks import AnyTask
+
+#: Patients behind a score; more would cost a round's time and hardly move the mean.
+SCORED_PATIENTS = 32
+#: Perturbed views a patient, and how strong the simulated change of device is in them.
+SCORE_VIEWS, SCORE_STRENGTH = 2, 0.5
+#: Factor by which the mean foreground may differ from the sources' before the score falls.
+FOREGROUND_TOLERANCE = 1.5
+
+
+def is_fused(task: AnyTask) -> bool:
+    """Whether a request of this task carries the whole fused model."""
+    return {*(f"{b}.decoder" for b in BRANCHES), "infusion_head"} <= set(task.components())
+
+
+def label_free_score(clean: Tensor, perturbed: Tensor, prior: float | None) -> float:
+    """Score predictions without labels, in [0, 1]; higher is better.
+
+    Args:
+        clean: foreground probabilities [N, 1, S, S].
+        perturbed: the same tiles under simulated device shift, [V, N, 1, S, S].
+        prior: the sources' mean foreground in tiles, or None.
+
+    The mean over patients of the soft Dice between the prediction and that under each perturbation,
+    times 1 while the mean foreground is within `FOREGROUND_TOLERANCE` of the prior, and less in
+    proportion beyond. Agreement on the foreground, rather than on all pixels, gives a collapsed model 0.
+    """
+    overlap = 2 * (clean * perturbed).sum((-3, -2, -1))
+    size = (clean.square() + perturbed.square()).sum((-3, -2, -1))
+    agreement = float((overlap / size.clamp(min=1.0)).mean())
+    if prior is None or prior <= 0:
+        return agreement
+    ratio = float((clean > 0.5).float().mean()) / prior
+    return agreement * min(1.0, FOREGROUND_TOLERANCE * min(ratio, 1 / max(ratio, 1e-6)))
+
+
+def score_received(context: TaskContext) -> Metrics:
+    """Return `score` of the received fused model on unlabelled training patients, the same in every round."""
+    networks, side = context.networks, context.study.image.size
+    frames = context.data.overview("train", SCORED_PATIENTS)
+    if len(context.data.site.patients("train")) < context.policy.min_patients:
+        return {}
+    samples = [context.data.sample(frame) for frame in frames]
+    batch = tiles(samples, [s.valid[None].float() for s in samples], side, None)
+    # Fixed for the study, not the round: scores of different rounds must be comparable.
+    generator = torch.Generator().manual_seed(context.study.seed)
+    images = [batch.image] + [device_shift(batch.image, generator, SCORE_STRENGTH) for _ in range(SCORE_VIEWS)]
+    with torch.no_grad():
+        maps = []
+        for image in images:
+            x = standardise(image, batch.valid > 0)
+            fusion = fuse(networks.infusion_head, networks.source_branch(x), networks.target_branch(x))
+            maps.append(fusion.infusion * batch.valid)
+    return {"score": label_free_score(maps[0], torch.stack(maps[1:]), context.foreground_prior)}
+
+
+def fused_dice(context: TaskContext) -> Metrics:
+    """Return `val_dice` of the received fused model: the mean over validation patients, on original pixels."""
+    if len(context.data.site.patients("val", labelled=True)) < context.policy.min_patients:
+        return {}
+    values = []
+    for frame in context.data.overview("val", SCORED_PATIENTS):
+        sample = context.data.sample(frame)
+        maps = predict_maps(context.networks, context.study, sample.image, sample.valid, baseline=False)
+        values.append(measure_frame(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame), None).dice)
+    return {"val_dice": sum(values) / len(values)}
+
+
+def mean_foreground(context: TaskContext) -> float:
+    """Return the mean foreground of the labelled training patients, in tiles, at most 1."""
+    side = context.study.image.size
+    truths = [context.data.labelled(frame).truth for frame in context.data.overview("train", SCORED_PATIENTS)]
+    fractions = [float(t.sum()) / side**2 for t in truths if t is not None]
+    return min(1.0, sum(fractions) / len(fractions))

@@ -1,0 +1,9 @@
+"""`score`: how good is the received model? Sources answer Dice on `val`, targets the label-free score."""
+
+from clients.scoring import fused_dice, score_received
+from clients.training import Metrics, TaskContext
+
+
+def run(context: TaskContext) -> Metrics:
+    """Return the one number that this site's role can give."""
+    return fused_dice(context) if context.data.site.config.role == "source" else score_received(context)

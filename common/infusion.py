@@ -1,0 +1,98 @@
+"""From two branches' logits to one prediction: the confidence-aware infusion, and every predictor."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor
+
+from common.geometry import standardise
+from common.networks import InfusionHead, Networks
+from common.study import Study
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Per-pixel results, each [B, 1, H, W] in [0, 1]; `weight` is the source branch's share."""
+
+    source_branch: Tensor
+    target_branch: Tensor
+    weight: Tensor
+    infusion: Tensor
+
+    @property
+    def average(self) -> Tensor:
+        """The plain average of both branches."""
+        return (self.source_branch + self.target_branch) / 2
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Return the binary entropy of probabilities in nats, 0 to log 2."""
+    p = p.clamp(1e-6, 1 - 1e-6)
+    return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
+def fuse(head: InfusionHead, source_logits: Tensor, target_logits: Tensor) -> Fusion:
+    """Fuse two branches' logits [B, 1, H, W]: `p = w * p_source + (1 - w) * p_target`.
+
+    Probabilities are taken after each branch's temperature, which moves confidence but no decision.
+    """
+    temperature = head.log_temperature.exp()
+    p_source = torch.sigmoid(source_logits / temperature[0])
+    p_target = torch.sigmoid(target_logits / temperature[1])
+    evidence = [
+        p_source,
+        p_target,
+        entropy(p_source),
+        entropy(p_target),
+        (p_source - p_target).abs(),
+    ]
+    weight = head(torch.cat(evidence, 1))
+    return Fusion(p_source, p_target, weight, weight * p_source + (1 - weight) * p_target)
+
+
+def predict_maps(
+    networks: Networks, study: Study, image: Tensor, valid: Tensor, *, baseline: bool = False
+) -> dict[str, Tensor]:
+    """Return every predictor's foreground probability, and the infusion's `weight`, for one image.
+
+    Args:
+        image: [h, w] in [0, 1] on the study's grid, h and w at least `study.image.size`.
+        valid: [h, w] bool, False on padding.
+        baseline: predict with the baseline too.
+
+    Returns:
+        [h, w] maps in [0, 1] by name. Images larger than a tile are predicted tile by tile and
+        blended; with `study.flips_at_inference` each tile is averaged with its mirror.
+    """
+    x = standardise(image[None, None], valid[None, None])
+    side = study.image.size
+    one_tile = x.shape[-2:] == (side, side)
+
+    def tiled(predict: Callable[[Tensor], Tensor]) -> Tensor:
+        if one_tile:
+            return predict(x)
+        return sliding_window_inference(x, side, 4, predict, overlap=0.5, mode="gaussian")
+
+    names = (*MAPS, "baseline") if baseline else MAPS
+    with torch.no_grad():
+        maps = tiled(lambda tile: _stacked(networks, tile, names, flips=study.flips_at_inference))[0]
+    return {name: maps[i] for i, name in enumerate(names)}
+
+
+MAPS = ("source_branch", "target_branch", "average", "infusion", "weight")
+
+
+def _stacked(networks: Networks, x: Tensor, names: tuple[str, ...], *, flips: bool) -> Tensor:
+    """Return [B, len(names), H, W] for standardised tiles [B, 1, H, W]."""
+    views = torch.cat([x, x.flip(-1)]) if flips else x
+    fusion = fuse(networks.infusion_head, networks.source_branch(views), networks.target_branch(views))
+    own = {name: getattr(fusion, name) for name in MAPS}
+    if "baseline" in names:
+        own["baseline"] = torch.sigmoid(networks.baseline(views))
+    maps = torch.cat([own[name] for name in names], 1)
+    if not flips:
+        return maps
+    plain, mirrored = maps.chunk(2)
+    return (plain + mirrored.flip(-1)) / 2

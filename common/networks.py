@@ -1,0 +1,193 @@
+"""The networks behind the components: `Branch(encoder, decoder)`, MIM decoder, projector, infusion head."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+
+from common.contract import Tensors, component_of
+from common.seeds import derive_seed
+from common.study import Network, Study
+
+#: Encoder level that the projector reads: a quarter of the resolution, one vector per 4 x 4 pixels.
+CONTRAST_LEVEL = 2
+
+
+class Encoder(nn.Module):
+    """[B, 1, H, W] -> five feature maps, [B, C_i, H / 2^i, W / 2^i] for i = 0..4."""
+
+    def __init__(self, unet: BasicUNet) -> None:
+        super().__init__()
+        self.conv_0 = unet.conv_0
+        self.down_1, self.down_2, self.down_3, self.down_4 = (
+            unet.down_1,
+            unet.down_2,
+            unet.down_3,
+            unet.down_4,
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [self.conv_0(x)]
+        for down in (self.down_1, self.down_2, self.down_3, self.down_4):
+            features.append(down(features[-1]))
+        return features
+
+
+class Decoder(nn.Module):
+    """Five feature maps -> one logit per pixel, [B, 1, H, W]."""
+
+    def __init__(self, unet: BasicUNet) -> None:
+        super().__init__()
+        self.upcat_4, self.upcat_3, self.upcat_2, self.upcat_1 = (
+            unet.upcat_4,
+            unet.upcat_3,
+            unet.upcat_2,
+            unet.upcat_1,
+        )
+        self.final_conv = unet.final_conv
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        x0, x1, x2, x3, x4 = features
+        up = self.upcat_4(x4, x3)
+        up = self.upcat_3(up, x2)
+        up = self.upcat_2(up, x1)
+        return self.final_conv(self.upcat_1(up, x0))
+
+
+class Branch(nn.Module):
+    """An encoder-decoder segmentation network: standardised images [B, 1, H, W] -> logits [B, 1, H, W]."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        norm = ("instance", {"affine": True}) if network.norm == "instance" else ("group", {"num_groups": 4})
+        unet = BasicUNet(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=1,
+            features=network.features,
+            norm=norm,
+            # in-place activations break the per-sample gradients of opacus
+            act=("LeakyReLU", {"inplace": False, "negative_slope": 0.1}),
+        )
+        self.encoder = Encoder(unet)
+        self.decoder = Decoder(unet)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+class MimDecoder(nn.Module):
+    """Pixels from the deepest features alone, [B, C_4, H/16, W/16] -> [B, 1, H, W].
+
+    No skip connections: with them the shallow layers would inpaint, and the encoder learn nothing.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        deepest = network.features[4]
+        self.mix = nn.Conv2d(deepest, 2 * deepest, 3, padding=1)
+        self.out = nn.Conv2d(2 * deepest, 16 * 16, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        hidden = nn.functional.leaky_relu(self.mix(features[4]), 0.1)
+        return nn.functional.pixel_shuffle(self.out(hidden), 16)
+
+
+class Projector(nn.Module):
+    """Encoder features at a quarter of the resolution -> unit vectors [B, 32, H/4, W/4] for contrast."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        width = network.features[CONTRAST_LEVEL]
+        self.hidden = nn.Conv2d(width, 64, 1)
+        self.out = nn.Conv2d(64, 32, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        hidden = nn.functional.leaky_relu(self.hidden(features[CONTRAST_LEVEL]), 0.1)
+        return nn.functional.normalize(self.out(hidden), dim=1)
+
+
+class InfusionHead(nn.Module):
+    """Confidence-aware weight of the source branch per pixel, and one temperature a branch.
+
+    Reads both probabilities, their entropies after temperature and their disagreement (5 channels);
+    the last layer starts at zero, so that an untrained head is the plain average, w = 0.5.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.zeros(2))
+        self.hidden = nn.Conv2d(5, 16, 3, padding=1)
+        self.out = nn.Conv2d(16, 1, 1)
+        self.reset()
+
+    def reset(self) -> None:
+        """Make the head the plain average."""
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return w in (0, 1), [B, 1, H, W], from evidence [B, 5, H, W]."""
+        return torch.sigmoid(self.out(nn.functional.leaky_relu(self.hidden(evidence), 0.1)))
+
+
+class Networks(nn.Module):
+    """All networks of a study, addressed by component name, with plain numpy tensors in and out."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__()
+        self.source_branch = Branch(study.network)
+        self.target_branch = Branch(study.network)
+        self.baseline = Branch(study.network)
+        self.mim_decoder = MimDecoder(study.network)
+        self.projector = Projector(study.network)
+        self.infusion_head = InfusionHead()
+
+    def component(self, name: str) -> nn.Module:
+        """Return the module of a component, e.g. `target_branch.encoder`."""
+        return self.get_submodule(name)
+
+    def shapes(self, components: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of `components` by its contract name."""
+        return {
+            f"{name}/{key}": tuple(value.shape)
+            for name in components
+            for key, value in self.component(name).state_dict().items()
+        }
+
+    def export(self, components: Iterable[str]) -> Tensors:
+        """Return float32 copies of all tensors of `components`."""
+        return {
+            f"{name}/{key}": value.detach().cpu().numpy().copy()
+            for name in components
+            for key, value in self.component(name).state_dict().items()
+        }
+
+    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Load tensors by contract name; components that are not in `tensors` stay as they are."""
+        for name in {component_of(key) for key in tensors}:
+            own = {k.partition("/")[2]: torch.from_numpy(v) for k, v in tensors.items() if component_of(k) == name}
+            self.component(name).load_state_dict(own)
+
+
+def initial_networks(study: Study) -> Networks:
+    """Return networks initialised from the study's seed, each component from a seed of its own."""
+    networks = Networks(study)
+    with torch.random.fork_rng(devices=[]):
+        for name in (
+            "source_branch",
+            "target_branch",
+            "baseline",
+            "mim_decoder",
+            "projector",
+            "infusion_head",
+        ):
+            torch.manual_seed(derive_seed(b"initial", study.seed, name))
+            for module in networks.component(name).modules():
+                reset = getattr(module, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+    networks.infusion_head.reset()
+    return networks

@@ -1,0 +1,298 @@
+"""A study: one federated training, read from YAML, known by the hash of its resolved form. Torch-free."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from common.contract import BASELINE, BRANCHES, COMPONENTS, ROLES, Role, Sha256
+from common.errors import StudyError
+from common.tasks import AnyTask, Evaluate, Score, Settings, Supervise, TrainingTask
+
+
+class ImageGrid(Settings):
+    """The pixel grid that every image is brought to, for baseline and method alike.
+
+    Attributes:
+        size: side of the square tile a network sees, in pixels; a multiple of 16 (four poolings).
+            64 trains in minutes on two cores; take 128 or more where a GPU is at hand.
+        geometry: `spacing` resamples to `spacing_mm`, so that anatomy has one scale on all probes;
+            `letterbox` scales the long side to `size`, for data without known spacing.
+        spacing_mm: 0.625 mm x 64 pixels shows 40 mm, the depth at which a child's wrist fits.
+    """
+
+    size: int = Field(default=64, ge=32, le=1024, multiple_of=16)
+    geometry: Literal["spacing", "letterbox"] = "spacing"
+    spacing_mm: float | None = Field(default=0.625, gt=0, le=5)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.geometry == "spacing") != (self.spacing_mm is not None):
+            raise ValueError("geometry `spacing` needs spacing_mm, `letterbox` needs spacing_mm: null")
+        return self
+
+
+class Network(Settings):
+    """MONAI's BasicUNet, split into encoder and decoder.
+
+    Attributes:
+        features: channels of the five levels and of the last block; the default has 0.3 M parameters.
+        norm: `instance` was better than `group` for the baseline on unseen probes, see docs/results.md.
+            No BatchNorm: its statistics mix patients and leave the site.
+    """
+
+    features: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 64, 16)
+    norm: Literal["instance", "group"] = "instance"
+
+
+class Augmentation(Settings):
+    """What every supervised step sees, in the baseline as in the method.
+
+    Attributes:
+        flip: mirror left and right; never up and down, depth has a direction.
+        scale: random zoom within 1 +- this; sites differ in how they press and where they stand.
+        rotation_deg: random rotation within +- this; a hand-held probe is never level.
+        shift: random translation within +- this share of the tile.
+        gamma: random exponent within exp(+- this); consoles differ in their grey maps.
+        device_shift: strength of the simulated change of device in [0, 1].
+    """
+
+    flip: bool = True
+    scale: float = Field(default=0.1, ge=0, lt=1)
+    rotation_deg: float = Field(default=8.0, ge=0, le=45)
+    shift: float = Field(default=0.06, ge=0, le=0.5)
+    gamma: float = Field(default=0.3, ge=0, le=2)
+    device_shift: float = Field(default=0.0, ge=0, le=1)
+
+
+class Participation(Settings):
+    """When a round counts.
+
+    Attributes:
+        quorum: least number of valid replies of each role that a round asks of.
+        deadline_s: how long a round waits for replies; 1800 s lets a CPU-only hospital finish.
+        retries: how often a round below quorum is repeated before the run stops, resumable.
+        max_norm: bound on the L2 norm of an update; honest rounds stay under 100 at 0.3 M parameters.
+    """
+
+    quorum: dict[Role, int] = Field(default={"source": 1, "target": 1})
+    deadline_s: float = Field(default=1800.0, gt=0)
+    retries: int = Field(default=3, ge=0)
+    max_norm: float = Field(default=1e3, gt=0, le=1e5)
+
+
+class Release(Settings):
+    """How the released model is picked: by the label-free score alone.
+
+    Attributes:
+        rollback_tolerance: a refine round whose received model scores this much below the best so far
+            is undone: the run goes on from the best.
+    """
+
+    rollback_tolerance: float = Field(default=0.05, ge=0, le=1)
+
+
+class InitialWeights(Settings):
+    """A local safetensors file that replaces what the seed would give, known by its hash."""
+
+    file: Path
+    sha256: Sha256
+
+
+class Stage(Settings):
+    """A block of rounds with one purpose.
+
+    Attributes:
+        source, target: what sites of that role do in each of these rounds; None: nothing.
+        weights: component -> role -> rho in `new = old + sum(rho_role * mean update of the role)`.
+            Unset: 1 for the only role that trains the component, 1/2 each where both do.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$")
+    rounds: int = Field(ge=1, le=10_000)
+    source: AnyTask | None = None
+    target: AnyTask | None = None
+    weights: dict[str, dict[Role, float]] = Field(default_factory=dict)
+
+    def task_of(self, role: Role) -> AnyTask | None:
+        """Return what sites of `role` do in this stage."""
+        return self.source if role == "source" else self.target
+
+    def rho(self, component: str, role: Role) -> float:
+        """Return the weight of `role`'s mean update in the aggregate of `component`."""
+        trainers = [r for r in ROLES if (task := self.task_of(r)) and component in task.trains]
+        if role not in trainers:
+            return 0.0
+        return self.weights.get(component, {}).get(role, 1.0 / len(trainers))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.source is None and self.target is None:
+            raise ValueError(f"stage `{self.name}` gives neither role a task")
+        for component, roles in self.weights.items():
+            if component not in COMPONENTS:
+                raise ValueError(f"unknown component `{component}` in weights; known: {', '.join(COMPONENTS)}")
+            for role in roles:
+                if self.rho(component, role) == 0.0 and roles[role] != 0.0:
+                    raise ValueError(f"stage `{self.name}`: {role} sites do not train `{component}`")
+        if self.source is not None and self.source.task in ("self_supervise", "self_train"):
+            raise ValueError(f"`{self.source.task}` is for target sites; a source site has labels")
+        if self.target is not None and self.target.task in ("supervise", "infuse"):
+            raise ValueError(f"`{self.target.task}` needs labels; a target site has none")
+        return self
+
+
+@dataclass(frozen=True)
+class Round:
+    """Where a round stands: `index` of the whole study, `step` of `stage.rounds` within its stage."""
+
+    index: int
+    stage: Stage
+    step: int
+
+    def learning_rate_progress(self, task: TrainingTask, step: int) -> float:
+        """Return how far the stage has come, in [0, 1), before optimizer step `step` of this round."""
+        return (self.step * task.steps + step) / (self.stage.rounds * task.steps)
+
+
+class Study(Settings):
+    """Everything that decides a training, and so everything that a hospital approves.
+
+    Attributes:
+        seed: of the initial components; a site's randomness comes from its own secret.
+        batch_size: patients a step, one frame each.
+        weight_decay: AdamW's.
+        flips_at_inference: average each prediction with that of the mirrored image, for every
+            predictor, the baseline included.
+        initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
+            then `evaluate` reports differences to it.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    image: ImageGrid = ImageGrid()
+    network: Network = Network()
+    augmentation: Augmentation = Augmentation()
+    batch_size: int = Field(default=8, ge=1, le=1024)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    flips_at_inference: bool = True
+    participation: Participation = Participation()
+    release: Release = Release()
+    initial: dict[str, InitialWeights] = Field(default_factory=dict)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = (*COMPONENTS, *BRANCHES, "baseline")
+        wrong = sorted(self.initial.keys() - set(known))
+        if wrong:
+            raise ValueError(f"unknown component(s) in initial: {', '.join(wrong)}; known: {', '.join(known)}")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names) or {"score", "evaluate"} & set(names):
+            raise ValueError("stage names must differ, and `score` and `evaluate` are the engine's own")
+        return self
+
+    @property
+    def fused(self) -> bool:
+        """Whether the study trains more than a single branch, so that there is something to fuse."""
+        trained = {name for stage in self.stages for role in ROLES for name in _trains(stage, role)}
+        return not trained <= {"source_branch.encoder", "source_branch.decoder"}
+
+    def rounds(self) -> Iterator[Round]:
+        """Yield every round in order, the engine's own closing ones included.
+
+        After the study's stages a fused study scores its last model (`score`) and evaluates the
+        released one (`evaluate`).
+        """
+        closing = (
+            Stage(name="score", rounds=1, source=Score(), target=Score()),
+            Stage(name="evaluate", rounds=1, source=Evaluate(), target=Evaluate()),
+        )
+        index = 0
+        for stage in (*self.stages, *(closing if self.fused else ())):
+            for step in range(stage.rounds):
+                yield Round(index, stage, step)
+                index += 1
+
+    def components_of(self, task: AnyTask) -> tuple[str, ...]:
+        """Return what a request of `task` carries in this study."""
+        extra = BASELINE if task.task == "evaluate" and "baseline" in self.initial else ()
+        return (*task.components(), *extra)
+
+    def resolved(self) -> str:
+        """Return the canonical JSON of the study with every default written out."""
+        content = self.model_dump(mode="json")
+        for weights in content["initial"].values():
+            del weights["file"]  # a path differs by machine; the content's hash does not
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    def hash(self) -> str:
+        """Return the SHA-256 of `resolved()`, in hex: the name that sites approve."""
+        return hashlib.sha256(self.resolved().encode()).hexdigest()
+
+    def supervised_steps(self) -> int:
+        """Return the supervised steps that a source site takes over all branches."""
+        return sum(
+            stage.rounds * stage.source.steps * len({t.split(".")[0] for t in stage.source.trains})
+            for stage in self.stages
+            if isinstance(stage.source, Supervise)
+        )
+
+
+def _trains(stage: Stage, role: Role) -> tuple[str, ...]:
+    task = stage.task_of(role)
+    return task.trains if task else ()
+
+
+def baseline_of(study: Study, *, rounds: int = 10) -> Study:
+    """Return the baseline study: supervised rounds on the sources alone, with the same engine.
+
+    Same network, augmentation, learning rate, seed and number of supervised steps as `study`, all of
+    them spent on one branch.
+    """
+    supervised = [s.source for s in study.stages if isinstance(s.source, Supervise)]
+    if not supervised:
+        raise StudyError("a study without a `supervise` task has no baseline; give a source stage one")
+    task = supervised[0].model_copy(
+        update={
+            "trains": ("source_branch.encoder", "source_branch.decoder"),
+            "steps": -(-study.supervised_steps() // rounds),
+        }
+    )
+    stage = Stage(name="baseline", rounds=rounds, source=task)
+    return study.model_copy(update={"name": f"{study.name}-baseline", "stages": (stage,), "initial": {}})
+
+
+def parse_study(content: object, *, origin: str) -> Study:
+    """Return the study in `content`, a mapping as YAML gives it.
+
+    Raises:
+        StudyError: with every problem at once, each with the key it stands at.
+    """
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc']) or 'study'}: {item['msg']}" for item in error.errors()
+        ]
+        raise StudyError(f"{origin} is not a valid study:\n" + "\n".join(lines)) from None
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file.
+
+    Raises:
+        StudyError: if the file cannot be read, is not YAML, or breaks the model.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read the study {path}: {error.strerror}. Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    return parse_study(content, origin=str(path))

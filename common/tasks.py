@@ -1,0 +1,166 @@
+"""The settings of each task, as a study writes them. One class a task; `AnyTask` is the registry.
+
+Torch-free. What a task does is in `clients/tasks/<task>.py`.
+"""
+
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from common.contract import BRANCHES, COMPONENTS
+
+_HALVES = {branch: [f"{branch}.encoder", f"{branch}.decoder"] for branch in BRANCHES}
+
+
+class Settings(BaseModel):
+    """Base of everything in a study: unknown keys are refused, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(Settings):
+    """What every task has.
+
+    Attributes:
+        trains: components whose updates leave the site. A branch's name stands for both halves.
+    """
+
+    #: Components that the task reads besides those it trains.
+    reads: ClassVar[tuple[str, ...]] = ()
+    trainable: ClassVar[tuple[str, ...]] = COMPONENTS
+    trains: tuple[str, ...] = ()
+
+    @field_validator("trains", mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return value
+        return [part for name in value for part in _HALVES.get(name, [name])]
+
+    @field_validator("trains")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [name for name in value if name not in cls.trainable]
+        if wrong:
+            raise ValueError(f"cannot train {', '.join(wrong)}; this task trains: {', '.join(cls.trainable)}")
+        return value
+
+    def components(self) -> tuple[str, ...]:
+        """Return the components that a request of this task carries, in the contract's order."""
+        return tuple(dict.fromkeys((*self.trains, *self._whole_branches(), *self.reads)))
+
+    def _whole_branches(self) -> list[str]:
+        """Return both halves of every branch of which one half is trained."""
+        return [half for b in BRANCHES if any(t.startswith(b) for t in self.trains) for half in _HALVES[b]]
+
+
+_FUSED = (*_HALVES["source_branch"], *_HALVES["target_branch"], "infusion_head")
+
+
+class TrainingTask(Task):
+    """A task that takes gradient steps.
+
+    Attributes:
+        steps: optimizer steps a round.
+        learning_rate: peak of AdamW's rate; it follows a cosine over the stage's rounds.
+        warmup_steps: linear warm-up of each round. Adam starts fresh each round, and its first steps,
+            with second moments known from one batch only, would otherwise kick the averaged model.
+    """
+
+    steps: int = Field(default=40, ge=1, le=100_000)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    warmup_steps: int = Field(default=5, ge=0)
+
+
+class Supervise(TrainingTask):
+    """Dice + cross-entropy on labelled `train` patients.
+
+    Where both branches travel, the head goes with them (0.4 kB): the reply then holds the received
+    fused model's Dice on `val` patients, the reference for the label-free score.
+    """
+
+    task: Literal["supervise"] = "supervise"
+    trainable: ClassVar[tuple[str, ...]] = COMPONENTS[:4]
+
+    def components(self) -> tuple[str, ...]:
+        sent = super().components()
+        return _FUSED if set(_FUSED) - {"infusion_head"} <= set(sent) else sent
+
+
+class SelfSupervise(TrainingTask):
+    """Masked image modelling and dense within-image contrast on unlabelled `train` patients.
+
+    Attributes:
+        mask_ratio: share of the blocks that is hidden (0.6: MAE's 0.75 leaves too little at 64 px).
+        mask_block: side of a block in pixels; larger than speckle, smaller than the bone.
+        contrast_weight: weight of the contrastive term beside the reconstruction; 0 switches it off.
+        reconstruction_weight: weight of the reconstruction; 0 switches it off.
+        contrast_temperature: InfoNCE's temperature.
+    """
+
+    task: Literal["self_supervise"] = "self_supervise"
+    trainable: ClassVar[tuple[str, ...]] = ("target_branch.encoder", "mim_decoder", "projector")
+    reads: ClassVar[tuple[str, ...]] = ("target_branch.encoder", "mim_decoder", "projector")
+    mask_ratio: float = Field(default=0.6, gt=0, lt=1)
+    mask_block: int = Field(default=8, ge=2)
+    reconstruction_weight: float = Field(default=1.0, ge=0)
+    contrast_weight: float = Field(default=0.1, ge=0)
+    contrast_temperature: float = Field(default=0.2, gt=0)
+
+    def _whole_branches(self) -> list[str]:
+        return []  # the decoder never sees an unlabelled image here, so it does not travel
+
+
+class SelfTrain(TrainingTask):
+    """Student under the fused teacher: pseudo-labels from a weak view, learnt on a strong view.
+
+    Attributes:
+        learning_rate: half of `supervise`: pseudo-labels are wrong in places, and at 1e-3 it stalls.
+        prior_tolerance: the pseudo-labels' mean foreground may differ from the sources' by this factor
+            before the threshold moves; 1.5 is wider than sites differ, tighter than a collapse.
+        confidence_power: a pixel weighs `|2p - 1| ** power`; 0 trusts all pixels alike.
+        strength: of the simulated device shift in the student's view, in [0, 1].
+    """
+
+    task: Literal["self_train"] = "self_train"
+    trainable: ClassVar[tuple[str, ...]] = COMPONENTS[:4]
+    reads: ClassVar[tuple[str, ...]] = _FUSED
+    learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    prior_tolerance: float = Field(default=1.5, ge=1)
+    confidence_power: float = Field(default=1.0, ge=0)
+    strength: float = Field(default=0.7, ge=0, le=1)
+
+
+class Infuse(TrainingTask):
+    """The infusion head and its temperatures, on `calibrate` patients under simulated device shift.
+
+    Attributes:
+        strength: of the simulated device shift, in [0, 1]; without any, the head learns to trust
+            whichever branch overfitted the source probe.
+    """
+
+    task: Literal["infuse"] = "infuse"
+    trainable: ClassVar[tuple[str, ...]] = ("infusion_head",)
+    reads: ClassVar[tuple[str, ...]] = _FUSED
+    trains: tuple[str, ...] = ("infusion_head",)
+    strength: float = Field(default=1.0, ge=0, le=1)
+
+
+class Score(Task):
+    """How good is the received model? Targets answer the label-free score, sources Dice on `val`."""
+
+    task: Literal["score"] = "score"
+    trainable: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = _FUSED
+
+
+class Evaluate(Task):
+    """Every predictor on the labelled `test` patients, by patient; only means and intervals leave."""
+
+    task: Literal["evaluate"] = "evaluate"
+    trainable: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = _FUSED
+
+
+AnyTask = Annotated[Supervise | SelfSupervise | SelfTrain | Infuse | Score | Evaluate, Field(discriminator="task")]
+TASKS: tuple[type[Task], ...] = get_args(get_args(AnyTask)[0])

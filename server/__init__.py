@@ -1,0 +1,1 @@
+"""The coordinator's side: rounds, exact aggregation, checkpoints, the Flower ServerApp, reports."""

@@ -1,0 +1,87 @@
+"""history.jsonl: one line a round, appended before the checkpoint; the record that people and reports read."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from common.errors import RunError
+from server.state import write_atomically
+
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """What one site did in one round.
+
+    Attributes:
+        status: `ok`, `refused` (its reply broke the contract, or it said no), `failed` or `late`.
+        detail: code and reason where it is not ok.
+    """
+
+    role: str
+    task: str
+    status: str
+    detail: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    bytes_to: int = 0
+    bytes_from: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round, or one attempt at it that fell short of quorum (`counted` False).
+
+    Attributes:
+        score: patient-weighted label-free score of the model that the sites received, or None.
+        released_round: round whose model is the best so far, by that score.
+        rolled_back: the updates were dropped and the best model restored.
+    """
+
+    round: int
+    stage: str
+    started: str
+    seconds: float
+    sites: dict[str, SiteRecord]
+    counted: bool = True
+    score: float | None = None
+    released_round: int | None = None
+    rolled_back: bool = False
+
+
+def append(run: Path, record: RoundRecord) -> None:
+    """Append a record and bring it to the disk.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    try:
+        with open(run / HISTORY, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record), separators=(",", ":")) + "\n")
+            file.flush()
+    except OSError as error:
+        raise RunError(f"cannot write {run / HISTORY}: {error.strerror}. The last checkpoint is intact.") from None
+
+
+def read(run: Path) -> list[RoundRecord]:
+    """Return all whole records of a run; a last line cut short by a crash is left out."""
+    path = run / HISTORY
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        sites = {name: SiteRecord(**site) for name, site in content.pop("sites").items()}
+        records.append(RoundRecord(sites=sites, **content))
+    return records
+
+
+def rewind(run: Path, next_round: int) -> None:
+    """Drop the records of rounds that the checkpoint does not hold, so that a resumed run repeats none."""
+    kept = [record for record in read(run) if record.round < next_round]
+    lines = [json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in kept]
+    write_atomically(run / HISTORY, "".join(lines).encode())

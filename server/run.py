@@ -1,0 +1,179 @@
+"""A whole run: enrol, all rounds, a checkpoint after each, the final model. The same over any transport."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.contract import BASELINE, COMPONENTS, ROLES, EnrolReply, EnrolRequest, Refusal, Tensors, pack, unpack
+from common.errors import ContractError, RunError
+from common.study import Study, parse_study
+from server import history
+from server.history import RoundRecord
+from server.rounds import Failure, Transport, initial_state, run_round
+from server.state import Seat, ServerState, fused_tensors, load_state, save_state, write_atomically
+
+log = logging.getLogger("crossprobe.server")
+
+CHECKPOINT = "checkpoint"
+MODEL = "model.safetensors"
+STUDY = "study.yaml"
+
+
+def enrol(study: Study, transport: Transport) -> dict[str, Seat]:
+    """Ask all sites who they are and return their seats.
+
+    Raises:
+        RunError: naming every site that said no, if a role has fewer sites than the quorum.
+    """
+    seats: dict[str, Seat] = {}
+    noes = []
+    for site, payload in sorted(transport.enrol(pack(EnrolRequest(study=study.hash()))).items()):
+        try:
+            if isinstance(payload, Failure):
+                raise ContractError(payload.code, payload.detail)
+            header, _ = unpack(payload)
+            if isinstance(header, Refusal):
+                raise ContractError(header.code, header.message)
+            if not isinstance(header, EnrolReply) or header.study != study.hash():
+                raise ContractError("not-a-reply", "expected an enrolment in this study")
+            if header.patients == 0:
+                raise ContractError("no-patients", "the site declares no training patients")
+            seats[site] = Seat(header.role, header.patients, header.labelled_test)
+        except ContractError as error:
+            noes.append(f"  {site}: {error}")
+    count = Counter(seat.role for seat in seats.values())
+    for role in ROLES:
+        needed = any(stage.task_of(role) for stage in study.stages)
+        if needed and count[role] < study.participation.quorum.get(role, 0):
+            answers = "\n".join(noes) or "  no other site answered"
+            raise RunError(
+                f"study `{study.name}` needs {study.participation.quorum[role]} {role} site(s), found "
+                f"{count[role]}:\n{answers}\nConnect or approve the missing sites, then start again."
+            )
+    for no in noes:
+        log.warning("not enrolled: %s", no.strip())
+    return seats
+
+
+def initial_components(study: Study) -> Tensors:
+    """Return all tensors from the study's seed, replaced where `study.initial` names a file.
+
+    Raises:
+        RunError: if a file cannot be read, is not the one named by its hash, or does not fit.
+    """
+    from common.networks import initial_networks  # torch: only where tensors are made
+
+    networks = initial_networks(study)
+    for owner, weights in study.initial.items():
+        try:
+            blob = weights.file.read_bytes()
+            tensors = load(blob)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"initial weights of `{owner}`: cannot read {weights.file}: {error}") from None
+        found = hashlib.sha256(blob).hexdigest()
+        if found != weights.sha256:
+            raise RunError(
+                f"initial weights of `{owner}`: {weights.file} has SHA-256 {found}, the study names {weights.sha256}."
+            )
+        # A baseline run's model is a source branch; here it takes the place it is asked for.
+        prefix = "source_branch" if owner == "baseline" else owner
+        own = {
+            owner + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith((prefix + ".", prefix + "/"))
+        }
+        try:
+            if not own:
+                raise RuntimeError(f"no tensor of `{prefix}` in it")
+            networks.load(own)
+        except RuntimeError as error:
+            raise RunError(f"initial weights of `{owner}`: {weights.file} does not fit the network: {error}") from None
+    return networks.export((*COMPONENTS, *BASELINE))
+
+
+def run_study(
+    study: Study,
+    transport: Transport,
+    run: Path,
+    *,
+    resume: bool = False,
+    on_round: Callable[[RoundRecord], None] = lambda record: None,
+) -> ServerState:
+    """Run a study to its end, or on from its last checkpoint; the same tensors either way.
+
+    Args:
+        run: folder of this run; must be new or empty unless `resume`.
+        on_round: is told each round's record after it is saved.
+
+    Raises:
+        RunError: if the folder is in use by another run, nothing can be written, or a role stays below
+            quorum for as many attempts as the study allows. The last checkpoint stays.
+    """
+    state = load_state(run / CHECKPOINT, study.hash()) if resume else None
+    if state is None:
+        _prepare(run, study)
+        seats = enrol(study, transport)
+        state = initial_state(study, seats, initial_components(study))
+        save_state(run / CHECKPOINT, state, study.hash())
+    else:
+        enrol(study, transport)
+        history.rewind(run, state.round)
+    for round_ in list(study.rounds())[state.round :]:
+        for attempt in range(study.participation.retries + 1):
+            state, record = run_round(study, state, round_, transport)
+            history.append(run, record)
+            on_round(record)
+            if record.counted:
+                break
+            log.warning("round %d fell short of quorum (attempt %d)", round_.index, attempt + 1)
+        else:
+            save_state(run / CHECKPOINT, state, study.hash())
+            raise RunError(
+                f"round {round_.index} ({round_.stage.name}) fell short of quorum "
+                f"{study.participation.retries + 1} times: {_reasons(record)}. Everything is saved: bring the "
+                "sites back, then start again with --resume."
+            )
+        save_state(run / CHECKPOINT, state, study.hash())
+    write_atomically(run / MODEL, save(dict(sorted(_final_model(study, state).items()))))
+    return state
+
+
+def _final_model(study: Study, state: ServerState) -> Tensors:
+    if not study.fused:
+        return {k: v for k, v in state.components.items() if k.startswith("source_branch.")}
+    return state.released or fused_tensors(state.components)
+
+
+def _reasons(record: RoundRecord) -> str:
+    return "; ".join(f"{site} {s.status} {s.detail}".strip() for site, s in record.sites.items() if s.status != "ok")
+
+
+def _prepare(run: Path, study: Study) -> None:
+    if (run / CHECKPOINT / "state.json").exists():
+        raise RunError(f"{run} already holds a run. Continue it with --resume, or choose another --out folder.")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / history.HISTORY).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
+    content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
+    write_atomically(run / STUDY, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def read_run_study(run: Path) -> Study:
+    """Return the study that a run folder was made with.
+
+    Raises:
+        RunError: if the folder holds no run.
+        StudyError: if its study is damaged.
+    """
+    try:
+        content = yaml.safe_load((run / STUDY).read_text(encoding="utf-8"))
+        return parse_study(content["study"], origin=str(run / STUDY))
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        raise RunError(f"{run} holds no run: {STUDY} is missing or damaged.") from None

@@ -1,0 +1,142 @@
+"""What a run must not lose: the server's state after each round, on disk in one atomic step."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.contract import Role, Tensors, digest, select
+from common.errors import RunError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A site as it enrolled; fixed for the study."""
+
+    role: Role
+    patients: int
+    labelled_test: bool
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """Everything the next round is a function of.
+
+    Attributes:
+        round: index of the next round.
+        components: the current global tensors.
+        released: the fused model with the best label-free score so far; empty before the first score.
+        released_round: the round in which sites received that model, or None.
+        best_score: its score, in [0, 1].
+        foreground_prior: patient-weighted mean foreground at the sources, or None before the first reply.
+        seats: site name -> seat.
+        bytes_to_sites, bytes_from_sites: payload bytes so far.
+    """
+
+    round: int
+    components: Tensors
+    released: Tensors = field(default_factory=dict)
+    released_round: int | None = None
+    best_score: float | None = None
+    foreground_prior: float | None = None
+    seats: Mapping[str, Seat] = field(default_factory=dict)
+    bytes_to_sites: int = 0
+    bytes_from_sites: int = 0
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new.
+
+    Raises:
+        RunError: if the disk is full or not writable; the old file is intact.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. What was saved before is intact; free some space or fix the "
+            "permissions, then start again with --resume."
+        ) from None
+
+
+def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
+    """Write a checkpoint: the tensors under a new name first, then the state file that points at them.
+
+    Raises:
+        RunError: if it cannot be written; the checkpoint before it is intact.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"components/{k}": v for k, v in state.components.items()}
+    tensors |= {f"released/{k}": v for k, v in state.released.items()}
+    blob = save(dict(sorted(tensors.items())))
+    name = f"round-{state.round:05d}.safetensors"
+    write_atomically(folder / name, blob)
+    content = {
+        "version": VERSION,
+        "study": study_hash,
+        "tensors": name,
+        "sha256": digest(blob),
+        "round": state.round,
+        "released_round": state.released_round,
+        "best_score": state.best_score,
+        "foreground_prior": state.foreground_prior,
+        "seats": {site: asdict(seat) for site, seat in sorted(state.seats.items())},
+        "bytes_to_sites": state.bytes_to_sites,
+        "bytes_from_sites": state.bytes_from_sites,
+    }
+    write_atomically(folder / "state.json", json.dumps(content, indent=1).encode())
+    for old in folder.glob("round-*.safetensors"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+
+
+def load_state(folder: Path, study_hash: str) -> ServerState | None:
+    """Return the last checkpoint in `folder`, or None if there is none.
+
+    Raises:
+        RunError: if it is damaged, of another version or of another study.
+    """
+    file = folder / "state.json"
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        version, found_study = content.pop("version"), content.pop("study")
+        name, expected = content.pop("tensors"), content.pop("sha256")
+        if version != VERSION:
+            raise RunError(f"{file} has version {version}, this software reads {VERSION}.")
+        if found_study != study_hash:
+            raise RunError(
+                f"{folder} holds a run of another study ({found_study[:12]}, not {study_hash[:12]}). "
+                "Continue with the study file it was started with, or choose another run folder."
+            )
+        blob = (folder / name).read_bytes()
+        if digest(blob) != expected:
+            raise RunError(f"{folder / name} is damaged: its hash is not the one in state.json.")
+        tensors = load(blob)
+        seats = {site: Seat(**seat) for site, seat in content.pop("seats").items()}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"cannot read the checkpoint in {folder}: {error}") from None
+
+    def part(prefix: str) -> Tensors:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    return ServerState(components=part("components/"), released=part("released/"), seats=seats, **content)
+
+
+def fused_tensors(tensors: Mapping) -> Tensors:
+    """Return the tensors of both branches and the head: what is released."""
+    branches = [f"{b}.{half}" for b in ("source_branch", "target_branch") for half in ("encoder", "decoder")]
+    return select(tensors, [*branches, "infusion_head"])

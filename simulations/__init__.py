@@ -1,0 +1,1 @@
+"""The researcher's side: phantom, local multi-site runs, data-set imports, experiments."""

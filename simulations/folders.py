@@ -1,0 +1,68 @@
+"""Writing site folders in the format of `clients.site`, whole or not at all."""
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from clients.manifest import COLUMNS, Role
+from common.errors import CrossProbeError
+
+
+class FolderInUseError(CrossProbeError):
+    """A folder to write holds something that must not be removed."""
+
+
+@contextmanager
+def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> Iterator[Path]:
+    """A new folder to write `names` into, renamed to `folder` at the end of the block.
+
+    If the block fails or is killed, `folder` stays as it was. Raises FolderInUseError, before
+    anything is written, if `folder` has content and `overwrite` is False, or content other than
+    `names`, which is somebody else's and never removed.
+    """
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if found and not overwrite:
+        raise FolderInUseError(
+            f"expected {folder} to be empty or not to exist, found content; "
+            "give another folder or allow to overwrite it"
+        )
+    if strange := sorted(found.difference(names)):
+        raise FolderInUseError(
+            f"expected nothing but {', '.join(names)} in {folder}, found {', '.join(strange)}; "
+            "give another folder or move these away"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, for a rename is atomic only within one file system.
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        yield new
+        if not found:
+            os.replace(new, folder)
+            return
+        # A folder with content cannot be renamed over, so the old one steps aside first.
+        os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_site_files(folder: Path, *, name: str, role: Role, rows: Iterable[Mapping[str, object]]) -> None:
+    """site.yaml with the defaults, and manifest.csv; a row may leave out its empty cells."""
+    content = yaml.safe_dump({"name": name, "role": role}, sort_keys=False)
+    (folder / "site.yaml").write_text(content, encoding="utf-8")
+    with (folder / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
