@@ -1,24 +1,9 @@
 """All sites in one process, without Flower: for tests, and as the reference that Flower must equal."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
-from clients.site import load_site
 from clients.worker import Worker
-from common.seeds import derive
-from common.study import Study
 from server.rounds import Failure
-
-
-def simulated_secret(study: Study, site: str) -> bytes:
-    """Return a site's secret in simulations: fixed by seed and name, so that runs can be repeated."""
-    return derive(b"simulation", study.seed, site)
-
-
-def open_worker(study: Study, folder: Path) -> Worker:
-    """Return the worker of a simulated site."""
-    site = load_site(folder)
-    return Worker(site, study, simulated_secret(study, site.config.name))
 
 
 class LocalTransport:

@@ -1,0 +1,1 @@
+"""Studies as YAML files: small differences to the commented defaults in `common/study.py`."""

@@ -1,0 +1,37 @@
+"""The Flower ServerApp: reads its run's configuration and runs the study over the Grid."""
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.errors import CrossProbeError
+from common.study import load_study
+from server.grid import GridTransport
+from server.run import run_study
+from server.state import write_atomically
+
+log = logging.getLogger("crossprobe.server")
+app = ServerApp()
+
+#: Holds the message of the error that ended a run; `flwr` itself only says that it failed.
+ERROR = "error.txt"
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run `study` into `out`; on an error leave its message beside the checkpoint and fail the Flower run."""
+    config = context.run_config
+    out = Path(str(config["out"]))
+    (out / ERROR).unlink(missing_ok=True)
+    try:
+        study = load_study(Path(str(config["study"])))
+        quorum = [
+            least for role, least in study.participation.quorum.items() if any(s.task_of(role) for s in study.stages)
+        ]
+        run_study(study, GridTransport(grid, sum(quorum)), out, resume=bool(config["resume"]))
+    except CrossProbeError as error:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / ERROR, str(error).encode())
+        raise

@@ -1,0 +1,147 @@
+"""summary.json: what a run found, for machines; made from the run's own history and checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.contract import MEASURES, PREDICTORS
+from common.errors import RunError
+from common.study import Study
+from server import history
+from server.history import RoundRecord
+from server.run import CHECKPOINT, read_run_study
+from server.state import ServerState, load_state, write_atomically
+
+SUMMARY = "summary.json"
+#: Rounds with both numbers that a rank correlation needs before it says anything.
+MIN_SCORED_ROUNDS = 4
+
+
+def summarise(run: Path) -> dict[str, Any]:
+    """Return the summary of a finished run.
+
+    `dice` and the other measures: site -> predictor -> {mean, ci95, patients}; in [0, 1], HD95 in mm
+    where the site has spacing, else in pixels. `difference_to_baseline`: paired by patient. A site
+    that may not show a number (too few patients) is missing from them, not zero.
+
+    Raises:
+        RunError: if the folder holds no run, or an unfinished one.
+    """
+    study = read_run_study(run)
+    state = load_state(run / CHECKPOINT, study.hash())
+    if state is None or state.round < len(list(study.rounds())):
+        raise RunError(f"{run} holds no finished run. Continue it with --resume.")
+    records = history.read(run)
+    evaluated = {
+        site: entry.metrics
+        for record in records
+        if record.stage == "evaluate" and record.counted
+        for site, entry in record.sites.items()
+        if entry.status == "ok" and entry.metrics
+    }
+    return {
+        "study": study.name,
+        "hash": study.hash(),
+        "seed": study.seed,
+        "wall_s": round(sum(record.seconds for record in records), 1),
+        "roles": {site: seat.role for site, seat in state.seats.items()},
+        "patients": {site: seat.patients for site, seat in state.seats.items()},
+        **{measure: _matrix(evaluated, measure) for measure in MEASURES},
+        "difference_to_baseline": _differences(evaluated, "dice"),
+        "empty": _empty(evaluated),
+        "bytes": {"to_sites": state.bytes_to_sites, "from_sites": state.bytes_from_sites},
+        "rounds": len(records),
+        "released_round": state.released_round,
+        "label_free_score": _score(study, state, records),
+        "problems": _problems(records),
+    }
+
+
+def write_summary(run: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write summary.json into a finished run's folder and return its content; `extra` keys are added."""
+    content = summarise(run) | (extra or {})
+    write_atomically(run / SUMMARY, (json.dumps(content, indent=1) + "\n").encode())
+    return content
+
+
+def _matrix(evaluated: dict[str, dict[str, float]], measure: str) -> dict[str, dict[str, Any]]:
+    return {
+        site: {
+            p: {
+                "mean": m[f"{p}/{measure}/mean"],
+                "ci95": [m[f"{p}/{measure}/low"], m[f"{p}/{measure}/high"]],
+                "patients": int(m[f"{p}/{measure}/patients"]),
+            }
+            for p in PREDICTORS
+            if f"{p}/{measure}/mean" in m
+        }
+        for site, m in evaluated.items()
+    }
+
+
+def _differences(evaluated: dict[str, dict[str, float]], measure: str) -> dict[str, dict[str, Any]]:
+    return {
+        site: {
+            p: {
+                "mean": m[f"{p}/{measure}/difference"],
+                "ci95": [m[f"{p}/{measure}/difference_low"], m[f"{p}/{measure}/difference_high"]],
+            }
+            for p in PREDICTORS
+            if f"{p}/{measure}/difference" in m
+        }
+        for site, m in evaluated.items()
+    }
+
+
+def _empty(evaluated: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    return {
+        site: {
+            p: {"truth": int(m[f"{p}/empty_truth"]), "prediction": int(m[f"{p}/empty_prediction"])}
+            for p in PREDICTORS
+            if f"{p}/empty_truth" in m
+        }
+        for site, m in evaluated.items()
+    }
+
+
+def _score(study: Study, state: ServerState, records: list[RoundRecord]) -> dict[str, Any]:
+    """Return how the label-free score went and how it relates to Dice on the sources' validation patients."""
+    rounds = []
+    for record in records:
+        if record.score is None or not record.counted:
+            continue
+        known = [
+            (s.metrics["val_dice"], state.seats[site].patients)
+            for site, s in record.sites.items()
+            if "val_dice" in s.metrics
+        ]
+        total = sum(patients for _, patients in known)
+        dice = sum(value * patients for value, patients in known) / total if total else None
+        rounds.append({"round": record.round, "score": record.score, "source_val_dice": dice})
+    pairs = [(r["score"], r["source_val_dice"]) for r in rounds if r["source_val_dice"] is not None]
+    correlation = _rank_correlation(pairs) if len(pairs) >= MIN_SCORED_ROUNDS else None
+    return {"rounds": rounds, "best": state.best_score, "rank_correlation_with_source_val_dice": correlation}
+
+
+def _rank_correlation(pairs: list[tuple[float, float]]) -> float | None:
+    """Return Spearman's rho of the pairs, or None where one side is constant."""
+    from scipy.stats import spearmanr
+
+    left, right = zip(*pairs, strict=True)
+    if len(set(left)) == 1 or len(set(right)) == 1:
+        return None
+    return float(spearmanr(left, right).statistic)
+
+
+def _problems(records: list[RoundRecord]) -> list[dict[str, Any]]:
+    """Return every reply that did not count, and every round that was undone."""
+    found: list[dict[str, Any]] = []
+    for record in records:
+        found += [
+            {"round": record.round, "site": site, "status": s.status, "detail": s.detail}
+            for site, s in record.sites.items()
+            if s.status != "ok"
+        ]
+        if record.rolled_back:
+            found.append({"round": record.round, "site": None, "status": "rolled-back", "detail": "score fell"})
+    return found

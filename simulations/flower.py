@@ -1,0 +1,169 @@
+"""Flower's simulation engine as a child process tree of our own: started, followed and ended here.
+
+`flwr run` alone would start a detached SuperLink on a fixed port, reuse whatever project's it finds
+there, leave it running, and exit 0 when the ServerApp crashed.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from common.errors import RunError
+
+#: The folder with pyproject.toml, which Flower bundles as the app.
+APP = Path(__file__).resolve().parent.parent
+_START_S = 60.0
+_POLL_S = 1.0
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _tool(name: str) -> str:
+    """Return a program of the environment that runs us, whatever PATH says."""
+    return str(Path(sys.executable).parent / name)
+
+
+class Simulation:
+    """A SuperLink in simulation mode on a free loopback port, with a home of its own.
+
+    Use as a context manager: leaving it ends every process it started, also after an exception.
+    """
+
+    def __init__(self, *, cpus: int | None = None) -> None:
+        self.cpus = cpus or os.cpu_count() or 1
+
+    def __enter__(self) -> "Simulation":
+        self._home = tempfile.TemporaryDirectory(prefix="crossprobe-flwr-")
+        home = Path(self._home.name)
+        self.port = _free_port()
+        address = f"127.0.0.1:{self.port}"
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{address}"\ninsecure = true\n'
+        )
+        self.env = {
+            **os.environ,
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # One thread a site: two busy processes with two threads each on two cores crawl.
+            "OMP_NUM_THREADS": "1",
+            "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
+        }
+        self.log = home / "superlink.log"
+        command = [_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(
+                command, env=self.env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        deadline = time.monotonic() + _START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                tail = self.tail()
+                self.__exit__()
+                raise RunError(f"Flower's SuperLink did not start:\n{tail}")
+            time.sleep(0.2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The SuperLink leads a session of its own: its group holds every process it started, Ray's too.
+        for sig, patience in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, sig)
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline and _group_alive(self._process):
+                time.sleep(0.1)
+            if not _group_alive(self._process):
+                break
+        self._home.cleanup()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    def tail(self, lines: int = 15) -> str:
+        """Return the end of Flower's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def run(
+        self,
+        study: Path,
+        sites: Sequence[Path],
+        out: Path,
+        *,
+        resume: bool = False,
+        on_poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run a study over simulated sites to its end.
+
+        Args:
+            study: study file.
+            sites: one folder a site.
+            on_poll: is called about once a second while the run goes on.
+
+        Raises:
+            RunError: with the ServerApp's own message if the run failed.
+        """
+        folders = os.pathsep.join(str(path.resolve()) for path in sites)
+        config = f"study='{study.resolve()}' sites='{folders}' out='{out.resolve()}' resume={str(resume).lower()}"
+        share = max(1, self.cpus // max(1, len(sites)))
+        federation = f"num-supernodes={len(sites)} client-resources-num-cpus={share} init-args-num-cpus={self.cpus}"
+        started = self._flwr("run", str(APP), "local", "--run-config", config, "--federation-config", federation)
+        run_id = started.get("run-id")
+        if not started.get("success") or run_id is None:
+            raise RunError(f"Flower did not accept the run: {started.get('error-message', started)}")
+        for status in self._statuses(str(run_id)):
+            on_poll()
+            if status == "finished:completed":
+                return
+            if status.startswith("finished"):
+                message = out / "error.txt"
+                text = message.read_text() if message.exists() else f"Flower reports `{status}`:\n{self.tail()}"
+                raise RunError(text)
+
+    def _statuses(self, run_id: str) -> Iterator[str]:
+        while True:
+            time.sleep(_POLL_S)
+            if self._process.poll() is not None:
+                raise RunError(f"Flower's SuperLink ended during the run:\n{self.tail()}")
+            listed = self._flwr("ls", "local", "--run-id", run_id)
+            runs = listed.get("runs") or [{}]
+            yield str(runs[0].get("status", ""))
+
+    def _flwr(self, *arguments: str) -> dict:
+        done = subprocess.run(
+            [_tool("flwr"), *arguments, "--format", "json"],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            content = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            raise RunError(f"`flwr {arguments[0]}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None
+        return content if isinstance(content, dict) else {}
+
+
+def _group_alive(process: subprocess.Popen) -> bool:
+    process.poll()  # collects the leader, so that the group can become empty
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
