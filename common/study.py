@@ -147,6 +147,10 @@ class Stage(Settings):
         return self
 
 
+#: The resolved study in a run's folder: its hash under `hash`, itself under `study`.
+RUN_STUDY = "study.yaml"
+
+
 @dataclass(frozen=True)
 class Round:
     """Where a round stands: `index` of the whole study, `step` of `stage.rounds` within its stage."""
@@ -296,3 +300,16 @@ def load_study(path: Path) -> Study:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     return parse_study(content, origin=str(path))
+
+
+def read_study_of_run(run: Path) -> Study:
+    """Return the study that a run's folder was made with.
+
+    Raises:
+        StudyError: if the folder holds no run, or its study is damaged.
+    """
+    try:
+        content = yaml.safe_load((run / RUN_STUDY).read_text(encoding="utf-8"))
+        return parse_study(content["study"], origin=str(run / RUN_STUDY))
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        raise StudyError(f"{run} holds no run: {RUN_STUDY} is missing or damaged. Give a run's folder.") from None

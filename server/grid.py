@@ -37,7 +37,7 @@ class GridTransport:
             time.sleep(POLL_S)
         registered = {node.node_id: node.name for node in nodes}
         found: dict[str, bytes | Failure] = {}
-        asked = {node: request for node in registered}
+        asked = dict.fromkeys(registered, request)
         for node, reply in self._send(asked, lambda _: "query", deadline - time.monotonic()):
             name = registered[node] or _declared_name(reply) or f"node-{node}"
             if name in found:

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from common.contract import BASELINE, COMPONENTS, ROLES, EnrolReply, EnrolRequest, Refusal, Tensors, pack, unpack
 from common.errors import ContractError, RunError
-from common.study import Study, parse_study
+from common.study import RUN_STUDY, Study
 from server import history
 from server.history import RoundRecord
 from server.rounds import Failure, Transport, initial_state, run_round
@@ -23,7 +23,6 @@ log = logging.getLogger("crossprobe.server")
 
 CHECKPOINT = "checkpoint"
 MODEL = "model.safetensors"
-STUDY = "study.yaml"
 
 
 def enrol(study: Study, transport: Transport) -> dict[str, Seat]:
@@ -162,18 +161,4 @@ def _prepare(run: Path, study: Study) -> None:
     except OSError as error:
         raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
     content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
-    write_atomically(run / STUDY, yaml.safe_dump(content, sort_keys=False).encode())
-
-
-def read_run_study(run: Path) -> Study:
-    """Return the study that a run folder was made with.
-
-    Raises:
-        RunError: if the folder holds no run.
-        StudyError: if its study is damaged.
-    """
-    try:
-        content = yaml.safe_load((run / STUDY).read_text(encoding="utf-8"))
-        return parse_study(content["study"], origin=str(run / STUDY))
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
-        raise RunError(f"{run} holds no run: {STUDY} is missing or damaged.") from None
+    write_atomically(run / RUN_STUDY, yaml.safe_dump(content, sort_keys=False).encode())

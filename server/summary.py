@@ -6,10 +6,10 @@ from typing import Any
 
 from common.contract import MEASURES, PREDICTORS
 from common.errors import RunError
-from common.study import Study
+from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
-from server.run import CHECKPOINT, read_run_study
+from server.run import CHECKPOINT
 from server.state import ServerState, load_state, write_atomically
 
 SUMMARY = "summary.json"
@@ -27,7 +27,7 @@ def summarise(run: Path) -> dict[str, Any]:
     Raises:
         RunError: if the folder holds no run, or an unfinished one.
     """
-    study = read_run_study(run)
+    study = read_study_of_run(run)
     state = load_state(run / CHECKPOINT, study.hash())
     if state is None or state.round < len(list(study.rounds())):
         raise RunError(f"{run} holds no finished run. Continue it with --resume.")
@@ -106,7 +106,8 @@ def _empty(evaluated: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
 
 def _score(study: Study, state: ServerState, records: list[RoundRecord]) -> dict[str, Any]:
     """Return how the label-free score went and how it relates to Dice on the sources' validation patients."""
-    rounds = []
+    rounds: list[dict[str, Any]] = []
+    pairs: list[tuple[float, float]] = []
     for record in records:
         if record.score is None or not record.counted:
             continue
@@ -117,8 +118,9 @@ def _score(study: Study, state: ServerState, records: list[RoundRecord]) -> dict
         ]
         total = sum(patients for _, patients in known)
         dice = sum(value * patients for value, patients in known) / total if total else None
+        if dice is not None:
+            pairs.append((record.score, dice))
         rounds.append({"round": record.round, "score": record.score, "source_val_dice": dice})
-    pairs = [(r["score"], r["source_val_dice"]) for r in rounds if r["source_val_dice"] is not None]
     correlation = _rank_correlation(pairs) if len(pairs) >= MIN_SCORED_ROUNDS else None
     return {"rounds": rounds, "best": state.best_score, "rank_correlation_with_source_val_dice": correlation}
 

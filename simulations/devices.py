@@ -133,10 +133,10 @@ PROFILES: dict[str, DeviceProfile] = {
             dynamic_range_db=42.0,
             gain_db=4.0,
             depth_gain_db=-22.0,
-            haze_db=-11.0,
+            haze_db=-12.0,
             haze_mm=5.0,
             noise_floor_db=-30.0,
-            reverberation_db=-10.0,
+            reverberation_db=-11.0,
             edge_enhancement=0.0,
         ),
         # Development: class of a capacitive hand-held, speckly and contrasty.

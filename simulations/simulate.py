@@ -1,0 +1,128 @@
+"""A whole comparison on one machine: the baseline study, the study, summary and report."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from server.report import render_report
+
+from clients.findings import SiteFolderError
+from clients.site import Site, check_site
+from common.contract import ROLES
+from common.errors import RunError
+from common.study import InitialWeights, Study, baseline_of
+from server import history
+from server.history import RoundRecord
+from server.run import MODEL
+from server.state import write_atomically
+from server.summary import write_summary
+from simulations.flower import Simulation
+from simulations.pictures import draw_examples
+
+BASELINE_RUN = "baseline"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a comparison stands: `done` of `total` rounds of both studies, and the last round's record."""
+
+    study: str
+    done: int
+    total: int
+    last: RoundRecord | None
+
+
+def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
+    """Return the checked sites of a study.
+
+    Raises:
+        SiteFolderError: with the findings of all folders together.
+        RunError: if two sites share a name or a role lacks sites.
+    """
+    findings, sites = [], []
+    for folder in folders:
+        site, own = check_site(folder)
+        findings += own
+        if site is not None:
+            sites.append(site)
+    if findings:
+        raise SiteFolderError(findings)
+    names = [site.config.name for site in sites]
+    if len(set(names)) < len(names):
+        raise RunError(f"site names must differ, found {', '.join(sorted(names))}. Change `name` in a site.yaml.")
+    for role in ROLES:
+        found = sum(site.config.role == role for site in sites)
+        if found < study.participation.quorum.get(role, 0):
+            raise RunError(f"study `{study.name}` needs a {role} site, none given. Add its folder to --sites.")
+    if study.image.geometry == "spacing" and not all(site.has_spacing for site in sites):
+        lacking = ", ".join(site.config.name for site in sites if not site.has_spacing)
+        raise RunError(
+            f"study `{study.name}` resamples by spacing, but {lacking} gives none. Fill `spacing_mm` in its "
+            "manifest.csv, or use a study with `geometry: letterbox`."
+        )
+    return sites
+
+
+def simulate(
+    study: Study,
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Train baseline and study on Flower's simulation engine and return the summary.
+
+    Writes the study's run into `out` and the baseline's into `out/baseline`. With `resume`, what is
+    finished is kept and the rest goes on from its last checkpoint.
+
+    Raises:
+        CrossProbeError: of the folders, the studies or the run; what was saved stays.
+    """
+    begun = time.monotonic()
+    sites = open_sites(folders, study)
+    if (out / "checkpoint" / "state.json").exists() and not resume:
+        raise RunError(f"{out} already holds a run. Continue it with --resume, or choose another --out folder.")
+    baseline = baseline_of(study)
+    total = len(list(baseline.rounds())) + len(list(study.rounds()))
+    with Simulation() as simulation:
+        for own, run in ((baseline, out / BASELINE_RUN), (study, out)):
+            if own is study:
+                study = own = _against_baseline(study, out / BASELINE_RUN / MODEL)
+            if resume and (run / MODEL).exists():
+                continue
+
+            def poll(run: Path = run, own: Study = own) -> None:
+                before = 0 if own is baseline else len(list(baseline.rounds()))
+                counted = [record for record in history.read(run) if record.counted]
+                on_progress(Progress(own.name, before + len(counted), total, counted[-1] if counted else None))
+
+            input_file = _write_study(own, run)
+            simulation.run(input_file, folders, run, resume=resume, on_poll=poll)
+            poll()
+    write_summary(out)
+    examples = draw_examples(study, out, sites)
+    summary = write_summary(out, {"wall_s": round(time.monotonic() - begun, 1)})
+    render_report(out, examples)
+    return summary
+
+
+def _write_study(study: Study, run: Path) -> Path:
+    """Write the study for the processes of the simulation and return the file."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
+    file = run / "input.yaml"
+    write_atomically(file, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False).encode())
+    return file
+
+
+def _against_baseline(study: Study, model: Path) -> Study:
+    """Return the study with the baseline's model for `evaluate` to compare with."""
+    weights = InitialWeights(file=model.resolve(), sha256=hashlib.sha256(model.read_bytes()).hexdigest())
+    return study.model_copy(update={"initial": {**study.initial, "baseline": weights}})

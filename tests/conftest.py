@@ -1,0 +1,58 @@
+"""One thread, repeatable properties, and tiny sites with one finished run that tests share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tiny import Between, study, workers, write_site
+
+from common.study import Study
+from server.run import run_study
+from server.state import ServerState
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("repeatable")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole run over one source and one target, with all that went over the wire."""
+
+    study: Study
+    run: Path
+    transport: Between
+    state: ServerState
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
+    """The folders of `north` (source) and `east` (target). Not to be changed."""
+    root = tmp_path_factory.mktemp("pair")
+    return (write_site(root / "north", "source"), write_site(root / "east", "target", seed=1, gain=0.7))
+
+
+@pytest.fixture(scope="session")
+def four(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
+    """`pair` with a second site of each role, `south` and `west`. Not to be changed."""
+    root = tmp_path_factory.mktemp("four")
+    south = write_site(root / "south", "source", seed=2, patients={"train": 9, "calibrate": 5, "val": 5, "test": 5})
+    return (*pair, south, write_site(root / "west", "target", seed=3, gain=0.8))
+
+
+@pytest.fixture(scope="session")
+def finished(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    tiny = study()
+    transport = Between(workers(tiny, pair))
+    run = tmp_path_factory.mktemp("finished") / "run"
+    return Finished(tiny, run, transport, run_study(tiny, transport, run))
