@@ -1,6 +1,6 @@
 """What leaves a site: exactly the contract's tensors and metrics, and no trace of patients or files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,6 @@ from tiny import refusal, request, workers, write_site
 
 from common.contract import METRICS, ROLES, EnrolRequest, Role, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
-from common.study import Study
 
 
 def exchanged(finished: Finished) -> Iterator[tuple[TaskRequest, bytes, TaskReply, bytes]]:
@@ -59,13 +58,9 @@ def test_no_reply_names_a_patient_a_file_or_a_folder(finished: Finished, pair: S
     assert b"kept-north-train-0" in forbidden
     assert b"scan-east-test-4.png" in forbidden
     replies = [reply for *_, reply in exchanged(finished)]
-    replies += [worker.handle(pack(EnrolRequest(study=finished.study.hash()))) for worker in broken_free(finished)]
+    replies += finished.transport.enrol(pack(EnrolRequest(study=finished.study.hash()))).values()
     for reply in replies:
         assert [word for word in forbidden if word in reply] == []
-
-
-def broken_free(finished: Finished) -> list:
-    return list(finished.transport.workers.values())
 
 
 def remove(file: Path) -> None:
@@ -87,8 +82,10 @@ def turn_into_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("breaks", [remove, cut, replace_by_text, turn_into_folder])
 @pytest.mark.parametrize("role", ROLES)
-def test_a_refusal_over_broken_files_names_none_of_them(role: Role, breaks, tmp_path: Path, finished: Finished) -> None:
-    study: Study = finished.study
+def test_a_refusal_over_broken_files_names_none_of_them(
+    role: Role, breaks: Callable[[Path], None], tmp_path: Path, finished: Finished
+) -> None:
+    study = finished.study
     folder = write_site(tmp_path / "ward-seven", role)
     (worker,) = workers(study, [folder])
     for file in (folder / "images").iterdir():

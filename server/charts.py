@@ -1,0 +1,188 @@
+"""Charts as inline SVG: plain functions from numbers to markup, coloured by the page's style sheet."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+#: Drawn for a phone's width; a wider page scales it up a little.
+WIDTH = 460
+LEFT, RIGHT = 40, 10
+LETTER_WIDTH = 6.4  # of the 11 px labels, on average
+MOST_MARKERS = 80
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A value axis from the first tick to the last."""
+
+    ticks: tuple[float, ...]
+
+    @property
+    def low(self) -> float:
+        """The least value shown."""
+        return self.ticks[0]
+
+    @property
+    def high(self) -> float:
+        """The largest value shown."""
+        return self.ticks[-1]
+
+    def share(self, value: float) -> float:
+        """Return where a value lies: 0 at `low`, 1 at `high`."""
+        return (value - self.low) / (self.high - self.low)
+
+
+def axis_over(values: Sequence[float], *, intervals: int = 5) -> Axis:
+    """Return an axis with round ticks that holds all values, in at most about `intervals` steps."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / intervals
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Axis(tuple(round(i * step, 10) for i in range(first, last + 1)))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A row of `interval_chart`: a mean with its bounds; `kind` is the CSS class that colours it."""
+
+    label: str
+    kind: str
+    mean: float
+    low: float
+    high: float
+
+
+def interval_chart(rows: Sequence[Interval], axis: Axis, *, title: str, reference: float | None = None) -> Markup:
+    """Return dots with intervals, one row each, their means at the right, over one value axis.
+
+    Args:
+        reference: a value marked by a line through all rows, or None.
+    """
+    row_height, label_width, value_width = 24, 104, 46
+    bottom = row_height * len(rows) + 6
+    span = WIDTH - label_width - value_width
+
+    def x(value: float) -> str:
+        return f"{label_width + span * axis.share(value):.1f}"
+
+    parts = []
+    for tick in axis.ticks:
+        parts.append(_line(x(tick), "2", x(tick), f"{bottom}", "grid"))
+        parts.append(_text(x(tick), f"{bottom + 16}", f"{tick:g}", "middle", "tick"))
+    if reference is not None:
+        parts.append(_line(x(reference), "2", x(reference), f"{bottom}", "reference"))
+    for number, row in enumerate(rows):
+        y = row_height * (number + 0.5) + 4
+        middle = f"{y + 4:.1f}"
+        parts.append(_text(f"{label_width - 10}", middle, row.label, "end", "label"))
+        parts.append(_line(x(row.low), f"{y}", x(row.high), f"{y}", f"whisker {row.kind}"))
+        parts.append(_circle(x(row.mean), f"{y}", "4.5", f"dot {row.kind}"))
+        parts.append(_text(f"{WIDTH - 2}", middle, f"{row.mean:.1f}", "end", "value"))
+    return _svg(parts, bottom + 22, title)
+
+
+@dataclass(frozen=True)
+class Band:
+    """A stage on the round axis of `round_chart`."""
+
+    name: str
+    first: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of `round_chart`: points (round, value) in segments that are not joined; `kind` is its CSS class."""
+
+    label: str
+    kind: str
+    segments: tuple[tuple[Point, ...], ...]
+
+    @property
+    def values(self) -> list[float]:
+        """All values of the curve."""
+        return [value for segment in self.segments for _, value in segment]
+
+
+def round_chart(
+    bands: Sequence[Band],
+    curves: Sequence[Curve],
+    axis: Axis,
+    *,
+    title: str,
+    released: int | None = None,
+    undone: Sequence[Point] = (),
+) -> Markup:
+    """Return curves over the rounds of a study, with its stages as bands.
+
+    Args:
+        released: the round marked as released, or None.
+        undone: points (round, value) marked with a cross.
+    """
+    top, plot, total = 20, 150, sum(band.rounds for band in bands)
+    bottom, slot = top + plot, (WIDTH - LEFT - RIGHT) / total
+
+    def x(at: float) -> str:
+        return f"{LEFT + slot * (at + 0.5):.1f}"
+
+    def y(value: float) -> str:
+        return f"{bottom - plot * axis.share(value):.1f}"
+
+    parts = []
+    for number, band in enumerate(bands, 1):
+        left, width = LEFT + slot * band.first, slot * band.rounds
+        name = band.name if LETTER_WIDTH * len(band.name) <= width else str(number)
+        parts.append(
+            Markup(
+                '<rect class="band{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>'
+            ).format(number % 2, left, top, width, plot, band.name)
+        )
+        parts.append(_text(f"{left + width / 2:.1f}", f"{top - 6}", name, "middle", "tick"))
+    for tick in axis.ticks:
+        parts.append(_line(f"{LEFT}", y(tick), f"{WIDTH - RIGHT}", y(tick), "grid"))
+        parts.append(_text(f"{LEFT - 6}", f"{float(y(tick)) + 4:.1f}", f"{tick:g}", "end", "tick"))
+    for at in range(0, total, max(1, -(-total // 12))):
+        parts.append(_text(x(at), f"{bottom + 16}", f"{at}", "middle", "tick"))
+    if released is not None:
+        parts.append(_line(x(released), f"{top}", x(released), f"{bottom}", "released"))
+        anchor, shift = ("end", -5) if released > total / 2 else ("start", 5)
+        parts.append(_text(f"{float(x(released)) + shift:.1f}", f"{bottom - 6}", "released", anchor, "label"))
+    for curve in curves:
+        marked = len(curve.values) <= MOST_MARKERS
+        for segment in curve.segments:
+            path = " ".join(f"{x(at)},{y(value)}" for at, value in segment)
+            parts.append(
+                Markup('<polyline class="curve {}" points="{}"><title>{}</title></polyline>').format(
+                    curve.kind, path, curve.label
+                )
+            )
+            if marked or len(segment) == 1:
+                parts += [_circle(x(at), y(value), "2.2", f"dot {curve.kind}") for at, value in segment]
+    for at, value in undone:
+        parts.append(_text(x(at), f"{float(y(value)) + 5:.1f}", "×", "middle", "undone"))
+    return _svg(parts, bottom + 22, title)
+
+
+def _svg(parts: Sequence[Markup], height: int, title: str) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, height, title, Markup("").join(parts)
+    )
+
+
+def _line(x1: str, y1: str, x2: str, y2: str, kind: str) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, x1, y1, x2, y2)
+
+
+def _circle(x: str, y: str, radius: str, kind: str) -> Markup:
+    return Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(kind, x, y, radius)
+
+
+def _text(x: str, y: str, text: str, anchor: str, kind: str) -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, escape(text))

@@ -1,0 +1,115 @@
+"""The networks: size, what they may be made of, and how their tensors come about and travel."""
+
+import numpy as np
+import pytest
+import torch
+from opacus.validators import ModuleValidator
+from tiny import same, study
+from torch import Tensor
+
+from common.contract import BASELINE, COMPONENTS, component_of
+from common.infusion import fuse
+from common.networks import Branch, InfusionHead, MimDecoder, Projector, initial_networks
+from common.study import Network
+
+EVERY = (*COMPONENTS, *BASELINE)
+
+
+def images(count: int = 2, side: int = 32) -> Tensor:
+    return torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_default_branch_has_about_300_000_parameters() -> None:
+    assert sum(p.numel() for p in Branch(Network()).parameters()) == pytest.approx(300_000, rel=0.2)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_a_branch_maps_images_to_one_logit_a_pixel_and_never_mixes_images(norm: str) -> None:
+    branch = Branch(Network(features=(8,) * 6, norm=norm))
+    x = images(3, 48)
+    together = branch(x)
+    assert together.shape == x.shape
+    for own, one in zip(together, x, strict=True):
+        torch.testing.assert_close(branch(one[None])[0], own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_every_network_can_be_trained_with_differential_privacy(norm: str) -> None:
+    network = Network(norm=norm)
+    for module in (Branch(network), MimDecoder(network), Projector(network), InfusionHead()):
+        assert ModuleValidator.validate(module.train(), strict=False) == []
+
+
+def test_initial_tensors_depend_on_seed_and_component_only() -> None:
+    torch.manual_seed(1)
+    one = initial_networks(study()).export(EVERY)
+    torch.manual_seed(2)
+    assert same(initial_networks(study(name="other", batch_size=2, stages=study().stages[:1])).export(EVERY), one)
+    other = initial_networks(study(seed=1)).export(EVERY)
+    weights = [name for name in one if name.endswith("weight") and np.unique(one[name]).size > 1]
+    assert {component_of(name) for name in weights} == set(EVERY)
+    for name in weights:
+        assert not np.array_equal(one[name], other[name]), name
+        twin = name.replace("source_branch", "target_branch")
+        assert twin == name or not np.array_equal(one[name], one[twin])
+
+
+def test_tensors_survive_export_and_load() -> None:
+    first, second = initial_networks(study()), initial_networks(study(seed=9))
+    exported = first.export(EVERY)
+    assert {name: x.shape for name, x in exported.items()} == first.shapes(EVERY)
+    assert {x.dtype for x in exported.values()} == {np.dtype(np.float32)}
+    second.load(exported)
+    assert same(second.export(EVERY), exported)
+    assert torch.equal(first.target_branch(images()), second.target_branch(images()))
+
+
+def test_exported_tensors_are_copies() -> None:
+    networks = initial_networks(study())
+    exported = networks.export(["projector"])
+    kept = {name: x.copy() for name, x in exported.items()}
+    for x in exported.values():
+        x += 1
+    assert same(networks.export(["projector"]), kept)
+
+
+def test_loading_one_component_leaves_the_others() -> None:
+    first, second = initial_networks(study()), initial_networks(study(seed=9))
+    before = second.export([name for name in EVERY if name != "projector"])
+    second.load(first.export(["projector"]))
+    assert same(second.export(["projector"]), first.export(["projector"]))
+    assert same(second.export([name for name in EVERY if name != "projector"]), before)
+
+
+def test_loading_part_of_a_component_fails() -> None:
+    exported = initial_networks(study()).export(["projector"])
+    exported.popitem()
+    with pytest.raises(RuntimeError):
+        initial_networks(study()).load(exported)
+
+
+def test_the_untrained_head_is_the_plain_average_exactly() -> None:
+    head = initial_networks(study()).infusion_head
+    source, target = images() * 5, images().flip(0) * 3
+    fusion = fuse(head, source, target)
+    assert torch.equal(fusion.weight, torch.full_like(source, 0.5))
+    assert torch.equal(fusion.infusion, (torch.sigmoid(source) + torch.sigmoid(target)) / 2)
+    assert torch.equal(fusion.infusion, fusion.average)
+
+
+def test_the_masked_image_decoder_sees_the_deepest_features_only() -> None:
+    networks = initial_networks(study())
+    features = networks.target_branch.encoder(images())
+    rebuilt = networks.mim_decoder(features)
+    assert rebuilt.shape == (2, 1, 32, 32)
+    shallow_changed = [torch.randn_like(x) for x in features[:4]] + features[4:]
+    assert torch.equal(networks.mim_decoder(shallow_changed), rebuilt)
+    deepest_changed = [*features[:4], features[4] + 1]
+    assert not torch.equal(networks.mim_decoder(deepest_changed), rebuilt)
+
+
+def test_the_projector_gives_unit_vectors_at_a_quarter_of_the_resolution() -> None:
+    networks = initial_networks(study())
+    vectors = networks.projector(networks.target_branch.encoder(images()))
+    assert vectors.shape == (2, 32, 8, 8)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2, 8, 8))
