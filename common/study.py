@@ -47,7 +47,7 @@ class Network(Settings):
     """
 
     features: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 64, 16)
-    norm: Literal["instance", "group"] = "instance"
+    norm: Literal["instance", "group"] = "group"
 
 
 class Augmentation(Settings):

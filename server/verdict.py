@@ -35,7 +35,11 @@ class Verdict:
 
 def points(value: float) -> str:
     """Return a difference in [-1, 1] as signed percentage points: `+6.1`, `−0.8`."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return _signed(100 * value, 1)
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def verdicts(
@@ -138,7 +142,7 @@ def score_sentence(score: Mapping[str, Any] | None) -> str:
         return f"The label-free score is not validated: {pairs} rounds have both it and a validation Dice, and {why}."
     text = (
         f"Over {pairs} rounds the label-free score and Dice on validation patients of the labelled sites have a "
-        f"rank correlation of {rho:+.2f} (Spearman).".replace("-0", "−0").replace("-1", "−1")
+        f"rank correlation of {_signed(rho)} (Spearman)."
     )
     if rho <= 0:
         return f"{text} The score did not follow Dice in this run, so it does not support the choice of the release."

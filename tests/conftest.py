@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from tiny import Between, study, workers, write_site
+from tiny import Between, one_stage, repeated, study, workers, write_site
 
+from common.contract import BRANCHES, Tensors
 from common.study import Study
 from server.run import run_study
 from server.state import ServerState
@@ -56,3 +57,11 @@ def finished(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     transport = Between(workers(tiny, pair))
     run = tmp_path_factory.mktemp("finished") / "run"
     return Finished(tiny, run, transport, run_study(tiny, transport, run))
+
+
+@pytest.fixture(scope="session")
+def trained(pair: Sequence[Path]) -> Tensors:
+    """Both branches after some supervised steps: a model that finds the band at `north`."""
+    of = one_stage(source={"task": "supervise", "trains": BRANCHES, "steps": 8})
+    (north,) = workers(of, pair[:1])
+    return repeated(of, north, {}, times=3)[0]

@@ -62,6 +62,8 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
         None,
         [],
         "study",
+        content(network={"features": [6] * 6, "norm": "group"}),  # four groups
+        content(network={"features": [0] * 6}),
         content(stages=[]),
         content(name="../x"),
         content(image={"geometry": "letterbox"}),

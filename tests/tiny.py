@@ -93,7 +93,7 @@ def content(**changes: Any) -> dict[str, Any]:
     plain = {
         "name": "tiny",
         "image": {"size": 32, "geometry": "letterbox", "spacing_mm": None},
-        "network": {"features": [8, 8, 8, 8, 8, 8]},
+        "network": {"features": [8] * 6, "norm": "instance"},
         "batch_size": 4,
         "stages": stages,
     }
@@ -141,6 +141,25 @@ def answer(worker: Worker, payload: bytes) -> tuple[TaskReply, Tensors]:
     header, updates = unpack(worker.handle(payload))
     assert isinstance(header, TaskReply), header
     return header, updates
+
+
+def repeated(
+    of: Study, worker: Worker, tensors: Tensors, *, times: int, prior: float | None = 0.2
+) -> tuple[Tensors, list[dict[str, float]]]:
+    """Ask for the first round again and again, each time with the updates of the one before.
+
+    The randomness is that of the first round each time, so the losses are over the very same views.
+    """
+    stage, role = of.stages[0], worker.site.config.role
+    task = stage.task_of(role)
+    assert task is not None
+    model = initial_networks(of).export(of.components_of(task)) | tensors
+    seen = []
+    for _ in range(times):
+        header, updates = answer(worker, request(of, stage.name, role, model, prior=prior))
+        model = model | {name: model[name] + x for name, x in updates.items()}
+        seen.append(header.metrics)
+    return model, seen
 
 
 def refusal(reply: bytes) -> Refusal:

@@ -4,26 +4,27 @@ The teacher is the received model: the server's average over rounds, fixed withi
 pseudo-labels are hard, weighted per pixel by confidence, and held near the sources' foreground.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
-from clients.dataset import Sample, tiles
-from clients.frames import Frame
-from clients.scoring import score_received
+from clients.dataset import tiles
+from clients.scoring import received_maps, score_received
 from clients.training import Metrics, TaskContext, fit, trained_branches, trained_modules
 from common.augment import augment
 from common.geometry import standardise
-from common.infusion import predict_maps
+from common.infusion import fused_probability
 from common.losses import dice_cross_entropy
 from common.tasks import SelfTrain
 
 
-def prior_threshold(maps: list[Tensor], prior: float | None, tolerance: float, tile_pixels: int) -> float:
+def prior_threshold(maps: Tensor, prior: float | None, tolerance: float) -> float:
     """Return the threshold that keeps the pseudo-labels' mean foreground near the prior.
 
     Args:
-        maps: foreground probabilities [h, w] of the frames of this round.
-        prior: expected mean foreground, in tiles; None leaves the threshold at 0.5.
+        maps: foreground probabilities of tiles, [N, 1, S, S].
+        prior: expected mean foreground of a tile; None leaves the threshold at 0.5.
         tolerance: factor by which the mean may differ before the threshold moves.
 
     The class-ratio guard against collapse and blow-up: 0.5 unless it leads outside the tolerance, and
@@ -31,10 +32,9 @@ def prior_threshold(maps: list[Tensor], prior: float | None, tolerance: float, t
     """
     if prior is None:
         return 0.5
-    pixels = torch.cat([m.flatten() for m in maps])
 
     def foreground(threshold: float) -> float:
-        return float((pixels > threshold).sum()) / len(maps) / tile_pixels
+        return float((maps > threshold).float().mean())
 
     candidates = sorted((0.5 + 0.02 * i for i in range(-20, 21)), key=lambda t: abs(t - 0.5))
     for threshold in candidates:
@@ -48,40 +48,30 @@ def run(context: TaskContext) -> Metrics:
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     metrics = score_received(context)
+    threshold = prior_threshold(received_maps(context), context.foreground_prior, task.prior_tolerance)
+    teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
     generator = context.generator("views")
-    side = study.image.size
-    plan = [context.data.draw("train", study.batch_size, generator) for _ in range(task.steps)]
-    teacher: dict[Frame, tuple[Sample, Tensor]] = {}
-    for frame in dict.fromkeys(frame for frames in plan for frame in frames):
-        sample = context.data.sample(frame)
-        teacher[frame] = (
-            sample,
-            predict_maps(networks, study, sample.image, sample.valid)["infusion"],
-        )
-    seen = [p * s.valid for s, p in teacher.values()]
-    threshold = prior_threshold(seen, context.foreground_prior, task.prior_tolerance, side * side)
+    branches = trained_branches(context)
+    sums = {"confidence": 0.0, "pseudo_foreground_fraction": 0.0}
 
-    def pseudo(frame: Frame) -> Tensor:
-        """[3, h, w]: hard label, confidence weight, validity."""
-        sample, p = teacher[frame]
+    def losses(_: int) -> Tensor:
+        samples = [context.data.sample(f) for f in context.data.draw("train", study.batch_size, generator)]
+        batch = tiles(samples, [s.valid[None].float() for s in samples], study.image.size, generator)
+        with torch.no_grad():
+            p = fused_probability(teacher, standardise(batch.image, batch.valid > 0))
+        label = (p > threshold).float()
         reach = torch.where(p > threshold, 1 - threshold, threshold)
         confidence = ((p - threshold).abs() / reach) ** task.confidence_power
-        return torch.stack([(p > threshold).float(), confidence, sample.valid.float()])
-
-    labels = {frame: pseudo(frame) for frame in teacher}
-    branches = trained_branches(context)
-
-    def losses(step: int) -> Tensor:
-        samples = [teacher[frame][0] for frame in plan[step]]
+        sums["confidence"] += float(confidence.mean())
+        sums["pseudo_foreground_fraction"] += float(label.mean())
         total = torch.zeros(len(samples))
         for branch in branches:
-            batch = tiles(samples, [labels[frame] for frame in plan[step]], side, generator)
-            image, maps = augment(batch.image, batch.maps, study.augmentation, generator, strength=task.strength)
-            label, weight, valid = maps[:, :1], maps[:, 1:2], maps[:, 2:]
+            maps = torch.cat([label, confidence, batch.valid], 1)
+            image, maps = augment(batch.image, maps, study.augmentation, generator, strength=task.strength)
+            valid = maps[:, 2:]
             logits = getattr(networks, branch)(standardise(image, valid > 0))
-            total = total + dice_cross_entropy(logits, label, weight * valid)
+            total = total + dice_cross_entropy(logits, maps[:, :1], maps[:, 1:2] * valid)
         return total / len(branches)
 
-    metrics["confidence"] = sum(float(x[1].mean()) for x in labels.values()) / len(labels)
-    metrics["pseudo_foreground_fraction"] = sum(float(x[0].sum()) for x in labels.values()) / len(labels) / side**2
-    return metrics | {"loss": fit(context, task, trained_modules(context), losses)}
+    loss = fit(context, task, trained_modules(context), losses)
+    return metrics | {"loss": loss} | {name: value / task.steps for name, value in sums.items()}

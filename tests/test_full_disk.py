@@ -1,0 +1,134 @@
+"""A disk that is full or read-only stops a run with a remedy, and leaves the last checkpoint as it was."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Finished
+
+from common.errors import RunError
+from server import history
+from server.history import RoundRecord
+from server.run import CHECKPOINT, MODEL, run_study
+from server.state import load_state, write_atomically
+from simulations.local import LocalTransport
+
+FULL = Path("/dev/full")
+STOPPED_AFTER = 1
+
+
+def run_into(finished: Finished, run: Path, on_round=lambda record: None, resume: bool = False) -> None:
+    run_study(finished.study, LocalTransport(list(finished.transport.workers.values())), run, resume=resume, on_round=on_round)
+
+
+def goes_on(finished: Finished, run: Path, rounds: int) -> None:
+    state = load_state(run / CHECKPOINT, finished.study.hash())
+    assert state is not None
+    assert state.round == rounds
+    run_into(finished, run, resume=True)
+    assert (run / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert len(history.read(run)) == len(history.read(finished.run))
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("name", ["round-00002.safetensors", "state.json"])
+def test_a_disk_full_at_the_checkpoint(name: str, finished: Finished, tmp_path: Path) -> None:
+    def fill(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER:
+            (tmp_path / CHECKPOINT / f".{name}.part").symlink_to(FULL)
+
+    with pytest.raises(RunError, match=f"cannot write .*{name}: No space left.*free some space.*--resume"):
+        run_into(finished, tmp_path, fill)
+    goes_on(finished, tmp_path, STOPPED_AFTER)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_disk_full_at_the_history(finished: Finished, tmp_path: Path) -> None:
+    kept, lines = tmp_path / "kept", tmp_path / history.HISTORY
+
+    def fill(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER - 1:
+            lines.rename(kept)
+            lines.symlink_to(FULL)
+
+    with pytest.raises(RunError, match=r"cannot write .*history\.jsonl: No space left.*--resume"):
+        run_into(finished, tmp_path, fill)
+    kept.rename(lines)
+    goes_on(finished, tmp_path, STOPPED_AFTER)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    file = tmp_path / "state.json"
+    write_atomically(file, b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(RunError, match=f"state.json: {os.strerror(code)}.*--resume"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_place_that_is_no_folder_is_named(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match=f"cannot write to {run}"):
+            run_into(finished, run)
+
+
+def test_a_file_in_the_checkpoints_place_is_named(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_text("")
+    with pytest.raises(RunError, match="checkpoint"):
+        run_into(finished, tmp_path)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tiny", folder], capture_output=True).returncode:
+        pytest.skip("may not mount a file system here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+
+
+def test_a_disk_that_becomes_read_only(finished: Finished, disk: Path) -> None:
+    def protect(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER:
+            remount(disk, "ro")
+
+    with pytest.raises(RunError, match=r"Read-only.*--resume"):
+        run_into(finished, disk / "run", protect)
+    remount(disk, "rw")
+    goes_on(finished, disk / "run", STOPPED_AFTER)
+
+
+def test_a_disk_that_fills_up(finished: Finished, disk: Path) -> None:
+    filler = disk / "filler"
+
+    def fill(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER:
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(4096)):
+                        pass
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC  # noqa: PT017
+
+    with pytest.raises(RunError, match=r"No space left.*--resume"):
+        run_into(finished, disk / "run", fill)
+    filler.unlink()
+    goes_on(finished, disk / "run", STOPPED_AFTER)
