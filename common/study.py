@@ -87,14 +87,24 @@ class Participation(Settings):
 
 
 class Release(Settings):
-    """How the released model is picked: by the label-free score alone.
+    """How the released model is picked: by the label-free score alone, the latest that is not worse.
 
     Attributes:
-        rollback_tolerance: a refine round whose received model scores this much below the best so far
-            is undone: the run goes on from the best.
+        tolerance: the released model is that of the latest round whose score is at most this much
+            below the best so far. The score saturates near its best and cannot rank the rounds there,
+            while later rounds have learnt more; what it does tell is a collapse.
+        rollback: a refine round whose received model scores this much below the best so far is undone,
+            and the run goes on from the released model.
     """
 
-    rollback_tolerance: float = Field(default=0.05, ge=0, le=1)
+    tolerance: float = Field(default=0.02, ge=0, le=1)
+    rollback: float = Field(default=0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.rollback < self.tolerance:
+            raise ValueError("rollback must be at least tolerance: a released model is not rolled back")
+        return self
 
 
 class InitialWeights(Settings):

@@ -135,6 +135,7 @@ class Infuse(TrainingTask):
     """The infusion head and its temperatures, on `calibrate` patients under simulated device shift.
 
     Attributes:
+        learning_rate: ten times a branch's: the head has 0.8 thousand parameters and starts at zero.
         strength: of the simulated device shift, in [0, 1]; without any, the head learns to trust
             whichever branch overfitted the source probe.
     """
@@ -143,6 +144,7 @@ class Infuse(TrainingTask):
     trainable: ClassVar[tuple[str, ...]] = ("infusion_head",)
     reads: ClassVar[tuple[str, ...]] = _FUSED
     trains: tuple[str, ...] = ("infusion_head",)
+    learning_rate: float = Field(default=1e-2, gt=0, le=1)
     strength: float = Field(default=1.0, ge=0, le=1)
 
 

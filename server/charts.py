@@ -140,16 +140,16 @@ def round_chart(
         left, width = LEFT + slot * band.first, slot * band.rounds
         name = band.name if LETTER_WIDTH * len(band.name) <= width else str(number)
         parts.append(
-            Markup(
-                '<rect class="band{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>'
-            ).format(number % 2, left, top, width, plot, band.name)
+            Markup('<rect class="band{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
+                number % 2, left, top, width, plot, band.name
+            )
         )
         parts.append(_text(f"{left + width / 2:.1f}", f"{top - 6}", name, "middle", "tick"))
     for tick in axis.ticks:
         parts.append(_line(f"{LEFT}", y(tick), f"{WIDTH - RIGHT}", y(tick), "grid"))
         parts.append(_text(f"{LEFT - 6}", f"{float(y(tick)) + 4:.1f}", f"{tick:g}", "end", "tick"))
-    for at in range(0, total, max(1, -(-total // 12))):
-        parts.append(_text(x(at), f"{bottom + 16}", f"{at}", "middle", "tick"))
+    for index in range(0, total, max(1, -(-total // 12))):
+        parts.append(_text(x(index), f"{bottom + 16}", f"{index}", "middle", "tick"))
     if released is not None:
         parts.append(_line(x(released), f"{top}", x(released), f"{bottom}", "released"))
         anchor, shift = ("end", -5) if released > total / 2 else ("start", 5)

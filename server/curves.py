@@ -110,7 +110,8 @@ def loss_charts(study: Study, state: ServerState, records: Sequence[RoundRecord]
             Curve(site, f"{role} thin" if len(sites) > 1 else role, _segments(_losses(site, counted))) for site in sites
         ]
         if len(sites) > 1:
-            means = [(r.stage, (float(r.round), value)) for r in rounds(state, counted) if (value := r.loss[role])]
+            numbers = rounds(state, counted)
+            means = [(r.stage, (float(r.round), loss)) for r in numbers if (loss := r.loss[role]) is not None]
             curves.append(Curve("mean weighted by patients", role, _segments(means)))
         curves = [curve for curve in curves if curve.values]
         if curves:

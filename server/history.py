@@ -35,8 +35,8 @@ class RoundRecord:
 
     Attributes:
         score: patient-weighted label-free score of the model that the sites received, or None.
-        released_round: round whose model is the best so far, by that score.
-        rolled_back: the updates were dropped and the best model restored.
+        released_round: round whose received model would be released now, by that score.
+        rolled_back: the updates were dropped and the released model restored.
     """
 
     round: int

@@ -2,8 +2,8 @@
 
 import base64
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from server.verdict import headline, labelled_sentence, points, score_sentence, 
 REPORT = "report.html"
 TEMPLATE = "report.html.j2"
 
+ROLE_WORDS = {"source": "source, labelled", "target": "target, unlabelled"}
 #: What each predictor is, in one line.
 GLOSSARY = {
     "baseline": "The reference that the study names: as a rule one branch, trained on the labelled sites alone "
@@ -65,6 +66,8 @@ def render_report(run: Path, pictures: Sequence[Example] = ()) -> Path:
     """
     study = read_study_of_run(run)
     state = load_state(run / CHECKPOINT, study.hash()) or ServerState(round=0, components={})
+    by_role = sorted(state.seats.items(), key=lambda item: (item[1].role != "target", item[0]))
+    state = replace(state, seats=dict(by_role))  # unlabelled sites first: they are what a study is for
     records = history.read(run)
     finished = state.round >= len(list(study.rounds()))
     summary = summarise(run) if finished else None
@@ -85,7 +88,7 @@ def _environment() -> Environment:
         "percent": lambda share: f"{100 * share:.1f}",
         "points": points,
         "words": lambda name: name.replace("_", " "),
-        "megabytes": lambda count: f"{count / 1e6:,.1f}",
+        "megabytes": lambda count: f"{count / 1e6:,.2f}",
         "duration": _duration,
         "base64": lambda content: base64.b64encode(content).decode(),
     }
@@ -110,6 +113,7 @@ def _content(
     found = verdicts(state.seats, summary, records) if summary else ()
     shown = _predictors(summary)
     return {
+        "roles": ROLE_WORDS,
         "study": study,
         "hash": study.hash(),
         "resolved": yaml.safe_dump(json.loads(study.resolved()), sort_keys=False),
@@ -124,7 +128,7 @@ def _content(
         "summary": summary,
         "predictors": shown,
         "glossary": {name: GLOSSARY[name] for name in shown or PREDICTORS},
-        "dice_charts": _dice_charts(summary, shown) if summary else {},
+        "dice_charts": _dice_charts(summary["dice"], shown, list(state.seats)) if summary else {},
         "hd95_unit": "mm" if study.image.geometry == "spacing" else "mm or pixels",
         "empty_counts": _has_empty(summary),
         "rounds": curves.rounds(state, records),
@@ -162,12 +166,16 @@ def _has_empty(summary: dict[str, Any] | None) -> bool:
     return any(own["truth"] or own["prediction"] for site in counts for own in site.values())
 
 
-def _dice_charts(summary: dict[str, Any], predictors: Sequence[str]) -> dict[str, Any]:
-    """Return one chart a site, Dice in percent, all on one axis."""
-    matrix = {site: own for site, own in summary["dice"].items() if own}
+def _dice_charts(
+    matrix: Mapping[str, Mapping[str, Any]], predictors: Sequence[str], sites: Sequence[str]
+) -> dict[str, Any]:
+    """Return one chart for each of `sites` that has results, Dice in percent, all on one axis."""
     axis = axis_over([100 * bound for own in matrix.values() for cell in own.values() for bound in cell["ci95"]])
     charts = {}
-    for site, own in matrix.items():
+    for site in sites:
+        own = matrix.get(site)
+        if not own:
+            continue
         rows = [
             Interval(name.replace("_", " "), name, 100 * own[name]["mean"], *(100 * b for b in own[name]["ci95"]))
             for name in predictors

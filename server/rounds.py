@@ -195,13 +195,16 @@ def _follow(
 ) -> tuple[ServerState, RoundRecord]:
     """Return the state after a round that counts: best model by score, roll-back or updates."""
     score = weighted(state.seats, metrics, "score")
-    received = fused_tensors(state.components)
     rolled_back = False
-    if score is not None and (state.best_score is None or score > state.best_score):
-        state = replace(state, released=received, released_round=round_.index, best_score=score)
-    elif score is not None and state.best_score is not None:
+    if score is not None:
+        best = max(score, score if state.best_score is None else state.best_score)
+        state = replace(state, best_score=best)
         refining = round_.stage.target is not None and round_.stage.target.task == "self_train"
-        rolled_back = refining and score < state.best_score - study.release.rollback_tolerance
+        if score >= best - study.release.tolerance:
+            received = fused_tensors(state.components)
+            state = replace(state, released=received, released_round=round_.index)
+        else:
+            rolled_back = refining and score < best - study.release.rollback
     if rolled_back:
         components = {**state.components, **state.released}
     else:

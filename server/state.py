@@ -31,9 +31,9 @@ class ServerState:
     Attributes:
         round: index of the next round.
         components: the current global tensors.
-        released: the fused model with the best label-free score so far; empty before the first score.
+        released: the fused model that would be released now; empty before the first score.
         released_round: the round in which sites received that model, or None.
-        best_score: its score, in [0, 1].
+        best_score: the best label-free score of any round so far, in [0, 1], or None.
         foreground_prior: patient-weighted mean foreground at the sources, or None before the first reply.
         seats: site name -> seat.
         bytes_to_sites, bytes_from_sites: payload bytes so far.

@@ -1,8 +1,9 @@
 """What a run shows, in plain words: the released model against the baseline, site by site."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from common.contract import Role
 from server.history import RoundRecord
@@ -20,6 +21,7 @@ class Verdict:
     """What the evaluation says about the released model at one site.
 
     Attributes:
+        dice: the released model's mean Dice in [0, 1], or None.
         difference: Dice of the released model minus the baseline's, in [-1, 1], with `interval`, its
             95 % bounds, paired by patient; None without a baseline or labels.
         reason: why nothing is validated here; empty where something is.
@@ -28,6 +30,7 @@ class Verdict:
     site: str
     role: Role
     outcome: Outcome
+    dice: float | None = None
     difference: float | None = None
     interval: tuple[float, float] | None = None
     reason: str = ""
@@ -50,14 +53,15 @@ def verdicts(
 
 
 def _verdict(site: str, seat: Seat, summary: Mapping[str, Any], records: Sequence[RoundRecord]) -> Verdict:
+    reached = summary["dice"].get(site, {}).get(RELEASED)
+    if reached is None:
+        return Verdict(site, seat.role, "not validated", reason=_why_nothing(site, seat, records))
     found = summary["difference_to_baseline"].get(site, {}).get(RELEASED)
     if found is not None:
         low, high = found["ci95"]
         outcome: Outcome = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-        return Verdict(site, seat.role, outcome, found["mean"], (low, high))
-    if RELEASED in summary["dice"].get(site, {}):
-        return Verdict(site, seat.role, "no baseline", reason="the run holds no baseline to compare with")
-    return Verdict(site, seat.role, "not validated", reason=_why_nothing(site, seat, records))
+        return Verdict(site, seat.role, outcome, reached["mean"], found["mean"], (low, high))
+    return Verdict(site, seat.role, "no baseline", reached["mean"])
 
 
 def _why_nothing(site: str, seat: Seat, records: Sequence[RoundRecord]) -> str:
@@ -78,18 +82,17 @@ def headline(found: Sequence[Verdict]) -> str:
     if not targets:
         return "Not validated: the run has no unlabelled site."
     if not compared:
-        reasons = "; ".join(dict.fromkeys(verdict.reason for verdict in targets))
-        return f"Not validated against a baseline: {reasons}."
+        reasons = dict.fromkeys(v.reason or "the run holds no baseline to compare with" for v in targets)
+        return f"Not validated against a baseline: {'; '.join(reasons)}."
     if len(targets) == 1:
         return _one_site(compared[0])
-    count = {outcome: sum(v.outcome == outcome for v in targets) for outcome in ("better", "worse")}
-    unclear = sum(v.outcome == "no difference shown" for v in targets)
-    text = (
-        f"Of {len(targets)} unlabelled sites, the released model is better than the baseline on "
-        f"{count['better']}, worse on {count['worse']}, and shows no difference on {unclear}"
-    )
-    missing = len(targets) - len(compared)
-    return f"{text}; {missing} not validated." if missing else f"{text}."
+    return f"Against the baseline, the released model on {len(targets)} unlabelled sites: {_counts(targets)}."
+
+
+def _counts(found: Sequence[Verdict]) -> str:
+    """Return how often each outcome was found, those that never were left out: `2 better, 1 worse`."""
+    count = Counter(verdict.outcome for verdict in found)
+    return ", ".join(f"{count[outcome]} {outcome}" for outcome in get_args(Outcome) if count[outcome])
 
 
 def _one_site(verdict: Verdict) -> str:
@@ -121,11 +124,7 @@ def labelled_sentence(found: Sequence[Verdict]) -> str:
             f"On the labelled site {only.site} the difference is {points(only.difference or 0.0)} Dice points "
             f"({points(low)} to {points(high)})."
         )
-    parts = (
-        f"{sum(v.outcome == outcome for v in compared)} {outcome}"
-        for outcome in ("better", "worse", "no difference shown")
-    )
-    return f"On the {len(compared)} labelled sites with a comparison: {', '.join(parts)}."
+    return f"On the {len(compared)} labelled sites with a comparison: {_counts(compared)}."
 
 
 def score_sentence(score: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,6 @@
 """Flower's real simulation engine: the same bits as one process, the server's own errors, nothing left behind."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def processes_of(marker: str) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     root = tmp_path_factory.mktemp("flower")
     study = write_study(root / "study.yaml")
     south = write_site(root / "south", "source", seed=2)
@@ -48,7 +48,7 @@ def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> I
         simulation.run(study, pair, root / "run", on_poll=lambda: seen.append(processes_of(home)))
         with pytest.raises(RunError) as caught:
             simulation.run(study, [pair[0], south], root / "lacking")
-    yield Outcome(root / "run", len(seen), str(caught.value), set.union(*seen), processes_of(home))
+    return Outcome(root / "run", len(seen), str(caught.value), set.union(*seen), processes_of(home))
 
 
 def test_the_simulation_gives_the_same_bits_as_one_process(outcome: Outcome, finished: Finished) -> None:

@@ -3,25 +3,27 @@
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Finished
+from tiny import Remembered
 
 from common.errors import RunError
 from server import history
 from server.history import RoundRecord
 from server.run import CHECKPOINT, MODEL, run_study
 from server.state import load_state, write_atomically
-from simulations.local import LocalTransport
 
 FULL = Path("/dev/full")
 STOPPED_AFTER = 1
 
 
-def run_into(finished: Finished, run: Path, on_round=lambda record: None, resume: bool = False) -> None:
-    run_study(finished.study, LocalTransport(list(finished.transport.workers.values())), run, resume=resume, on_round=on_round)
+def run_into(
+    finished: Finished, run: Path, on_round: Callable[[RoundRecord], None] = lambda record: None, resume: bool = False
+) -> None:
+    run_study(finished.study, Remembered(finished.transport), run, resume=resume, on_round=on_round)
 
 
 def goes_on(finished: Finished, run: Path, rounds: int) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 from conftest import Finished
-from tiny import write_study
+from tiny import Remembered, write_study
 
 from common.errors import RunError
 from server import history
 from server.rounds import Failure
 from server.run import CHECKPOINT, MODEL, run_study
 from server.state import load_state
-from simulations.local import LocalTransport
 
 ROUNDS = 7
 
@@ -28,7 +27,7 @@ class Killed(BaseException):
     """Nothing in the code may catch this."""
 
 
-class Dying(LocalTransport):
+class Dying(Remembered):
     """Dies in a round, after the first site's reply."""
 
     in_round: int | None = None
@@ -45,7 +44,7 @@ class Dying(LocalTransport):
 
 
 def transport(finished: Finished, in_round: int | None = None) -> Dying:
-    dying = Dying(list(finished.transport.workers.values()))
+    dying = Dying(finished.transport)
     dying.in_round = in_round
     return dying
 
@@ -77,7 +76,7 @@ def test_killed_in_the_middle_of_a_round(index: int, finished: Finished, tmp_pat
     ends_like_the_undisturbed_run(tmp_path, finished)
 
 
-@pytest.mark.parametrize("index", [0, 3, ROUNDS - 1])
+@pytest.mark.parametrize("index", range(ROUNDS))
 def test_killed_between_history_and_checkpoint(index: int, finished: Finished, tmp_path: Path) -> None:
     def die(record: history.RoundRecord) -> None:
         if record.round == index:
@@ -93,7 +92,7 @@ def test_killed_between_history_and_checkpoint(index: int, finished: Finished, t
 WRITES = 1 + 2 * (ROUNDS + 1) + 1
 
 
-@pytest.mark.parametrize("write", [1, 2, 3, 4, 5, WRITES - 1, WRITES])
+@pytest.mark.parametrize("write", range(1, WRITES + 1))
 def test_killed_while_a_file_is_written(
     write: int, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,9 +104,10 @@ def test_killed_while_a_file_is_written(
             raise Killed
         real(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(os, "replace", dying)
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(Killed):
         run_study(finished.study, transport(finished), tmp_path)
+    monkeypatch.undo()
     ends_like_the_undisturbed_run(tmp_path, finished)
 
 
@@ -134,7 +134,7 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(finished: Finished, tm
 
 def test_a_folder_with_a_run_is_not_overwritten_by_a_new_one(finished: Finished) -> None:
     before = {path: path.read_bytes() for path in finished.run.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match="already holds a run.*--resume"):
+    with pytest.raises(RunError, match=r"already holds a run.*--resume"):
         run_study(finished.study, transport(finished), finished.run)
     assert {path: path.read_bytes() for path in finished.run.rglob("*") if path.is_file()} == before
 

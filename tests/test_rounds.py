@@ -180,9 +180,7 @@ def test_all_sites_of_a_role_are_asked_with_the_same_bytes(asked: Asked) -> None
 
 
 def test_only_sites_with_labels_are_asked_to_evaluate(asked: Asked) -> None:
-    seats = {
-        name: replace(seat, labelled_test=name in ("north", "west")) for name, seat in asked.state.seats.items()
-    }
+    seats = {name: replace(seat, labelled_test=name in ("north", "west")) for name, seat in asked.state.seats.items()}
     state = replace(asked.state, seats=seats)
     assert requests_of(STUDY, state, round_of(STUDY, "evaluate")).keys() == {"north", "west"}
     assert requests_of(STUDY, state, round_of(STUDY, "score")).keys() == seats.keys()

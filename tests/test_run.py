@@ -105,9 +105,7 @@ def test_a_round_below_quorum_is_repeated_and_the_result_is_the_same(finished: F
     assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
 
 
-def test_a_role_below_quorum_for_good_stops_the_run_with_everything_saved(
-    pair: Sequence[Path], tmp_path: Path
-) -> None:
+def test_a_role_below_quorum_for_good_stops_the_run_with_everything_saved(pair: Sequence[Path], tmp_path: Path) -> None:
     of = study(participation={"retries": 2})
     reference, run = tmp_path / "reference", tmp_path / "run"
     run_study(of, LocalTransport(workers(of, pair)), reference)

@@ -227,7 +227,9 @@ def test_an_evaluation_reports_paired_differences_to_a_given_baseline(pair: Sequ
         metrics["infusion/dice/mean"] - metrics["baseline/dice/mean"]
     )
     for predictor in ("baseline", *BRANCHES, "average", "infusion"):
-        assert metrics[f"{predictor}/dice/low"] <= metrics[f"{predictor}/dice/mean"] <= metrics[f"{predictor}/dice/high"]
+        assert (
+            metrics[f"{predictor}/dice/low"] <= metrics[f"{predictor}/dice/mean"] <= metrics[f"{predictor}/dice/high"]
+        )
         assert metrics[f"{predictor}/dice/patients"] == 5
     assert not any(name.startswith("baseline/") and "difference" in name for name in metrics)
 

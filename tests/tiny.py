@@ -196,6 +196,28 @@ class Between(LocalTransport):
             yield site, seen
 
 
+class Remembered(LocalTransport):
+    """Answers every request of a run that is known as its workers did then, and others by asking them.
+
+    A worker is a pure function, see test_worker; without it the tests of the server would take minutes.
+    """
+
+    def __init__(self, known: Between) -> None:
+        super().__init__(list(known.workers.values()))
+        self.known = {
+            (site, sent[site]): reply
+            for sent, received in zip(known.sent, known.received, strict=True)
+            for site, reply in received.items()
+        }
+
+    def exchange(
+        self, requests: Mapping[str, bytes], task: Callable[[str], str], deadline_s: float
+    ) -> Iterator[tuple[str, bytes | Failure]]:
+        for site, payload in requests.items():
+            known = self.known.get((site, payload))
+            yield site, self.workers[site].handle(payload) if known is None else known
+
+
 def same(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> bool:
     """Whether two models are equal bit by bit."""
     return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)

@@ -1,0 +1,106 @@
+"""Runs as a server leaves them, made up in milliseconds, with any result, seat or problem."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tiny import study as tiny_study
+
+from common.contract import MEASURES, PREDICTORS, Role
+from common.study import RUN_STUDY, Study
+from server import history
+from server.history import RoundRecord, SiteRecord
+from server.run import CHECKPOINT
+from server.state import Seat, ServerState, save_state
+
+SECRET = "/archive/of-anna-meier"
+SOURCE, TARGET = Seat("source", 120, True), Seat("target", 40, True)
+PAIR = {"north": SOURCE, "east": TARGET}
+
+
+def study_with_baseline() -> Study:
+    return tiny_study(initial={"baseline": {"file": f"{SECRET}/baseline.safetensors", "sha256": "0" * 64}})
+
+
+def evaluation(difference: tuple[float, float, float] | None) -> dict[str, float]:
+    """What a site answers to `evaluate`; `difference` is (mean, low, high) of every predictor, None: no baseline."""
+    metrics: dict[str, float] = {}
+    for predictor in PREDICTORS if difference else PREDICTORS[1:]:
+        metrics |= {f"{predictor}/empty_truth": 0.0, f"{predictor}/empty_prediction": 0.0}
+        for measure in MEASURES:
+            mean = 4.2 if measure == "hd95" else 0.8
+            numbers = {"mean": mean, "low": mean - 0.04, "high": mean + 0.03, "patients": 36.0}
+            if difference and predictor != "baseline":
+                numbers |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+            metrics |= {f"{predictor}/{measure}/{name}": value for name, value in numbers.items()}
+    return metrics
+
+
+def entry(role: Role, task: str, index: int, evaluated: dict[str, float]) -> SiteRecord:
+    known = {
+        "supervise": {"loss": 1.4 - 0.1 * index, "val_dice": 0.5 + 0.05 * index},
+        "self_supervise": {"loss": 2.0 - 0.2 * index},
+        "self_train": {"loss": 1.0, "score": 0.6 + 0.01 * index},
+        "infuse": {"loss": 0.9, "val_dice": 0.7},
+        "score": {"score": 0.6 + 0.01 * index} if role == "target" else {"val_dice": 0.71},
+        "evaluate": evaluated,
+    }
+    return SiteRecord(
+        role, task, "ok", metrics=known[task], bytes_to=2_000_000, bytes_from=1_000_000, seconds=3.0 + index
+    )
+
+
+def fabricate(
+    run: Path,
+    seats: Mapping[str, Seat] = PAIR,
+    evaluated: Mapping[str, dict[str, float]] | None = None,
+    *,
+    study: Study | None = None,
+    done: int | None = None,
+    changes: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write a run as the server leaves it.
+
+    Args:
+        evaluated: site -> what it answers to `evaluate`.
+        done: finished rounds; None: all.
+        changes: round -> fields of its record that replace the fabricated ones.
+    """
+    study = study or study_with_baseline()
+    records = []
+    run.mkdir(parents=True)
+    content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
+    (run / RUN_STUDY).write_text(yaml.safe_dump(content, sort_keys=False))
+    for round_ in list(study.rounds())[:done]:
+        sites = {}
+        for site, seat in seats.items():
+            task = round_.stage.task_of(seat.role)
+            if task is not None and (task.task != "evaluate" or seat.labelled_test):
+                sites[site] = entry(seat.role, task.task, round_.index, (evaluated or {}).get(site, {}))
+        scores = [own.metrics["score"] for own in sites.values() if "score" in own.metrics]
+        record = RoundRecord(
+            round_.index,
+            round_.stage.name,
+            "2026-11-23T03:50:11+00:00",
+            12.5,
+            sites,
+            score=scores[0] if scores else None,
+        )
+        record = replace(record, **(changes or {}).get(round_.index, {}))
+        history.append(run, record)
+        records.append(record)
+    every = [own for record in records for own in record.sites.values()]
+    state = ServerState(
+        round=len(records),
+        components={},
+        released_round=3 if len(records) > 3 else None,
+        best_score=0.63 if len(records) > 3 else None,
+        seats=seats,
+        bytes_to_sites=sum(own.bytes_to for own in every),
+        bytes_from_sites=sum(own.bytes_from for own in every),
+    )
+    save_state(run / CHECKPOINT, state, study.hash())
+    return run
