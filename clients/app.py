@@ -1,24 +1,34 @@
 """The thin Flower ClientApp: passes a message's bytes to the worker and its reply back.
 
-It imports neither torch nor anything that opens an image. In Flower's simulation, known by the
-`partition-id` in its context, the worker is called in the same process.
+It imports neither torch nor anything that opens an image, and holds no key: at a hospital it reaches
+the worker over a Unix socket only. In Flower's simulation, known by the `partition-id` in its context,
+the worker is called in the same process.
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.contract import METRICS, Refusal, pack
+from clients.channel import ask
+from clients.refusals import refusal
+from common.contract import METRICS, pack
+
+#: The worker's socket where the node's configuration does not name one.
+SOCKET_VARIABLE = "CROSSPROBE_SOCKET"
 
 app = ClientApp()
 
 
-def _ask_worker(payload: bytes, context: Context) -> bytes:
+def _ask_worker(payload: bytes, context: Context, timeout_s: float) -> bytes:
     partition = context.node_config.get("partition-id")
     if partition is None:
-        return pack(Refusal(code="no-worker", message="this site has no worker that the app could reach"))
+        socket = context.node_config.get("socket") or os.environ.get(SOCKET_VARIABLE)
+        if not socket:
+            return pack(refusal("no-worker"))
+        return ask(Path(str(socket)), payload, timeout_s)
     from clients.simulated import cached_worker
 
     folder = str(context.run_config["sites"]).split(os.pathsep)[int(partition)]
@@ -30,9 +40,10 @@ def forward(message: Message, context: Context) -> Message:
     """Answer a message with the worker's reply. Nothing raised here may reach Flower: it forwards the text."""
     try:
         payload = message.content.array_records["message"]["payload"].numpy().tobytes()
-        reply = _ask_worker(payload, context)
+        # The time that the server gave, from now: the two machines' clocks may differ by more than a round.
+        reply = _ask_worker(payload, context, message.metadata.ttl)
     except Exception:
-        reply = pack(Refusal(code="client-app-failed", message="the site's app failed; see the site's log"))
+        reply = pack(refusal("client-app-failed"))
     array = Array(np.frombuffer(reply, dtype=np.uint8))
     return Message(RecordDict({"message": ArrayRecord({"payload": array})}), reply_to=message)
 

@@ -47,30 +47,29 @@ def label_free_score(clean: Tensor, perturbed: Tensor, prior: float | None) -> f
     return agreement * min(1.0, FOREGROUND_TOLERANCE * min(ratio, 1 / max(ratio, 1e-6)))
 
 
-def received_maps(context: TaskContext, views: int = 0) -> Tensor:
+def received_maps(context: TaskContext) -> Tensor:
     """Return the received fused model's foreground probability on tiles of unlabelled training patients.
 
     Always the same tiles, one a patient, so that rounds can be compared.
 
     Returns:
-        [N, 1, S, S] in [0, 1], 0 in padding; with `views`, [1 + views, N, 1, S, S], the plain tiles
-        first, then under simulated device shift.
+        [1 + SCORE_VIEWS, N, 1, S, S] in [0, 1], 0 in padding: the plain tiles, then the same under
+        simulated device shift.
     """
     samples = [context.data.sample(frame) for frame in context.data.overview("train", SCORED_PATIENTS)]
     batch = tiles(samples, [s.valid[None].float() for s in samples], context.study.image.size, None)
     # Fixed for the study, not the round: scores of different rounds must be comparable.
     generator = torch.Generator().manual_seed(context.study.seed)
-    images = [batch.image] + [device_shift(batch.image, generator, SCORE_STRENGTH) for _ in range(views)]
+    images = [batch.image] + [device_shift(batch.image, generator, SCORE_STRENGTH) for _ in range(SCORE_VIEWS)]
     with torch.no_grad():
         maps = [fused_probability(context.networks, standardise(x, batch.valid > 0)) * batch.valid for x in images]
-    return torch.stack(maps) if views else maps[0]
+    return torch.stack(maps)
 
 
-def score_received(context: TaskContext) -> Metrics:
-    """Return `score` of the received fused model, unless too few patients stand behind it."""
+def score_received(context: TaskContext, maps: Tensor) -> Metrics:
+    """Return `score` of the received fused model from its `received_maps`, unless too few patients stand behind it."""
     if len(context.data.site.patients("train")) < context.policy.min_patients:
         return {}
-    maps = received_maps(context, SCORE_VIEWS)
     return {"score": label_free_score(maps[0], maps[1:], context.foreground_prior)}
 
 

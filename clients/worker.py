@@ -7,20 +7,21 @@ function of the request, the images and the site's secret.
 
 import logging
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from clients.dataset import Dataset
+from clients.refusals import refusal
 from clients.site import Site
+from clients.software import software_version
 from clients.tasks import runner
-from clients.training import TaskContext
+from clients.training import TaskCancelled, TaskContext
 from common.contract import (
     EnrolReply,
     EnrolRequest,
-    Refusal,
     TaskReply,
     TaskRequest,
+    Tensors,
     check_metrics,
     check_tensors,
     digest,
@@ -38,12 +39,17 @@ log = logging.getLogger("crossprobe.worker")
 MAX_RECEIVED_NORM = 1e5
 
 
-def software_version() -> str:
-    """Return the installed version, or `0` when the code runs without being installed."""
-    try:
-        return version("crossprobe")
-    except PackageNotFoundError:
-        return "0"
+def enrolment(site: Site, study_hash: str) -> EnrolReply:
+    """Return what a site declares about itself in a study that it approved."""
+    policy = site.config.policy
+    return EnrolReply(
+        study=study_hash,
+        site=site.config.name,
+        role=site.config.role,
+        patients=policy.declared_patients(len(site.patients("train"))),
+        labelled_test=len(site.patients("test", labelled=True)) >= policy.min_patients,
+        software=software_version(),
+    )
 
 
 class Worker:
@@ -62,43 +68,60 @@ class Worker:
         self.networks = Networks(study)
         self.data = Dataset(site, study)
 
-    def handle(self, payload: bytes, cancelled: Callable[[], bool] = lambda: False) -> bytes:
-        """Answer a request. Whatever goes wrong, the reply is a refusal with a code, never a text from inside."""
+    def handle(
+        self, payload: bytes, cancelled: Callable[[], bool] = lambda: False, *, ledger_head: str | None = None
+    ) -> bytes:
+        """Answer a request. Whatever goes wrong, the reply is a refusal with a code, never a text from inside.
+
+        Args:
+            cancelled: is asked between steps; when it says True the task stops and the reply is `cancelled`.
+            ledger_head: for the reply to carry, see `common.contract.TaskReply`.
+        """
         try:
-            header, tensors = unpack(payload)
-            if isinstance(header, EnrolRequest):
-                self._check_study(header.study)
-                return pack(self._enrol())
-            if not isinstance(header, TaskRequest):
-                raise ContractError("not-a-request", "expected an enrolment or a task")
-            return self._run(header, tensors, digest(payload), cancelled)
+            return self._answer(payload, cancelled, ledger_head)
         except ContractError as error:
             log.warning("%s: refused: %s", self.site.config.name, error)
-            return pack(Refusal(code=error.code, message="the request breaks the contract; see the site's log"))
+            code = error.code
+        except TaskCancelled:
+            log.warning("%s: a task was stopped: whoever asked for it is gone", self.site.config.name)
+            code = "cancelled"
         except CrossProbeError as error:
             log.error("%s: %s", self.site.config.name, error)
-            return pack(Refusal(code="site-error", message="the site's data do not fit the study; see its log"))
+            code = "site-error"
         except Exception:
             log.exception("%s: a task failed", self.site.config.name)
-            return pack(Refusal(code="task-failed", message="the task failed at the site; see the site's log"))
+            code = "task-failed"
+        return pack(refusal(code, ledger_head=ledger_head))
+
+    def _answer(self, payload: bytes, cancelled: Callable[[], bool], ledger_head: str | None) -> bytes:
+        header, tensors = unpack(payload)
+        if isinstance(header, EnrolRequest):
+            self._check_study(header.study)
+            return pack(enrolment(self.site, header.study))
+        if not isinstance(header, TaskRequest):
+            raise ContractError("not-a-request", "expected an enrolment or a task")
+        metrics, updates = self._run(header, tensors, cancelled)
+        reply = TaskReply(
+            study=self.study_hash,
+            round=header.round,
+            stage=header.stage,
+            task=header.task,
+            request=digest(payload),
+            metrics=self.site.config.policy.permitted(metrics),
+            ledger_head=ledger_head,
+        )
+        sealed = pack(reply, updates)
+        self.site.config.policy.check_bytes(len(sealed))
+        return sealed
 
     def _check_study(self, study_hash: str) -> None:
         if study_hash != self.study_hash:
             raise ContractError("other-study", "the request is of a study that this site did not approve")
 
-    def _enrol(self) -> EnrolReply:
-        policy = self.site.config.policy
-        tested = len(self.site.patients("test", labelled=True)) >= policy.min_patients
-        return EnrolReply(
-            study=self.study_hash,
-            site=self.site.config.name,
-            role=self.site.config.role,
-            patients=policy.declared_patients(len(self.site.patients("train"))),
-            labelled_test=tested,
-            software=software_version(),
-        )
-
-    def _run(self, header: TaskRequest, tensors: dict, request_digest: str, cancelled: Callable[[], bool]) -> bytes:
+    def _run(
+        self, header: TaskRequest, tensors: Tensors, cancelled: Callable[[], bool]
+    ) -> tuple[dict[str, float], Tensors]:
+        """Return a task's metrics and updates, checked."""
         round_, task = self._agreed(header)
         shapes = self.networks.shapes(self.study.components_of(task))
         check_tensors(tensors, shapes, max_norm=MAX_RECEIVED_NORM)
@@ -121,15 +144,7 @@ class Worker:
         updates = {name: value - tensors[name] for name, value in trained.items()}
         check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
         check_metrics(task.task, metrics)
-        reply = TaskReply(
-            study=self.study_hash,
-            round=header.round,
-            stage=header.stage,
-            task=header.task,
-            request=request_digest,
-            metrics=metrics,
-        )
-        return pack(reply, updates)
+        return metrics, updates
 
     def _agreed(self, header: TaskRequest) -> tuple[Round, AnyTask]:
         """Return round and task as the site's own copy of the study has them, or refuse."""
@@ -140,4 +155,5 @@ class Worker:
         task = round_.stage.task_of(self.site.config.role)
         if task is None or (header.stage, header.task) != (round_.stage.name, task.task):
             raise ContractError("other-task", "the study gives this role another task in this round")
+        self.site.config.policy.check_request(self.study, task)
         return round_, task

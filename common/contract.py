@@ -110,7 +110,13 @@ class TaskRequest(Message):
 
 
 class TaskReply(Message):
-    """The updates (new minus received) of the components that the task trains, and its metrics."""
+    """The updates (new minus received) of the components that the task trains, and its metrics.
+
+    Attributes:
+        ledger_head: SHA-256 of the last line of the site's ledger when the reply was made: of the line
+            that records the request. The reply's own line follows it and holds the SHA-256 of these
+            bytes, so it cannot be in them. None where no ledger is kept (simulations).
+    """
 
     kind: Literal["done"] = "done"
     study: Sha256
@@ -119,14 +125,19 @@ class TaskReply(Message):
     task: TaskName
     request: Sha256
     metrics: dict[str, float]
+    ledger_head: Sha256 | None = None
 
 
 class Refusal(Message):
-    """A site's no: a code from a fixed list and a fixed sentence, never an exception's text."""
+    """A site's no: a code from a fixed list and a fixed sentence, never an exception's text.
+
+    `ledger_head` is as in `TaskReply`; None also from a site that did not approve the study.
+    """
 
     kind: Literal["refused"] = "refused"
     code: str = Field(pattern=r"^[a-z-]{3,40}$")
     message: str = Field(max_length=300)
+    ledger_head: Sha256 | None = None
 
 
 AnyHeader = Annotated[EnrolRequest | EnrolReply | TaskRequest | TaskReply | Refusal, Field(discriminator="kind")]

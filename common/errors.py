@@ -24,3 +24,7 @@ class ContractError(CrossProbeError):
 
 class RunError(CrossProbeError):
     """A run that cannot start, go on or be read."""
+
+
+class SiteStateError(CrossProbeError):
+    """A site's state folder that is missing, in use, damaged or cannot be written."""

@@ -7,10 +7,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import CrossProbeError
+from common.files import write_atomically
 from common.study import load_study
 from server.grid import GridTransport
 from server.run import run_study
-from server.state import write_atomically
 
 log = logging.getLogger("crossprobe.server")
 app = ServerApp()

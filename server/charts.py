@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 #: Drawn for a phone's width; a wider page scales it up a little.
 WIDTH = 460
 LEFT, RIGHT = 40, 10
-LETTER_WIDTH = 6.4  # of the 11 px labels, on average
+LETTER_WIDTH = 7.0  # of the 12 px labels, on average
 MOST_MARKERS = 80
 
 Point = tuple[float, float]

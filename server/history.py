@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import RunError
-from server.state import write_atomically
+from common.files import write_atomically
 
 HISTORY = "history.jsonl"
 
@@ -17,6 +17,8 @@ class SiteRecord:
     Attributes:
         status: `ok`, `refused` (its reply broke the contract, or it said no), `failed` or `late`.
         detail: code and reason where it is not ok.
+        ledger_head: head of the site's ledger as its reply gave it, see `common.contract.TaskReply`;
+            `crossprobe ledger verify --head` at the site holds its ledger against it. Empty: none.
     """
 
     role: str
@@ -27,6 +29,7 @@ class SiteRecord:
     bytes_to: int = 0
     bytes_from: int = 0
     seconds: float = 0.0
+    ledger_head: str = ""
 
 
 @dataclass(frozen=True)

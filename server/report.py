@@ -5,19 +5,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.contract import PREDICTORS
+from common.contract import MEASURES, PREDICTORS
+from common.files import write_atomically
 from common.study import Study, read_study_of_run
 from server import curves, history, tables
 from server.charts import Interval, axis_over, interval_chart
 from server.history import RoundRecord
 from server.run import CHECKPOINT
-from server.state import ServerState, load_state, write_atomically
+from server.state import ServerState, load_state
 from server.summary import summarise
 from server.verdict import headline, labelled_sentence, points, score_sentence, verdicts
 
@@ -112,6 +114,7 @@ def _content(
     """Return all that the template shows."""
     found = verdicts(state.seats, summary, records) if summary else ()
     shown = _predictors(summary)
+    rounds = curves.rounds(state, records)
     return {
         "roles": ROLE_WORDS,
         "study": study,
@@ -131,7 +134,9 @@ def _content(
         "dice_charts": _dice_charts(summary["dice"], shown, list(state.seats)) if summary else {},
         "hd95_unit": "mm" if study.image.geometry == "spacing" else "mm or pixels",
         "empty_counts": _has_empty(summary),
-        "rounds": curves.rounds(state, records),
+        "rounds": rounds,
+        "released_score": next((r.score for r in rounds if r.round == state.released_round), None),
+        "head_trained": _head_trained(study, state),
         "stages": curves.bands(study),
         "score_chart": curves.score_chart(study, state, records),
         "loss_charts": curves.loss_charts(study, state, records),
@@ -142,8 +147,20 @@ def _content(
         "short": [record for record in records if not record.counted],
         "traffic": tables.traffic(records),
         "unlisted": tables.unlisted(state, records),
-        "pictures": pictures,
+        "pictures": _by_site(pictures),
     }
+
+
+def _head_trained(study: Study, state: ServerState) -> bool:
+    """Return whether a round before the released one trained the infusion head: untrained, it is the average."""
+    before = list(study.rounds())[: state.released_round or 0]
+    return any("infusion_head" in task.trains for round_ in before if (task := round_.stage.source) is not None)
+
+
+def _by_site(pictures: Sequence[Example]) -> list[tuple[str, list[Example]]]:
+    """Return the examples of each site, unlabelled sites first."""
+    ordered = sorted(pictures, key=lambda example: (example.role != "target", example.site))
+    return [(site, list(group)) for site, group in groupby(ordered, key=lambda example: example.site)]
 
 
 def _progress(study: Study, state: ServerState) -> str:
@@ -155,10 +172,11 @@ def _progress(study: Study, state: ServerState) -> str:
 
 
 def _predictors(summary: dict[str, Any] | None) -> list[str]:
-    """Return the predictors that any site reports, in the contract's order."""
+    """Return the predictors that any site reports a measure of, in the contract's order."""
     if summary is None:
         return []
-    return [name for name in PREDICTORS if any(name in own for own in summary["dice"].values())]
+    shown = {name for measure in MEASURES for own in summary[measure].values() for name in own}
+    return [name for name in PREDICTORS if name in shown]
 
 
 def _has_empty(summary: dict[str, Any] | None) -> bool:

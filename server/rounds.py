@@ -146,10 +146,10 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
                 sums.setdefault(seat.role, RoleSum()).add(updates, seat.patients)
         except ContractError as error:
             log.warning("round %d: reply of %s refused: %s", round_.index, site, error)
-            sites[site] = replace(seen, status="refused", detail=str(error))
+            sites[site] = replace(seen, status="refused", detail=str(error), ledger_head=_ledger_head(payload))
             continue
         means[site] = reply.metrics
-        sites[site] = replace(seen, metrics=reply.metrics)
+        sites[site] = replace(seen, metrics=reply.metrics, ledger_head=reply.ledger_head or "")
 
     record = RoundRecord(
         round=round_.index,
@@ -167,6 +167,15 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
     if not record.counted:
         return state, record
     return _follow(study, state, round_, sums, means, record)
+
+
+def _ledger_head(payload: bytes) -> str:
+    """Return the head that a reply carries, also one that was not accepted, or an empty text."""
+    try:
+        header, _ = unpack(payload)
+    except ContractError:
+        return ""
+    return (header.ledger_head or "") if isinstance(header, TaskReply | Refusal) else ""
 
 
 def _has_quorum(study: Study, seats: Mapping[str, Seat], sites: Mapping[str, SiteRecord], round_: Round) -> bool:

@@ -13,11 +13,12 @@ from safetensors.numpy import load, save
 
 from common.contract import BASELINE, COMPONENTS, ROLES, EnrolReply, EnrolRequest, Refusal, Tensors, pack, unpack
 from common.errors import ContractError, RunError
+from common.files import write_atomically
 from common.study import RUN_STUDY, Study
 from server import history
 from server.history import RoundRecord
 from server.rounds import Failure, Transport, initial_state, run_round
-from server.state import Seat, ServerState, fused_tensors, load_state, save_state, write_atomically
+from server.state import Seat, ServerState, fused_tensors, load_state, save_state
 
 log = logging.getLogger("crossprobe.server")
 

@@ -1,7 +1,6 @@
 """What a run must not lose: the server's state after each round, on disk in one atomic step."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.numpy import load, save
 
 from common.contract import Role, Tensors, digest, select
 from common.errors import RunError
+from common.files import write_atomically
 
 VERSION = 1
 
@@ -48,27 +48,6 @@ class ServerState:
     seats: Mapping[str, Seat] = field(default_factory=dict)
     bytes_to_sites: int = 0
     bytes_from_sites: int = 0
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, finds the old content or the new.
-
-    Raises:
-        RunError: if the disk is full or not writable; the old file is intact.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {error.strerror}. What was saved before is intact; free some space or fix the "
-            "permissions, then start again with --resume."
-        ) from None
 
 
 def save_state(folder: Path, state: ServerState, study_hash: str) -> None:

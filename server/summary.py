@@ -6,11 +6,12 @@ from typing import Any
 
 from common.contract import MEASURES, PREDICTORS
 from common.errors import RunError
+from common.files import write_atomically
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
 from server.run import CHECKPOINT
-from server.state import ServerState, load_state, write_atomically
+from server.state import ServerState, load_state
 
 SUMMARY = "summary.json"
 #: Rounds with both numbers that a rank correlation needs before it says anything.

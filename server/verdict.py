@@ -72,7 +72,7 @@ def _why_nothing(site: str, seat: Seat, records: Sequence[RoundRecord]) -> str:
         return "no evaluation was asked for"
     if asked[-1].status != "ok":
         return f"its evaluation did not count: {asked[-1].status}"
-    return "fewer test patients than its policy lets be shown"
+    return "its policy lets no Dice be shown (too few test patients, or not allowed)"
 
 
 def headline(found: Sequence[Verdict]) -> str:
@@ -102,8 +102,8 @@ def _one_site(verdict: Verdict) -> str:
     interval = f"95 % interval {points(low)} to {points(high)}"
     if verdict.outcome == "no difference shown":
         return (
-            f"On {verdict.site}, whose training images have no labels, the released model shows no difference to the "
-            f"baseline: {points(verdict.difference)} Dice points, and the {interval} includes zero."
+            f"On {verdict.site}, whose training images have no labels, no difference between the released model and "
+            f"the baseline is shown: {points(verdict.difference)} Dice points, and the {interval} includes zero."
         )
     verb = "beats" if verdict.outcome == "better" else "loses to"
     size = f"{abs(100 * verdict.difference):.1f}"
@@ -144,5 +144,5 @@ def score_sentence(score: Mapping[str, Any] | None) -> str:
         f"rank correlation of {_signed(rho)} (Spearman)."
     )
     if rho <= 0:
-        return f"{text} The score did not follow Dice in this run, so it does not support the choice of the release."
+        return f"{text} The score did not rank these rounds as Dice does; at best it told a collapse from the rest."
     return f"{text} This is measured at the labelled sites; at the unlabelled ones it is an assumption."

@@ -186,8 +186,14 @@ def _run(study: Any, folders: Sequence[Path], out: Path, *, resume: bool, as_jso
     with _bar() as bar:
         task = bar.add_task("starting Flower", total=None)
 
+        shown = -1
+
         def show(progress: Progress) -> None:
+            nonlocal shown
             bar.update(task, description=_describe(progress), completed=progress.done, total=progress.total)
+            if not bar.console.is_terminal and progress.done != shown:  # a log gets a line a round
+                bar.console.print(f"{progress.done}/{progress.total} {_describe(progress)}", highlight=False)
+            shown = progress.done
 
         summary = simulate(study, folders, out, resume=resume, on_progress=show)
     if as_json:

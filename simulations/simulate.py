@@ -14,11 +14,11 @@ from clients.findings import SiteFolderError
 from clients.site import Site, check_site
 from common.contract import ROLES
 from common.errors import RunError
+from common.files import write_atomically
 from common.study import InitialWeights, Study, baseline_of
 from server import history
 from server.history import RoundRecord
 from server.run import MODEL
-from server.state import write_atomically
 from server.summary import write_summary
 from simulations.flower import Simulation
 from simulations.pictures import draw_examples

@@ -73,7 +73,7 @@ def test_run_without_baseline_is_not_validated_but_shows_dice(tmp_path: Path) ->
     ("seat", "changes", "reason"),
     [
         (replace(TARGET, labelled_test=False), {}, "no labelled test patients"),
-        (TARGET, {}, "fewer test patients than its policy lets be shown"),
+        (TARGET, {}, "its policy lets no Dice be shown (too few test patients, or not allowed)"),
         (
             TARGET,
             {6: {"sites": {"east": SiteRecord("target", "evaluate", "late", "no reply within 5 s")}}},
@@ -85,6 +85,13 @@ def test_site_without_results_says_why(tmp_path: Path, seat: Seat, changes: dict
     html = page(fabricate(tmp_path / "run", {"north": SOURCE, "east": seat}, changes=changes))
     assert headline(html) == f"Not validated against a baseline: {reason}."
     assert "No site sent test results" in html
+
+
+def test_measure_that_a_policy_withholds_hides_no_other(tmp_path: Path) -> None:
+    allowed = {key: value for key, value in evaluation(None).items() if "/dice/" not in key}
+    html = page(fabricate(tmp_path / "run", evaluated={"east": allowed}, study=tiny_study()))
+    assert "lets no Dice be shown" in headline(html)
+    assert html.count("<b>80.0</b>") == 8  # IoU and calibration error of four predictors
 
 
 def test_unfinished_run_shows_progress_and_claims_nothing(tmp_path: Path) -> None:
@@ -135,7 +142,7 @@ def test_many_sites_with_long_names_are_all_shown(tmp_path: Path) -> None:
 def test_unlabelled_sites_come_first(tmp_path: Path) -> None:
     seats = {"a": SOURCE, "z": TARGET, "b": SOURCE, "y": TARGET}
     html = page(fabricate(tmp_path / "run", seats, {name: evaluation((0.05, 0.02, 0.08)) for name in seats}))
-    assert re.findall(r'<figure><h3>(\w) ', html) == ["y", "z", "a", "b"]
+    assert re.findall(r"<figure><h3>(\w) ", html) == ["y", "z", "a", "b"]
     rows = re.findall(r'<th scope="row">(\w)<', html)
     assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the verdicts, then the matrix
 
@@ -176,6 +183,13 @@ def test_replies_that_did_not_count_and_undone_rounds_are_listed(tmp_path: Path)
     assert '<td class="n" data-label="late">2</td>' in html
 
 
+def test_release_is_explained_by_score_and_tolerance(tmp_path: Path) -> None:
+    html = page(fabricate(tmp_path / "run"))
+    assert "received in round 3, the latest\nwhose label-free score (63.0 %) is at most 2 points below the best" in html
+    assert "so it fuses by the plain average" in html  # round 3 comes before `infuse`
+    assert "Released if it ended now" in page(fabricate(tmp_path / "short", done=4))
+
+
 def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run")
     html = page(run)
@@ -191,7 +205,7 @@ def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:
     ("rho", "pairs", "words"),
     [
         (0.9, 5, "rank correlation of +0.90 (Spearman). This is measured at the labelled sites"),
-        (-0.8, 5, "rank correlation of −0.80 (Spearman). The score did not follow Dice"),
+        (-0.8, 5, "rank correlation of −0.80 (Spearman). The score did not rank these rounds as Dice does"),
         (None, 3, "not validated: 3 rounds have both it and a validation Dice, and it needs 4"),
         (None, 5, "one of them never changed"),
         (None, 0, "No round has a label-free score"),

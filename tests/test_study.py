@@ -142,7 +142,7 @@ def other_values(value: object) -> list[object]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
-        return [value + 1, value + 16, value / 2 + 0.01]
+        return [value + 1, value + 16, value / 2 + 0.013]
     return [0.3, "other", "group"]
 
 

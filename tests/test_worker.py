@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import answer, one_stage, refusal, request, round_of, study, workers, write_site
 
+from clients.training import TaskContext
 from clients.worker import Worker
 from common.contract import (
     BRANCHES,
@@ -21,7 +22,7 @@ from common.contract import (
     pack,
     unpack,
 )
-from common.study import Study
+from common.study import Round, Study
 
 STUDY = study()
 
@@ -165,9 +166,20 @@ def test_the_secret_decides_the_randomness(stage: str, role: str, north: Worker,
     assert known.secret not in known.handle(payload)
 
 
-def test_rounds_of_a_stage_draw_differently(east: Worker) -> None:
-    first, second = (answer(east, request(STUDY, "refine", "target", step=step))[1] for step in (0, 1))
-    assert any(first[name].tobytes() != second[name].tobytes() for name in first)
+def test_every_study_site_round_task_and_purpose_has_randomness_of_its_own(north: Worker, east: Worker) -> None:
+    def seed(worker: Worker, of: Study, round_: Round, purpose: str = "views") -> int:
+        task = round_.stage.task_of(worker.site.config.role)
+        assert task is not None
+        context = TaskContext(
+            of, round_, task, worker.networks, worker.data, worker.site.config.policy, secret=bytes(32)
+        )
+        return context.generator(purpose).initial_seed()
+
+    refine = round_of(STUDY, "refine")
+    seeds = [seed(worker, STUDY, round_) for worker in (north, east) for round_ in STUDY.rounds()]
+    seeds += [seed(north, STUDY, refine, "noise"), seed(north, study(name="other"), refine)]
+    seeds += [seed(east, STUDY, Round(refine.index, round_of(STUDY, "adapt").stage, 0))]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_the_worker_says_who_it_is(north: Worker, east: Worker) -> None:

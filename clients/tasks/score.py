@@ -1,9 +1,11 @@
 """`score`: how good is the received model? Sources answer Dice on `val`, targets the label-free score."""
 
-from clients.scoring import fused_dice, score_received
+from clients.scoring import fused_dice, received_maps, score_received
 from clients.training import Metrics, TaskContext
 
 
 def run(context: TaskContext) -> Metrics:
     """Return the one number that this site's role can give."""
-    return fused_dice(context) if context.data.site.config.role == "source" else score_received(context)
+    if context.data.site.config.role == "source":
+        return fused_dice(context)
+    return score_received(context, received_maps(context))

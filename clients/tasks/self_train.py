@@ -47,8 +47,9 @@ def run(context: TaskContext) -> Metrics:
     """Train both branches as students and return the contract's metrics, with the teacher's score."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
-    metrics = score_received(context)
-    threshold = prior_threshold(received_maps(context), context.foreground_prior, task.prior_tolerance)
+    received = received_maps(context)
+    metrics = score_received(context, received)
+    threshold = prior_threshold(received[0], context.foreground_prior, task.prior_tolerance)
     teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
     generator = context.generator("views")
     branches = trained_branches(context)

@@ -1,0 +1,147 @@
+"""The worker as a hospital runs it: around `Worker`, what must be true before anything leaves.
+
+For each message: it is in the ledger; its study is approved, by an approval that still holds; the policy
+has not expired; its round was not answered before. Only then a task runs, and its reply is on the disk
+and in the ledger before it leaves.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from clients.approval import Approval, approval_of, valid_approvals
+from clients.ledger import Ledger, LedgerError, entry
+from clients.refusals import refusal
+from clients.site import Site
+from clients.state import Answered, State
+from clients.worker import Worker, enrolment
+from common.contract import EnrolRequest, Message, TaskReply, TaskRequest, Tensors, digest, pack, unpack
+from common.errors import ContractError, SiteStateError
+
+log = logging.getLogger("crossprobe.worker")
+
+#: How long a request waits for the one before, in seconds: a task that was cancelled ends its step first.
+BUSY_WAIT_S = 2.0
+
+
+class GuardedWorker:
+    """Answers messages for one site; one task at a time, from any number of threads.
+
+    Args:
+        site: a checked site folder.
+        state: its state folder, held by this process alone (`State.locked`).
+
+    Raises:
+        LedgerError: if the ledger is damaged.
+    """
+
+    def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
+        self.site, self.state, self.busy_wait_s = site, state, busy_wait_s
+        self.ledger = Ledger(state.ledger)
+        self._at_work = threading.Lock()
+        self._worker: Worker | None = None
+        self._start = 0
+
+    def handle(self, payload: bytes, cancelled: Callable[[], bool] = lambda: False) -> bytes:
+        """Answer a message; raises nothing.
+
+        A study without a valid approval gets `not-approved`, without a ledger head, whatever else might
+        be wrong. Where the ledger cannot be written, nothing leaves but `ledger-unwritable`.
+        """
+        try:
+            return self._logged(payload, cancelled)
+        except LedgerError as error:
+            log.error("%s", error)
+            return pack(refusal("ledger-unwritable"))
+        except Exception:
+            log.exception("%s: a message could not be handled", self.site.config.name)
+            return pack(refusal("task-failed"))
+
+    def _logged(self, payload: bytes, cancelled: Callable[[], bool]) -> bytes:
+        header: Message | None = None
+        tensors: Tensors = {}
+        try:
+            header, tensors = unpack(payload)
+            wrong = "" if isinstance(header, EnrolRequest | TaskRequest) else "not-a-request"
+        except ContractError as error:
+            wrong = error.code
+        head = self.ledger.append(entry("in", payload, header, tensors))
+        approval = self._approval(header)
+        if approval is not None:
+            reply = self._of_approved(approval, payload, header, head, cancelled)
+        elif wrong and valid_approvals(self.state, self.site.config):
+            reply = pack(refusal(wrong, ledger_head=head))
+        else:
+            reply = pack(refusal("not-approved"))
+        # What leaves is what is written down: read back from the very bytes.
+        answer, updates = unpack(reply)
+        self.ledger.append(entry("out", reply, answer, updates, header))
+        return reply
+
+    def _approval(self, header: Message | None) -> Approval | None:
+        """Return the approval of a request's study as it is on disk now, if it holds."""
+        if not isinstance(header, EnrolRequest | TaskRequest):
+            return None
+        try:
+            approval = approval_of(self.state, header.study)
+        except SiteStateError as error:
+            log.error("%s", error)
+            return None
+        for finding in approval.void(self.site.config) if approval else ():
+            log.warning("%s", finding)
+            return None
+        return approval
+
+    def _of_approved(
+        self, approval: Approval, payload: bytes, header: Message | None, head: str, cancelled: Callable[[], bool]
+    ) -> bytes:
+        """Return the reply to a request of an approved study; raises nothing."""
+        try:
+            self.site.config.policy.check_date(datetime.now(UTC).date())
+            if not isinstance(header, TaskRequest):  # an enrolment needs no image, and waits for no task
+                declared = enrolment(self.site, approval.study_hash)
+                # As approved: a count that followed the folder would tell when a patient came or went.
+                return pack(declared.model_copy(update={"patients": approval.patients}))
+            if not self._at_work.acquire(timeout=self.busy_wait_s):
+                raise ContractError("busy", "another task is running")
+            try:
+                return self._once(approval, payload, header, head, cancelled)
+            finally:
+                self._at_work.release()
+        except ContractError as error:
+            log.warning("%s: refused: %s", self.site.config.name, error)
+            code = error.code
+        except SiteStateError as error:
+            log.error("%s", error)
+            code = "state-failed"
+        except Exception:
+            log.exception("%s: a request could not be handled", self.site.config.name)
+            code = "task-failed"
+        return pack(refusal(code, ledger_head=head))
+
+    def _once(
+        self, approval: Approval, payload: bytes, header: TaskRequest, head: str, cancelled: Callable[[], bool]
+    ) -> bytes:
+        """Run a task, unless its round was answered: then only the very same request gets its very same reply."""
+        answered = self.state.answered(approval.study_hash)
+        if digest(payload) == answered.request:
+            return answered.reply
+        if header.round < answered.round:
+            raise ContractError("old-round", f"round {answered.round} was already answered")
+        if header.round == answered.round:
+            raise ContractError("round-answered", "the round was already answered, to another request")
+        reply = self._worker_of(approval, answered.start).handle(payload, cancelled, ledger_head=head)
+        if isinstance(unpack(reply)[0], TaskReply):
+            kept = Answered(answered.start, header.round, digest(payload), reply)
+            self.state.keep_answer(approval.study_hash, kept)
+        return reply
+
+    def _worker_of(self, approval: Approval, start: int) -> Worker:
+        """Return the worker of a study; only the last is kept, since it holds the images in memory."""
+        known = self._worker
+        if known is None or (known.study_hash, self._start) != (approval.study_hash, start):
+            self._worker, self._start = None, start
+            self._worker = Worker(self.site, approval.study, self.state.secret(start))
+        assert self._worker is not None
+        return self._worker

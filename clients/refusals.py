@@ -1,0 +1,28 @@
+"""A site's refusals: for each code the fixed sentence that may leave. Torch-free."""
+
+from common.contract import Refusal
+
+#: What a coordinator reads; the details stay in the site's log.
+SENTENCES = {
+    "not-approved": "this site has not approved the study; its privacy officer can, with `crossprobe site approve`",
+    "old-round": "this site has already answered a later round of this study",
+    "round-answered": "this site has already answered this round, to a request with other tensors",
+    "busy": "the site is still at work on another request; ask again later",
+    "cancelled": "the task was stopped: whoever asked for it is gone, or the site is shutting down",
+    "task-failed": "the task failed at the site; see the site's log",
+    "site-error": "the site's data do not fit the study; see its log",
+    "ledger-unwritable": "the site cannot write its ledger, so nothing leaves; see the site's log",
+    "state-failed": "the site cannot read or write its state, so nothing leaves; see the site's log",
+    "no-worker": "the site's app does not know its worker: set `socket` in the node's configuration",
+    "worker-unreachable": "the site's worker is down or restarting; its data manager finds more in its log",
+    "worker-timeout": "the site's worker did not finish before the round's deadline",
+    "client-app-failed": "the site's app failed; see the site's log",
+}
+_CONTRACT = "the request breaks the contract; see the site's log"
+_POLICY = "the site's policy does not allow this; its privacy officer can say why"
+
+
+def refusal(code: str, *, ledger_head: str | None = None) -> Refusal:
+    """Return the refusal of a code with its fixed sentence."""
+    by_kind = _POLICY if code.startswith(("policy-", "privacy-")) else _CONTRACT
+    return Refusal(code=code, message=SENTENCES.get(code, by_kind), ledger_head=ledger_head)

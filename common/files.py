@@ -1,0 +1,30 @@
+"""Writing a file whole or not at all; the same for the server's checkpoints and a site's state."""
+
+import os
+from pathlib import Path
+
+from common.errors import RunError
+
+
+def write_atomically(path: Path, content: bytes, *, then: str = "start again with --resume") -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new.
+
+    Args:
+        then: what the reader of the error should do once there is space again.
+
+    Raises:
+        RunError: if the disk is full or not writable; the old file is intact.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. What was saved before is intact; free some space or fix the "
+            f"permissions, then {then}."
+        ) from None
