@@ -5,6 +5,7 @@ own header and tensors are in its bytes, see `common.contract`.
 """
 
 import os
+import time
 from pathlib import Path
 
 import grpc
@@ -57,6 +58,7 @@ def ask(socket: Path, payload: bytes, timeout_s: float, *, connect_s: float = CO
         timeout_s: for all of it, from now.
         connect_s: of it, how long a worker that does not answer at all is waited for.
     """
+    deadline = time.monotonic() + timeout_s
     try:
         target = address(socket)
     except SiteStateError:
@@ -67,7 +69,9 @@ def ask(socket: Path, payload: bytes, timeout_s: float, *, connect_s: float = CO
         except grpc.FutureTimeoutError:
             return pack(refusal("worker-unreachable"))
         try:
-            reply: bytes = channel.unary_unary(f"/{SERVICE}/{METHOD}")(payload, timeout=timeout_s)
+            reply: bytes = channel.unary_unary(f"/{SERVICE}/{METHOD}")(
+                payload, timeout=max(0.0, deadline - time.monotonic())
+            )
         except grpc.RpcError as error:
             # Only the status counts: its text may come from anywhere.
             return pack(refusal(_CODES.get(error.code(), "worker-unreachable")))

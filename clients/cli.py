@@ -1,9 +1,7 @@
-"""The hospital's commands: `crossprobe site check` and `crossprobe predict`."""
+"""The hospital's commands: `crossprobe site`, `worker`, `ledger` and `predict`."""
 
 import argparse
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -13,42 +11,16 @@ RAW = argparse.RawDescriptionHelpFormatter
 
 
 def main(command: str, arguments: list[str]) -> int:
-    """Run one of this module's commands and return its exit code."""
-    return _site(arguments) if command == "site" else _predict(arguments)
+    """Run one of the hospital's commands and return its exit code."""
+    if command == "site":
+        from clients import site_cli
 
+        return site_cli.main(arguments)
+    if command == "predict":
+        return _predict(arguments)
+    from clients import node_cli
 
-def _site(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="crossprobe site",
-        description="Look after a hospital's site folder.",
-        formatter_class=RAW,
-        epilog="examples:\n  crossprobe site check /data/our-site\n  crossprobe site check /data/our-site --json",
-    )
-    actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="report everything that is wrong with a site folder")
-    check.add_argument("folder", type=Path, help="folder with site.yaml and manifest.csv")
-    check.add_argument("--json", action="store_true", help="print findings for machines")
-    chosen = parser.parse_args(arguments)
-
-    from clients.manifest import SPLITS
-    from clients.site import check_site
-
-    site, findings = check_site(chosen.folder)
-    if chosen.json:
-        print(json.dumps({"ok": not findings, "findings": [asdict(finding) for finding in findings]}, indent=1))
-        return 1 if findings else 0
-    for finding in findings:
-        print(f"{finding.code}: {finding.where}: {finding.message}. {finding.remedy}.", file=sys.stderr)
-    if site is None:
-        print(f"{len(findings)} finding(s): mend them, then check again", file=sys.stderr)
-        return 1
-    console = Console()
-    console.print(f"{site.config.name}: a {site.config.role} site without findings")
-    for split in SPLITS:
-        labelled = len(site.patients(split, labelled=True))
-        patients, frames = len(site.patients(split)), len(site.frames_of(split))
-        console.print(f"  {split:9}  {patients:5} patients  {frames:6} frames  {labelled:5} patients with masks")
-    return 0
+    return node_cli.worker(arguments) if command == "worker" else node_cli.ledger(arguments)
 
 
 def _predict(arguments: list[str]) -> int:

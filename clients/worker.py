@@ -12,7 +12,7 @@ import torch
 
 from clients.dataset import Dataset
 from clients.refusals import refusal
-from clients.site import Site
+from clients.site import Site, Split
 from clients.software import software_version
 from clients.tasks import runner
 from clients.training import TaskCancelled, TaskContext
@@ -31,7 +31,7 @@ from common.contract import (
 from common.errors import ContractError, CrossProbeError
 from common.networks import Networks
 from common.study import Round, Study
-from common.tasks import AnyTask
+from common.tasks import AnyTask, TrainingTask
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -144,7 +144,19 @@ class Worker:
         updates = {name: value - tensors[name] for name, value in trained.items()}
         check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
         check_metrics(task.task, metrics)
-        return metrics, updates
+        return self._backed(task, metrics), updates
+
+    def _backed(self, task: AnyTask, metrics: dict[str, float]) -> dict[str, float]:
+        """Leave out what a training task measured on fewer patients than the policy asks for.
+
+        `val_dice`, `score` and the evaluation's numbers look at patients of their own and see to it.
+        """
+        split: Split = "calibrate" if task.task == "infuse" else "train"
+        if not isinstance(task, TrainingTask):
+            return metrics
+        if len(self.site.patients(split)) >= self.site.config.policy.min_patients:
+            return metrics
+        return {name: value for name, value in metrics.items() if name == "val_dice"}
 
     def _agreed(self, header: TaskRequest) -> tuple[Round, AnyTask]:
         """Return round and task as the site's own copy of the study has them, or refuse."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -143,8 +143,7 @@ class Refusal(Message):
 AnyHeader = Annotated[EnrolRequest | EnrolReply | TaskRequest | TaskReply | Refusal, Field(discriminator="kind")]
 
 
-class _Envelope(BaseModel):
-    header: AnyHeader
+_HEADER: TypeAdapter[AnyHeader] = TypeAdapter(AnyHeader)
 
 
 def pack(header: Message, tensors: Mapping[str, np.ndarray] | None = None) -> bytes:
@@ -159,7 +158,8 @@ def unpack(payload: bytes) -> tuple[Message, Tensors]:
 
     Raises:
         ContractError: `too-large`, `not-a-message` (not ours, cut short, or a header that breaks its
-            model) or `bad-tensors` (the safetensors part does not decode).
+            model), `bad-tensors` (the safetensors part does not decode) or `not-canonical` (bytes that
+            packing the same content would not give).
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise ContractError("too-large", f"a message may hold {MAX_MESSAGE_BYTES} bytes, found {len(payload)}")
@@ -169,15 +169,20 @@ def unpack(payload: bytes) -> tuple[Message, Tensors]:
     if size > MAX_HEADER_BYTES or 8 + size > len(payload):
         raise ContractError("not-a-message", "the header is cut short or too long")
     try:
-        header = _Envelope.model_validate_json(b'{"header":' + payload[8 : 8 + size] + b"}").header
+        header = _HEADER.validate_json(payload[8 : 8 + size])
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, item["loc"][1:])) for item in error.errors())
         raise ContractError("not-a-message", f"the header breaks its model at: {fields}") from None
     blob = payload[8 + size :]
     try:
-        return header, load(blob) if blob else {}
+        tensors = load(blob) if blob else {}
+        whole = pack(header, tensors) == payload
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ContractError("bad-tensors", f"the tensors do not decode ({type(error).__name__})") from None
+    if not whole:
+        # Doubled keys, spaces, safetensors' own metadata: room for what the contract does not name.
+        raise ContractError("not-canonical", "the message holds more than its header and tensors")
+    return header, tensors
 
 
 def digest(payload: bytes) -> str:

@@ -1,5 +1,6 @@
 """Writing a file whole or not at all; the same for the server's checkpoints and a site's state."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def write_atomically(path: Path, content: bytes, *, then: str = "start again wit
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses this too
+            temporary.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {path}: {error.strerror}. What was saved before is intact; free some space or fix the "
             f"permissions, then {then}."

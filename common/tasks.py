@@ -35,7 +35,7 @@ class Task(Settings):
     def _expand(cls, value: object) -> object:
         if not isinstance(value, list | tuple):
             return value
-        return [part for name in value for part in _HALVES.get(name, [name])]
+        return list(dict.fromkeys(part for name in value for part in _HALVES.get(name, [name])))
 
     @field_validator("trains")
     @classmethod
@@ -67,6 +67,7 @@ class TrainingTask(Task):
             with second moments known from one batch only, would otherwise kick the averaged model.
     """
 
+    trains: tuple[str, ...] = Field(min_length=1)
     steps: int = Field(default=40, ge=1, le=100_000)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     warmup_steps: int = Field(default=5, ge=0)
@@ -143,7 +144,7 @@ class Infuse(TrainingTask):
     task: Literal["infuse"] = "infuse"
     trainable: ClassVar[tuple[str, ...]] = ("infusion_head",)
     reads: ClassVar[tuple[str, ...]] = _FUSED
-    trains: tuple[str, ...] = ("infusion_head",)
+    trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)
     learning_rate: float = Field(default=1e-2, gt=0, le=1)
     strength: float = Field(default=1.0, ge=0, le=1)
 

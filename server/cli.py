@@ -20,7 +20,9 @@ def _study(arguments: list[str]) -> int:
         prog="crossprobe study",
         description="Look at a study before anybody runs it.",
         formatter_class=RAW,
-        epilog="examples:\n  crossprobe study check configs/demo.yaml\n  crossprobe study check configs/demo.yaml --json",
+        epilog=(
+            "examples:\n  crossprobe study check configs/demo.yaml\n  crossprobe study check configs/demo.yaml --json"
+        ),
     )
     actions = parser.add_subparsers(dest="action", required=True)
     check = actions.add_parser("check", help="validate a study; print its hash and its stages")

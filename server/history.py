@@ -1,6 +1,7 @@
 """history.jsonl: one line a round, appended before the checkpoint; the record that people and reports read."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -63,8 +64,12 @@ def append(run: Path, record: RoundRecord) -> None:
         with open(run / HISTORY, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record), separators=(",", ":")) + "\n")
             file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        raise RunError(f"cannot write {run / HISTORY}: {error.strerror}. The last checkpoint is intact.") from None
+        raise RunError(
+            f"cannot write {run / HISTORY}: {error.strerror}. The last checkpoint is intact: "
+            "free some space or fix the permissions, then start again with --resume."
+        ) from None
 
 
 def read(run: Path) -> list[RoundRecord]:
@@ -84,7 +89,10 @@ def read(run: Path) -> list[RoundRecord]:
 
 
 def rewind(run: Path, next_round: int) -> None:
-    """Drop the records of rounds that the checkpoint does not hold, so that a resumed run repeats none."""
-    kept = [record for record in read(run) if record.round < next_round]
+    """Drop the records of rounds that the checkpoint does not hold, so that a resumed run repeats none.
+
+    Attempts at the next round that fell short of quorum happened, and stay.
+    """
+    kept = [r for r in read(run) if r.round < next_round or (r.round == next_round and not r.counted)]
     lines = [json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in kept]
     write_atomically(run / HISTORY, "".join(lines).encode())

@@ -14,6 +14,7 @@ import numpy as np
 
 from common.contract import (
     BASELINE,
+    ROLES,
     Refusal,
     Role,
     TaskReply,
@@ -101,10 +102,8 @@ def accept(
     asked, _ = unpack(request)
     if not isinstance(header, TaskReply) or not isinstance(asked, TaskRequest):
         raise ContractError("not-a-reply", "expected a task's reply")
-    if header.request != digest(request) or (header.study, header.round) != (
-        asked.study,
-        asked.round,
-    ):
+    answered = (header.request, header.study, header.round, header.stage, header.task)
+    if answered != (digest(request), asked.study, asked.round, asked.stage, asked.task):
         raise ContractError("other-request", "the reply answers another study, round or request")
     check_tensors(updates, shapes, max_norm=max_norm)
     check_metrics(asked.task, header.metrics)
@@ -119,7 +118,8 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
     """
     begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     requests = requests_of(study, state, round_)
-    sums: dict[Role, RoleSum] = {}
+    everyone = {role: sum(s.patients for s in state.seats.values() if s.role == role) for role in ROLES}
+    sums = {role: RoleSum(most_patients=patients) for role, patients in everyone.items()}
     means: dict[str, dict[str, float]] = {}
     sites: dict[str, SiteRecord] = {}
 
@@ -143,7 +143,7 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
             shapes = {n: x.shape for n, x in state.components.items() if component_of(n) in task.trains}
             reply, updates = accept(payload, requests[site], shapes, study.participation.max_norm)
             if updates:
-                sums.setdefault(seat.role, RoleSum()).add(updates, seat.patients)
+                sums[seat.role].add(updates, seat.patients)
         except ContractError as error:
             log.warning("round %d: reply of %s refused: %s", round_.index, site, error)
             sites[site] = replace(seen, status="refused", detail=str(error), ledger_head=_ledger_head(payload))

@@ -108,7 +108,7 @@ def run_study(
 
     Args:
         run: folder of this run; must be new or empty unless `resume`.
-        on_round: is told each round's record after it is saved.
+        on_round: is told each round's record, counted or not, before its checkpoint.
 
     Raises:
         RunError: if the folder is in use by another run, nothing can be written, or a role stays below

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -56,11 +56,16 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
     Raises:
         RunError: if it cannot be written; the checkpoint before it is intact.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {folder}: {error.strerror}. Make room, then start again with --resume."
+        ) from None
     tensors = {f"components/{k}": v for k, v in state.components.items()}
     tensors |= {f"released/{k}": v for k, v in state.released.items()}
     blob = save(dict(sorted(tensors.items())))
-    name = f"round-{state.round:05d}.safetensors"
+    name = _tensor_file(state.round)
     write_atomically(folder / name, blob)
     content = {
         "version": VERSION,
@@ -106,13 +111,23 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
             raise RunError(f"{folder / name} is damaged: its hash is not the one in state.json.")
         tensors = load(blob)
         seats = {site: Seat(**seat) for site, seat in content.pop("seats").items()}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(f"cannot read the checkpoint in {folder}: {error}") from None
+        known = ServerState(components={}, seats=seats, **content)
+        if name != _tensor_file(known.round):
+            raise ValueError(f"round {known.round} does not go with {name}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise RunError(
+            f"cannot read the checkpoint in {folder}, it is damaged: {error}. Restore it from a backup, or start "
+            "anew in another folder."
+        ) from None
 
     def part(prefix: str) -> Tensors:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    return ServerState(components=part("components/"), released=part("released/"), seats=seats, **content)
+    return replace(known, components=part("components/"), released=part("released/"))
+
+
+def _tensor_file(round_: int) -> str:
+    return f"round-{round_:05d}.safetensors"
 
 
 def fused_tensors(tensors: Mapping) -> Tensors:

@@ -74,7 +74,8 @@ def _matrix(evaluated: dict[str, dict[str, float]], measure: str) -> dict[str, d
                 "patients": int(m[f"{p}/{measure}/patients"]),
             }
             for p in PREDICTORS
-            if f"{p}/{measure}/mean" in m
+            # a site's policy may allow the mean and not the rest; half an entry would mislead
+            if all(f"{p}/{measure}/{part}" in m for part in ("mean", "low", "high", "patients"))
         }
         for site, m in evaluated.items()
     }
@@ -88,7 +89,7 @@ def _differences(evaluated: dict[str, dict[str, float]], measure: str) -> dict[s
                 "ci95": [m[f"{p}/{measure}/difference_low"], m[f"{p}/{measure}/difference_high"]],
             }
             for p in PREDICTORS
-            if f"{p}/{measure}/difference" in m
+            if all(f"{p}/{measure}/{part}" in m for part in ("difference", "difference_low", "difference_high"))
         }
         for site, m in evaluated.items()
     }
@@ -99,7 +100,7 @@ def _empty(evaluated: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
         site: {
             p: {"truth": int(m[f"{p}/empty_truth"]), "prediction": int(m[f"{p}/empty_prediction"])}
             for p in PREDICTORS
-            if f"{p}/empty_truth" in m
+            if f"{p}/empty_truth" in m and f"{p}/empty_prediction" in m
         }
         for site, m in evaluated.items()
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from server.report import render_report
 
 from clients.findings import SiteFolderError
 from clients.site import Site, check_site
@@ -18,6 +17,7 @@ from common.files import write_atomically
 from common.study import InitialWeights, Study, baseline_of
 from server import history
 from server.history import RoundRecord
+from server.report import render_report
 from server.run import MODEL
 from server.summary import write_summary
 from simulations.flower import Simulation

@@ -28,7 +28,7 @@ def stage(weights: dict | None = None) -> Stage:
 
 
 def summed(*replies: tuple[Tensors, int]) -> RoleSum:
-    total = RoleSum()
+    total = RoleSum(most_patients=sum(patients for _, patients in replies))
     for updates, patients in replies:
         total.add(updates, patients)
     return total
@@ -118,7 +118,7 @@ def test_an_update_too_large_to_be_summed_is_refused_and_changes_nothing() -> No
 
 def outcome(values: Sequence[float]) -> tuple[float | None, int]:
     """The mean over the sites that were not refused, each with the most patients a site may declare."""
-    total, refused = RoleSum(), 0
+    total, refused = RoleSum(most_patients=1_000_000 * len(values)), 0
     for x in values:
         try:
             total.add({BOTH: np.array([x], np.float32)}, 1_000_000)

@@ -60,10 +60,10 @@ def run(context: TaskContext) -> Metrics:
         batch = tiles(samples, [s.valid[None].float() for s in samples], study.image.size, generator)
         with torch.no_grad():
             p = fused_probability(teacher, standardise(batch.image, batch.valid > 0))
-        label = (p > threshold).float()
+        label = (p > threshold) * batch.valid
         reach = torch.where(p > threshold, 1 - threshold, threshold)
         confidence = ((p - threshold).abs() / reach) ** task.confidence_power
-        sums["confidence"] += float(confidence.mean())
+        sums["confidence"] += float((confidence * batch.valid).sum() / batch.valid.sum())
         sums["pseudo_foreground_fraction"] += float(label.mean())
         total = torch.zeros(len(samples))
         for branch in branches:
