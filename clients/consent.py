@@ -31,9 +31,11 @@ def show(proposal: Proposal, console: Console) -> None:
         values = sum(prod(shape) for shape in shapes.values())
         leaves.add_row(component, str(len(shapes)), f"{values:,}", COMPONENTS[component])
     out(leaves)
+    alike: dict[str, list[str]] = {}  # both branches are one kind of network: their names are listed once
     for component, shapes in proposal.tensors.items():
-        names = ", ".join(name.partition("/")[2] for name in shapes)
-        out(f"  {component}: {names}", highlight=False)
+        alike.setdefault(", ".join(name.partition("/")[2] for name in shapes), []).append(component)
+    for names, components in alike.items():
+        out(f"  {' and '.join(components)}: {names}", highlight=False)
 
     numbers = _table("\nWhat would leave: numbers, at most", ("name", "what it says"))
     for name, meaning in explain_together(proposal.metrics):
@@ -42,8 +44,10 @@ def show(proposal: Proposal, console: Console) -> None:
 
     tested = "takes part in the evaluation" if proposal.labelled_test else "has too few labelled test patients for it"
     out(f"\nYour site declares {proposal.patients} training patients, fixed for the study, and {tested}.")
-    out("No image, label, file name or patient number leaves. What the changes to the networks could still")
-    out("tell about single patients is not bounded in this study: it has no differential privacy.\n")
+    out(
+        "No image, label, file name or patient number leaves. What the changes to the networks could still tell "
+        "about single patients is not bounded in this study: it has no differential privacy.\n"
+    )
     out("[bold]Who stands behind what others receive[/bold]")
     for sentence in proposal.warnings:
         out(f"  {sentence}")

@@ -110,7 +110,7 @@ def _described(what: str, file: str, reply: bytes) -> Sent:
         file=file,
         bytes=len(reply),
         sha256=digest(reply),
-        tensors=tensors,
+        tensors=dict(sorted(tensors.items())),
         metrics=header.metrics if isinstance(header, TaskReply) else {},
         answer=header.code if isinstance(header, Refusal) else "ok",
     )
@@ -121,9 +121,9 @@ def _table(study: Study, site: Site, sent: list[Sent]) -> str:
     lines = [
         f"# Dry run of study `{study.name}` at `{site.config.name}` ({site.config.role})",
         "",
-        f"Study hash `{study.hash()}`. Each file holds one reply, byte by byte as it would be sent. Every task ran",
-        "once, from the study's untrained networks; nothing was sent. Values differ in a real run, what is sent",
-        "does not.",
+        f"Study hash `{study.hash()}`.",
+        "Each file holds one reply, byte by byte as it would be sent. Every task ran once, from the study's",
+        "untrained networks; nothing was sent. In a real run the values differ, the names and sizes do not.",
         "",
         "| message | answer | tensors | bytes | SHA-256 | file |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -131,7 +131,11 @@ class GuardedWorker:
             raise ContractError("old-round", f"round {answered.round} was already answered")
         if header.round == answered.round:
             raise ContractError("round-answered", "the round was already answered, to another request")
-        reply = self._worker_of(approval, answered.start).handle(payload, cancelled, ledger_head=head)
+        approved = self.state.approval(approval.study_hash).exists
+        worker = self._worker_of(approval, answered.start)
+        reply = worker.handle(payload, lambda: cancelled() or not approved(), ledger_head=head)
+        if not approved():  # withdrawn while the task ran
+            return pack(refusal("not-approved"))
         if isinstance(unpack(reply)[0], TaskReply):
             kept = Answered(answered.start, header.round, digest(payload), reply)
             self.state.keep_answer(approval.study_hash, kept)

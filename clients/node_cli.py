@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -131,24 +132,22 @@ def _show(path: Path, chosen: argparse.Namespace) -> int:
     if chosen.json:
         print(json.dumps(entries, indent=1))
         return 0
-    table = Table(title=f"{len(entries)} messages, times in UTC")
-    for column in ("time", "direction", "study", "round", "what", "tensors of", "bytes", "numbers"):
-        table.add_column(column, overflow="fold")
+    table = Table(title=f"{len(entries)} messages, times in UTC", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("time", "way", "study", "round", "bytes"):
+        table.add_column(column, no_wrap=True, justify="right" if column in ("round", "bytes") else "left")
+    table.add_column("what", overflow="fold")
     for content in entries:
         components = dict.fromkeys(component_of(name) for name in content["tensors"])
         numbers = [f"{name} {value:.4g}" for name, value in content["metrics"].items()]
         if len(numbers) > 8:
             numbers = [*numbers[:8], f"and {len(numbers) - 8} more, see --json"]
-        what = content["task"] or content["kind"]
         table.add_row(
             content["time"][:19].replace("T", " "),
-            {"in": "received", "out": "SENT"}[content["direction"]],
-            (content["study"] or "-")[:12],
+            {"in": "in", "out": "OUT"}[content["direction"]],
+            (content["study"] or "-")[:8],
             "-" if content["round"] is None else str(content["round"]),
-            f"{what}: no ({content['refusal']})" if content["refusal"] else what,
-            "\n".join(components) or "-",
             f"{content['bytes']:,}",
-            "\n".join(numbers) or "-",
+            "\n".join([content["refusal"] or content["task"] or content["kind"], *components, *numbers]),
         )
     Console().print(table)
     sent = [content for content in entries if content["direction"] == "out"]

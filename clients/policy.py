@@ -114,7 +114,7 @@ class Policy(BaseModel):
             sent_bytes: stage name -> bytes of this site's reply in each of its rounds.
         """
         found = [*self._of_date(today), *self._of_study(study)]
-        for stage in dict.fromkeys(round_.stage for round_ in study.rounds()):
+        for stage in (round_.stage for round_ in study.rounds() if round_.step == 0):
             task = stage.task_of(role)
             if task is not None:
                 found += self._of_task(task, f"stage {stage.name}")

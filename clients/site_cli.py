@@ -162,7 +162,9 @@ def _withdraw(chosen: argparse.Namespace) -> int:
     if chosen.json:
         print(json.dumps({"withdrawn": withdrawn, "study": study_hash}))
     elif withdrawn:
-        print(f"withdrawn: study {study_hash[:16]}. The worker refuses it from now on; a task that runs now still ends")
+        print(
+            f"withdrawn: study {study_hash[:16]}. Nothing more of it leaves from now on, also not from a running task"
+        )
     else:
         approved = ", ".join(path.stem[:16] for path in state.approvals()) or "none"
         raise SiteStateError(

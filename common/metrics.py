@@ -4,12 +4,16 @@ Rule for empty masks, stated once: truth and prediction both empty is Dice = IoU
 exactly one of them empty is Dice = IoU = 0 and HD95 = the image's diagonal. Both cases are counted.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+
+# MONAI calls its own deprecated argument within HD95; nobody who reads our output can mend that.
+warnings.filterwarnings("ignore", message="monai.metrics.utils get_mask_edges", category=FutureWarning)
 
 #: Bins of the calibration error; 10 is the customary number (Guo et al. 2017, arXiv 1706.04599).
 CALIBRATION_BINS = 10

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,8 @@ def _demo(arguments: list[str]) -> int:
             overwrite=True,
             on_site=lambda name: _counter(bar, f"phantom {name}"),
         )
-    return _run(study, folders, chosen.out, resume=chosen.resume, as_json=chosen.json)
+    command = shlex.join(["crossprobe", "demo", *arguments])
+    return _run(study, folders, chosen.out, resume=chosen.resume, command=command, as_json=chosen.json)
 
 
 def _simulate(arguments: list[str]) -> int:
@@ -86,7 +88,8 @@ def _simulate(arguments: list[str]) -> int:
     if chosen.seed is not None:
         study = study.model_copy(update={"seed": chosen.seed})
     out = chosen.out or Path("runs") / study.name
-    return _run(study, chosen.sites, out, resume=chosen.resume, as_json=chosen.json)
+    command = shlex.join(["crossprobe", "simulate", *arguments])
+    return _run(study, chosen.sites, out, resume=chosen.resume, command=command, as_json=chosen.json)
 
 
 def _phantom(arguments: list[str]) -> int:
@@ -175,11 +178,18 @@ def _bar() -> Iterator[Bar]:
 
 
 def _counter(bar: Bar, text: str) -> Callable[[int, int], None]:
-    task = bar.add_task(text, total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)
+    """Return a progress callback whose bar appears with the first call: what is cached shows none."""
+    tasks: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task(text))
+        bar.update(tasks[0], completed=done, total=total)
+
+    return show
 
 
-def _run(study: Any, folders: Sequence[Path], out: Path, *, resume: bool, as_json: bool) -> int:
+def _run(study: Any, folders: Sequence[Path], out: Path, *, resume: bool, command: str, as_json: bool) -> int:
     """Run the comparison with live progress and print what it found."""
     from simulations.simulate import Progress, simulate
 
@@ -195,7 +205,7 @@ def _run(study: Any, folders: Sequence[Path], out: Path, *, resume: bool, as_jso
                 bar.console.print(f"{progress.done}/{progress.total} {_describe(progress)}", highlight=False)
             shown = progress.done
 
-        summary = simulate(study, folders, out, resume=resume, on_progress=show)
+        summary = simulate(study, folders, out, resume=resume, command=command, on_progress=show)
     if as_json:
         print(json.dumps(summary, indent=1))
     else:
@@ -213,21 +223,19 @@ def _describe(progress: Any) -> str:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    table = Table(title="Dice on test patients, % (difference to baseline with 95 % interval)")
+    table = Table(title="Dice on test patients, %")
     table.add_column("site")
-    for predictor in PREDICTORS:
-        table.add_column(predictor, justify="right")
+    table.add_column("predictor")
+    table.add_column("Dice", justify="right")
+    table.add_column("difference to baseline [95 %]", justify="right")
     for site, dice in summary["dice"].items():
-        cells = []
-        for predictor in PREDICTORS:
-            if predictor not in dice:
-                cells.append("-")
-                continue
-            text = f"{100 * dice[predictor]['mean']:.1f}"
-            difference = summary["difference_to_baseline"].get(site, {}).get(predictor)
-            if difference:
-                low, high = (100 * x for x in difference["ci95"])
-                text += f"\n{100 * difference['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
-            cells.append(text)
-        table.add_row(f"{site}\n({summary['roles'][site]})", *cells)
+        for row, predictor in enumerate(p for p in PREDICTORS if p in dice):
+            found = summary["difference_to_baseline"].get(site, {}).get(predictor)
+            text = ""
+            if found:
+                low, high = (100 * x for x in found["ci95"])
+                text = f"{100 * found['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            name = (site, f"({summary['roles'][site]})")[row] if row < 2 else ""
+            table.add_row(name, predictor, f"{100 * dice[predictor]['mean']:.1f}", text)
+        table.add_section()
     return table

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.numpy import load
 
@@ -58,6 +59,8 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
     """
     if not study.fused:
         return []
+    # On tiles this small a second thread costs more than it brings, several times over on a busy machine.
+    torch.set_num_threads(1)
     networks = _networks(study, run)
     examples = []
     for site in sites:

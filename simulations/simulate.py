@@ -1,12 +1,16 @@
 """A whole comparison on one machine: the baseline study, the study, summary and report."""
 
 import hashlib
+import json
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from clients.findings import SiteFolderError
@@ -19,7 +23,7 @@ from server import history
 from server.history import RoundRecord
 from server.report import render_report
 from server.run import MODEL
-from server.summary import write_summary
+from server.summary import SUMMARY, write_summary
 from simulations.flower import Simulation
 from simulations.pictures import draw_examples
 
@@ -73,6 +77,7 @@ def simulate(
     out: Path,
     *,
     resume: bool = False,
+    command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Train baseline and study on Flower's simulation engine and return the summary.
@@ -80,10 +85,13 @@ def simulate(
     Writes the study's run into `out` and the baseline's into `out/baseline`. With `resume`, what is
     finished is kept and the rest goes on from its last checkpoint.
 
+    Args:
+        command: as the user typed it; the summary keeps it beside the hardware and the time.
+
     Raises:
         CrossProbeError: of the folders, the studies or the run; what was saved stays.
     """
-    begun = time.monotonic()
+    begun = time.monotonic() - (_seconds_so_far(out) if resume else 0.0)
     sites = open_sites(folders, study)
     if (out / "checkpoint" / "state.json").exists() and not resume:
         raise RunError(f"{out} already holds a run. Continue it with --resume, or choose another --out folder.")
@@ -106,9 +114,23 @@ def simulate(
             poll()
     write_summary(out)
     examples = draw_examples(study, out, sites)
-    summary = write_summary(out, {"wall_s": round(time.monotonic() - begun, 1)})
+    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": _hardware()}
+    summary = write_summary(out, extra)
     render_report(out, examples)
     return summary
+
+
+def _seconds_so_far(out: Path) -> float:
+    """Return the seconds that a finished run took, which a resumed one adds to; 0 for an unfinished one."""
+    try:
+        return float(json.loads((out / SUMMARY).read_text())["wall_s"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+def _hardware() -> str:
+    machine = platform.machine()
+    return f"{os.cpu_count()} cores ({machine}), on the CPU with one thread a site, torch {torch.__version__.partition('+')[0]}"
 
 
 def _write_study(study: Study, run: Path) -> Path:

@@ -1,0 +1,85 @@
+"""docs/results.md, written from the summaries of runs: `python -m simulations.results docs/results`.
+
+The folder holds one summary.json a run, under the run's name, and `notes.md`, the words between the
+numbers. No number of the page is typed in by hand.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.contract import PREDICTORS
+from common.errors import RunError
+from common.files import write_atomically
+
+
+def page(folder: Path) -> str:
+    """Return the page as Markdown.
+
+    Raises:
+        RunError: if the folder holds no summaries or no notes.
+    """
+    files = sorted(folder.glob("*.json"))
+    notes = folder / "notes.md"
+    if not files or not notes.exists():
+        raise RunError(f"{folder} needs notes.md and a summary.json of each run, copied under the run's name.")
+    sections = [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    head = "<!-- written by `python -m simulations.results docs/results`; edit docs/results/notes.md instead -->\n"
+    return head + notes.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(sections)
+
+
+def section(name: str, summary: dict[str, Any]) -> str:
+    """Return one run's table, with command, seed, hardware, time and bytes."""
+    score = summary["label_free_score"]
+    megabytes = {way: f"{count / 1e6:.0f} MB" for way, count in summary["bytes"].items()}
+    patients = ", ".join(f"{site} {count}" for site, count in summary["patients"].items())
+    lines = [
+        f"## {name}",
+        "",
+        f"`{summary['command']}`",
+        "",
+        f"Seed {summary['seed']}; {summary['hardware']}; {summary['wall_s'] / 60:.1f} minutes in all, the baseline's "
+        f"training included; {megabytes['to_sites']} to sites, {megabytes['from_sites']} from sites; training "
+        f"patients: {patients}.",
+        "",
+        "| site | predictor | Dice % [95 %] | difference to baseline [95 %] | IoU % | HD95 | calibration error % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for site, dice in summary["dice"].items():
+        for predictor in (p for p in PREDICTORS if p in dice):
+            lines.append(f"| {site} ({summary['roles'][site]}) | {_row(summary, site, predictor)} |")
+    correlation = score["rank_correlation_with_source_val_dice"]
+    relation = (
+        "not validated (too few rounds with both numbers)"
+        if correlation is None
+        else f"{correlation:+.2f} over {len(score['rounds'])} rounds"
+    )
+    lines += [
+        "",
+        f"Released: the model that sites received in round {summary['released_round']}. Rank correlation of the "
+        f"label-free score with Dice on the sources' validation patients: {relation}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(summary: dict[str, Any], site: str, predictor: str) -> str:
+    dice = summary["dice"][site][predictor]
+    low, high = (100 * x for x in dice["ci95"])
+    found = summary["difference_to_baseline"].get(site, {}).get(predictor)
+    difference = ""
+    if found:
+        below, above = (100 * x for x in found["ci95"])
+        difference = f"{100 * found['mean']:+.1f} [{below:+.1f}, {above:+.1f}]"
+    return (
+        f"{predictor} | {100 * dice['mean']:.1f} [{low:.1f}, {high:.1f}], {dice['patients']} patients | {difference} | "
+        f"{100 * summary['iou'][site][predictor]['mean']:.1f} | {summary['hd95'][site][predictor]['mean']:.2f} | "
+        f"{100 * summary['calibration_error'][site][predictor]['mean']:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")
+    write_atomically(source.with_suffix(".md"), page(source).encode())
+    print(source.with_suffix(".md"))
