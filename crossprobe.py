@@ -16,7 +16,8 @@ COMMANDS = {
     "worker": ("clients.cli", "hospital: answer the messages of approved studies"),
     "ledger": ("clients.cli", "hospital: what this site sent, and when"),
     "predict": ("clients.cli", "segment images with a trained model"),
-    "study": ("server.cli", "coordinator: check a study, or print its hash"),
+    "provision": ("server.cli", "coordinator: make certificates and a startup kit for each hospital"),
+    "study": ("server.cli", "coordinator: check, run, follow and stop a study"),
     "report": ("server.cli", "render the report of a run"),
 }
 

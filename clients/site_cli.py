@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
             "examples, in the order of a first study:\n"
             "  crossprobe site check /data/our-site\n"
             "  crossprobe site init --state /srv/crossprobe\n"
+            "  crossprobe site keygen --state /srv/crossprobe-node\n"
             "  crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run\n"
             "  crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe\n"
             "  crossprobe site withdraw study.yaml --state /srv/crossprobe"
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> int:
     check.add_argument("folder", type=Path, help="folder with site.yaml and manifest.csv")
 
     init = actions.add_parser("init", help="make the state folder and its secret, once")
+
+    keygen = actions.add_parser("keygen", help="make the node's keys, once; the coordinator gets node.pub")
 
     approve = actions.add_parser("approve", help="show what a study would do and send here, and allow it")
     approve.add_argument("--yes", action="store_true", help="approve without being asked")
@@ -56,14 +59,16 @@ def main(arguments: list[str]) -> int:
     for action in (approve, dry_run):
         action.add_argument("study", type=Path, help="study file (YAML)")
         action.add_argument("--site", type=Path, required=True, help="folder with site.yaml and manifest.csv")
+    keygen.add_argument("--state", type=Path, required=True, help="the node's own folder; the worker never sees it")
     for action in (init, approve, withdraw, dry_run):
         action.add_argument("--state", type=Path, required=True, help="the site's state folder; not the data's")
-    for action in (check, init, approve, withdraw, dry_run):
+    for action in (check, init, keygen, approve, withdraw, dry_run):
         action.add_argument("--json", action="store_true", help="print the result for machines")
     chosen = parser.parse_args(arguments)
     actions_by_name = {
         "check": _check,
         "init": _init,
+        "keygen": _keygen,
         "approve": _approve,
         "withdraw": _withdraw,
         "dry-run": _dry_run,
@@ -106,6 +111,19 @@ def _init(chosen: argparse.Namespace) -> int:
             "for approvals and the ledger. Look next at: crossprobe site dry-run --help"
         )
     print(json.dumps({"made": made}) if chosen.json else text)
+    return 0
+
+
+def _keygen(chosen: argparse.Namespace) -> int:
+    from clients.node_key import PUBLIC_KEY, make_node_keys
+
+    made = make_node_keys(chosen.state)
+    public = chosen.state / PUBLIC_KEY
+    if chosen.json:
+        print(json.dumps({"fingerprint": made, "public_key": str(public)}))
+        return 0
+    print(f"made the node's keys in {chosen.state}. They stay here, but for {public}: send it to the coordinator, and")
+    print(f"tell the coordinator its fingerprint by another way, such as the telephone:\n  {made}")
     return 0
 
 

@@ -1,49 +1,18 @@
-"""The coordinator's commands: `crossprobe study` and `crossprobe report`."""
+"""The coordinator's commands: `crossprobe study`, `provision` and `report`."""
 
 import argparse
-import json
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 RAW = argparse.RawDescriptionHelpFormatter
 
 
 def main(command: str, arguments: list[str]) -> int:
     """Run one of this module's commands and return its exit code."""
-    return _study(arguments) if command == "study" else _report(arguments)
+    if command == "report":
+        return _report(arguments)
+    from server import study_cli
 
-
-def _study(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="crossprobe study",
-        description="Look at a study before anybody runs it.",
-        formatter_class=RAW,
-        epilog=(
-            "examples:\n  crossprobe study check configs/demo.yaml\n  crossprobe study check configs/demo.yaml --json"
-        ),
-    )
-    actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="validate a study; print its hash and its stages")
-    check.add_argument("study", type=Path, help="study file (YAML)")
-    check.add_argument("--json", action="store_true", help="print the resolved study for machines")
-    chosen = parser.parse_args(arguments)
-
-    from common.study import load_study
-
-    study = load_study(chosen.study)
-    if chosen.json:
-        print(json.dumps({"hash": study.hash(), "study": json.loads(study.resolved())}, indent=1))
-        return 0
-    table = Table(title=f"{study.name}, hash {study.hash()[:16]}")
-    for column in ("stage", "rounds", "source sites", "target sites"):
-        table.add_column(column)
-    for stage in study.stages:
-        cells = [f"{task.task} -> {', '.join(task.trains)}" if task else "-" for task in (stage.source, stage.target)]
-        table.add_row(stage.name, str(stage.rounds), *cells)
-    Console().print(table)
-    return 0
+    return study_cli.study(arguments) if command == "study" else study_cli.provision(arguments)
 
 
 def _report(arguments: list[str]) -> int:

@@ -23,10 +23,13 @@ class GridTransport:
     Args:
         grid: of the ServerApp.
         least_nodes: how many connected nodes enrolment waits for.
+        on_enrolled: is told the node id behind each site's name.
     """
 
-    def __init__(self, grid: Grid, least_nodes: int) -> None:
-        self.grid = grid
+    def __init__(
+        self, grid: Grid, least_nodes: int, *, on_enrolled: Callable[[Mapping[str, int]], None] = lambda nodes: None
+    ) -> None:
+        self.grid, self.on_enrolled = grid, on_enrolled
         self.least_nodes = least_nodes
         self.nodes: dict[str, int] = {}
 
@@ -45,6 +48,7 @@ class GridTransport:
             else:
                 found[name] = reply
                 self.nodes[name] = node
+        self.on_enrolled(self.nodes)
         return found
 
     def exchange(

@@ -5,36 +5,25 @@ there, leave it running, and exit 0 when the ServerApp crashed.
 """
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import RunError
+from server.flower_cli import FlowerCli, tool
 
-#: The folder with pyproject.toml, which Flower bundles as the app.
-APP = Path(__file__).resolve().parent.parent
 _START_S = 60.0
-_POLL_S = 1.0
-#: Each look at the run's status starts a Python process of its own; every second would take a quarter of a core.
-_STATUS_EVERY_S = 5.0
 
 
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
-
-
-def _tool(name: str) -> str:
-    """Return a program of the environment that runs us, whatever PATH says."""
-    return str(Path(sys.executable).parent / name)
 
 
 class Simulation:
@@ -50,23 +39,16 @@ class Simulation:
         self._home = tempfile.TemporaryDirectory(prefix="crossprobe-flwr-")
         home = Path(self._home.name)
         self.port = _free_port()
-        address = f"127.0.0.1:{self.port}"
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{address}"\ninsecure = true\n'
-        )
+        self.cli = FlowerCli(f"127.0.0.1:{self.port}", None, home)
         self.env = {
-            **os.environ,
-            "FLWR_HOME": str(home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            **self.cli.environment,
             "RAY_USAGE_STATS_ENABLED": "0",
             # One thread a site: two busy processes with two threads each on two cores crawl.
             "OMP_NUM_THREADS": "1",
-            "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
         }
+        self.cli.environment = self.env
         self.log = home / "superlink.log"
-        command = [_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+        command = [tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
@@ -122,46 +104,21 @@ class Simulation:
             RunError: with the ServerApp's own message if the run failed.
         """
         folders = os.pathsep.join(str(path.resolve()) for path in sites)
-        config = f"study='{study.resolve()}' sites='{folders}' out='{out.resolve()}' resume={str(resume).lower()}"
+        config: dict[str, str | bool] = {
+            "study": str(study.resolve()),
+            "sites": folders,
+            "out": str(out.resolve()),
+            "resume": resume,
+        }
         share = max(1, self.cpus // max(1, len(sites)))
         federation = f"num-supernodes={len(sites)} client-resources-num-cpus={share} init-args-num-cpus={self.cpus}"
-        started = self._flwr("run", str(APP), "local", "--run-config", config, "--federation-config", federation)
-        run_id = started.get("run-id")
-        if not started.get("success") or run_id is None:
-            raise RunError(f"Flower did not accept the run: {started.get('error-message', started)}")
-        for status in self._statuses(str(run_id), on_poll):
-            if status == "finished:completed":
-                return
-            if status.startswith("finished"):
-                message = out / "error.txt"
-                text = message.read_text() if message.exists() else f"Flower reports `{status}`:\n{self.tail()}"
-                raise RunError(text)
 
-    def _statuses(self, run_id: str, on_poll: Callable[[], None]) -> Iterator[str]:
-        while True:
-            until = time.monotonic() + _STATUS_EVERY_S
-            while time.monotonic() < until:
-                time.sleep(_POLL_S)
-                on_poll()
+        def poll() -> None:
+            on_poll()
             if self._process.poll() is not None:
                 raise RunError(f"Flower's SuperLink ended during the run:\n{self.tail()}")
-            listed = self._flwr("ls", "local", "--run-id", run_id)
-            runs = listed.get("runs") or [{}]
-            yield str(runs[0].get("status", ""))
 
-    def _flwr(self, *arguments: str) -> dict:
-        done = subprocess.run(
-            [_tool("flwr"), *arguments, "--format", "json"],
-            env=self.env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        try:
-            content = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError:
-            raise RunError(f"`flwr {arguments[0]}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None
-        return content if isinstance(content, dict) else {}
+        self.cli.follow(self.cli.submit(config, federation=federation), out, poll, self.tail)
 
 
 def _group_alive(process: subprocess.Popen) -> bool:

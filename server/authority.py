@@ -1,0 +1,155 @@
+"""The federation's private certificate authority, and the coordinator's server certificate under it."""
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.errors import RunError
+
+CA_KEY, CA_CERTIFICATE = "ca.key", "ca.crt"
+SERVER_KEY, SERVER_CERTIFICATE = "server.key", "server.crt"
+#: Five years of studies under one authority; a server's certificate for two, as long as a study may last.
+CA_DAYS, SERVER_DAYS = 5 * 365, 2 * 365
+#: A hospital's clock may be behind the coordinator's.
+_EARLIER = timedelta(hours=1)
+
+
+def make_authority(folder: Path) -> None:
+    """Make the authority's key and certificate in an existing folder. Raises RunError."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = _name("CrossProbe federation")
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # signs certificates and lists
+    certificate = (
+        _builder(name, name, key.public_key(), CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    write_private(folder / CA_KEY, _pem(key))
+    write_public(folder / CA_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def make_server_certificate(authority: Path, folder: Path, hosts: Iterable[str], *, days: int = SERVER_DAYS) -> None:
+    """Make the server's key and certificate for every name or address that clients connect to.
+
+    Args:
+        authority: folder with the authority's key and certificate.
+        folder: existing folder for the server's.
+
+    Raises:
+        RunError: if the authority cannot be read or nothing can be written.
+    """
+    try:
+        signer = serialization.load_pem_private_key((authority / CA_KEY).read_bytes(), password=None)
+        issuer = x509.load_pem_x509_certificate((authority / CA_CERTIFICATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read the authority in {authority}: {error}. Restore it from your backup.") from None
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP384R1())
+    usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    certificate = (
+        _builder(_name("CrossProbe coordinator"), issuer.subject, key.public_key(), days)
+        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys(hosts)]), False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    write_private(folder / SERVER_KEY, _pem(key))
+    write_public(folder / SERVER_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def expiry(certificate: Path) -> datetime:
+    """Return when a certificate ends, UTC. Raises RunError if it cannot be read."""
+    try:
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read the certificate {certificate}: {error}. Restore it from your backup.") from None
+
+
+def key_fingerprint(public_key: Path) -> str:
+    """Return a site's public key's fingerprint as `ssh-keygen -l` prints it.
+
+    Raises:
+        RunError: if the file holds no key that a SuperNode can have.
+    """
+    try:
+        blob = public_key.read_bytes()
+        if not isinstance(serialization.load_ssh_public_key(blob), ec.EllipticCurvePublicKey):
+            raise ValueError
+        digest = hashlib.sha256(base64.b64decode(blob.split()[1])).digest()
+    except (OSError, ValueError, IndexError, UnsupportedAlgorithm):
+        raise RunError(
+            f"{public_key}: expected the one line of an ECDSA public key, as `crossprobe site keygen` writes it. "
+            "Ask the site for its node.pub."
+        ) from None
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that nobody else can read, not even for a moment. Raises RunError."""
+    _write(path, content, 0o600)
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Write a file that anybody may read. Raises RunError."""
+    _write(path, content, 0o644)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}. Choose an --out folder that you may write.") from None
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(min(now, now + timedelta(days=days)) - _EARLIER)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
