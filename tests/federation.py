@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,8 @@ class Federation:
         self.ports["superlink"] = free_port()
         self.ports |= {name: free_port() for name in self.names}
         # Unix sockets have short names; pytest's folders do not.
-        self.sockets = {name: Path(f"/tmp/cp-{os.getpid()}-{self.ports[name]}.sock") for name in self.names}
+        self.socket_folder = tempfile.TemporaryDirectory(prefix="crossprobe-")
+        self.sockets = {name: Path(self.socket_folder.name) / f"{name}.sock" for name in self.names}
         for name in self.names:
             make_node_keys(self.kits / name / "node")
             site = load_site(self.data[name])
@@ -104,6 +106,7 @@ class Federation:
                 os.killpg(process.pid, signal.SIGTERM)
         for name in reversed(list(self.processes)):
             self.end(name, signal.SIGTERM)
+        self.socket_folder.cleanup()
 
     @property
     def coordinator(self) -> Path:

@@ -1,0 +1,114 @@
+"""Kits: keys that nobody else can read, a certificate for every address, an authority that is made once."""
+
+import stat
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from tiny import write_study
+
+from clients.node_key import fingerprint, make_node_keys
+from common.errors import RunError, SiteStateError
+from common.study import load_study
+from crossprobe import main
+from server.authority import expiry, key_fingerprint
+from server.provision import KitSite, parse_site, provision, valid_host
+
+SITES = [KitSite("north", "source"), KitSite("east", "target")]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return write_study(tmp_path / "study.yaml")
+
+
+def make(study: Path, out: Path, **more: bool) -> list[Path]:
+    return provision(load_study(study), study, out, SITES, host="fl.example.org", port=443, **more)
+
+
+def test_no_key_or_secret_is_readable_by_others(study: Path, tmp_path: Path) -> None:
+    make(study, tmp_path / "kits")
+    private = [path for path in (tmp_path / "kits").rglob("*") if path.suffix in (".key", ".secret")]
+    assert {path.name for path in private} == {"ca.key", "server.key", "superexec.secret"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+    assert not (tmp_path / "kits" / "coordinator" / "ca.key").exists()
+
+
+def test_a_hospitals_kit_holds_no_private_file(study: Path, tmp_path: Path) -> None:
+    make(study, tmp_path / "kits")
+    names = {str(path.relative_to(tmp_path / "kits" / "north")) for path in (tmp_path / "kits" / "north").rglob("*")}
+    assert names == {"compose.yaml", ".env", "ca.crt", "README.md", "study", "study/study.yaml", "state", "node"}
+
+
+def test_the_certificate_names_every_address_that_connects(study: Path, tmp_path: Path) -> None:
+    make(study, tmp_path / "kits")
+    certificate = x509.load_pem_x509_certificate((tmp_path / "kits" / "coordinator" / "server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(names.get_values_for_type(x509.DNSName)) == {"fl.example.org", "localhost", "superlink", "proxy"}
+    assert {str(address) for address in names.get_values_for_type(x509.IPAddress)} == {"127.0.0.1"}
+    assert expiry(tmp_path / "kits" / "coordinator" / "server.crt") > datetime.now(UTC)
+
+
+def test_an_authority_is_made_once(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kits"
+    make(study, out)
+    before = (out / "ca" / "ca.crt").read_bytes()
+    with pytest.raises(RunError, match="give --overwrite"):
+        make(study, out)
+    assert (out / "ca" / "ca.crt").read_bytes() == before
+    make(study, out, overwrite=True)
+    assert (out / "ca" / "ca.crt").read_bytes() != before
+    assert (out / "north" / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["north", "north:both", ":source", "North:source", "../x:source", "coordinator:source"]
+)
+def test_a_site_that_cannot_be_one_is_refused(text: str) -> None:
+    with pytest.raises(RunError, match="a site is NAME:ROLE"):
+        parse_site(text)
+
+
+@pytest.mark.parametrize("text", ["https://fl.example.org", "fl.example.org:443", "", "a b", "-x"])
+def test_an_address_that_is_no_host_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="without port or scheme"):
+        valid_host(text)
+
+
+def test_a_nodes_key_is_made_once_and_never_open(tmp_path: Path) -> None:
+    made = make_node_keys(tmp_path / "node")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "node").iterdir()}
+    assert modes == {
+        "node": 0o600, "superexec.secret": 0o600, "runtime.key": 0o600, "node.pub": 0o644, "runtime.crt": 0o644
+    }  # fmt: skip
+    with pytest.raises(SiteStateError, match="made once"):
+        make_node_keys(tmp_path / "node")
+    assert fingerprint(tmp_path / "node" / "node.pub") == key_fingerprint(tmp_path / "node" / "node.pub") == made
+
+
+def test_the_fingerprint_is_that_of_ssh_keygen(tmp_path: Path) -> None:
+    made = make_node_keys(tmp_path / "node")
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", "-l", "-f", tmp_path / "node" / "node.pub"], capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError:
+        pytest.skip("ssh-keygen is not installed here")
+    assert done.stdout.split()[:2] == ["384", made]
+
+
+def test_the_commands_say_what_to_do_next(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CROSSPROBE_ADDRESS", raising=False)
+    assert main(["provision", str(study), "--out", str(tmp_path / "kits"), "--site", "north:source"]) == 0
+    assert "README.md" in capsys.readouterr().out
+    assert main(["study", "run", str(study), "--out", str(tmp_path / "run")]) == 1
+    assert "Give --address HOST:PORT and --ca FILE" in capsys.readouterr().err
+    assert main(["study", "status", str(tmp_path / "run")]) == 1
+    assert "crossprobe study run" in capsys.readouterr().err
+    (tmp_path / "not-a-key").write_text("hello")
+    assert main(["study", "register", "north", str(tmp_path / "not-a-key"), "--address", "localhost:1"]) == 1
+    assert "Ask the site for its node.pub" in capsys.readouterr().err
