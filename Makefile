@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test federation-test lint clean
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Faults of a whole federation on loopback: killed processes, wrong keys, expired certificates.
+federation-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m federation
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -97,7 +97,7 @@ class FlowerCli:
         more = ("--federation-config", federation) if federation else ()
         answer = self.call("run", str(APP), _LINK, "--run-config", pairs, *more)
         if not answer.get("success") or answer.get("run-id") is None:
-            raise RunError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
+            raise RunError(f"Flower did not accept the run: {self._why(answer)}")
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
@@ -105,31 +105,43 @@ class FlowerCli:
         answer = self.call("ls", _LINK, "--run-id", run_id)
         runs = answer.get("runs")
         if not runs:
-            raise RunError(
-                f"the SuperLink at {self.address} does not answer for run {run_id}: "
-                f"{answer.get('error-message', answer)}"
-            )
+            raise RunError(f"no answer about run {run_id}: {self._why(answer)}")
         return str(runs[0].get("status", ""))
 
     def stop(self, run_id: str) -> None:
         """Stop a run. Raises RunError if it goes on."""
         answer = self.call("stop", run_id, _LINK)
         if not answer.get("success") and not self.status(run_id).startswith("finished"):
-            raise RunError(f"cannot stop run {run_id}: {answer.get('error-message', answer)}. Try it again.")
+            raise RunError(f"cannot stop run {run_id}: {self._why(answer)}")
 
     def nodes(self) -> list[dict[str, str]]:
         """Return all registered SuperNodes with `node-id` and `status`. Raises RunError."""
         answer = self.call("supernode", "list", _LINK)
         if not answer.get("success"):
-            raise RunError(f"the SuperLink at {self.address} does not answer: {answer.get('error-message', answer)}")
+            raise RunError(f"no answer about the sites: {self._why(answer)}")
         return [{str(key): str(value) for key, value in node.items()} for node in answer.get("nodes", ())]
 
     def register(self, name: str, public_key: Path) -> str:
         """Bind a site's name to its public key and return its node id. Raises RunError."""
         answer = self.call("supernode", "register", str(public_key), _LINK, "--name", name)
         if not answer.get("success"):
-            raise RunError(f"{name} was not registered: {answer.get('error-message', answer)}")
+            raise RunError(f"{name} was not registered: {self._why(answer)}")
         return str(answer["node-id"])
+
+    def _why(self, answer: dict[str, Any]) -> str:
+        """Return Flower's reason, and what to do where it is known."""
+        text = str(answer.get("error-message", answer))
+        # The first line only repeats the connection's name.
+        reason = " ".join(line for line in text.splitlines() if line and not line.startswith("Using SuperLink"))
+        if "already in use" in reason:
+            return f"{reason} This key has its site already; a site that lost its key makes a new one with keygen."
+        if "unavailable" in reason:
+            return (
+                f"nobody who is certified by {self.ca} answers at {self.address}. Check that the SuperLink runs "
+                "(docker compose ps), that its certificate has not expired (openssl x509 -enddate -noout -in "
+                "server.crt), and that --ca is the ca.crt made with it."
+            )
+        return reason
 
     def follow(
         self,
