@@ -4,6 +4,7 @@ import http.client
 import os
 import shutil
 import ssl
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from federation import Federation, free_port, listens, wait_until
 from tiny import write_study
 
 from server.authority import make_authority, make_server_certificate
+from server.flower_cli import FlowerCli
 
 pytestmark = pytest.mark.federation
 
-NGINX = os.environ.get("NGINX") or shutil.which("nginx")
+NGINX = os.environ.get("CROSSPROBE_NGINX") or shutil.which("nginx")
 FLEET = ("pull-messages", "push-messages", "register-node", "activate-node", "get-fab", "get-run", "pull-object")
 RUNTIME = ("acquire-task", "pull-task-input", "push-task-output", "push-messages", "pull-messages", "get-nodes")
 
@@ -112,16 +114,14 @@ def test_a_supernode_gives_its_tasks_to_nobody_without_the_secret(federation: Fe
 def proxy(federation: Federation) -> int:
     """The port of the coordinator's reverse proxy, with the kit's own configuration."""
     if NGINX is None:
-        pytest.skip("nginx is not installed here; NGINX may name its program")
-    import subprocess
-
+        pytest.skip("nginx is not installed here; CROSSPROBE_NGINX may name its program")
     port, kit = free_port(), federation.coordinator
     text = (kit / "proxy.conf").read_text()
     for there, here in {
         "listen 9443": f"listen 127.0.0.1:{port}",
         "superlink:8443": federation.address,
-        "/etc/crossprobe": str(kit),
         "/tmp/": f"{federation.root}/",
+        "/etc/crossprobe": str(kit),
     }.items():
         text = text.replace(there, here)
     (federation.root / "proxy.conf").write_text(text)
@@ -160,8 +160,6 @@ def test_a_hospital_reaches_the_superlink_through_the_proxy(proxy: int, federati
     federation.start("north", "supernode", {federation.address: f"127.0.0.1:{proxy}"})
 
     def online() -> bool:
-        from server.flower_cli import FlowerCli
-
         nodes = FlowerCli(federation.address, federation.coordinator / "ca.crt").nodes()
         return [node["status"] for node in nodes] == ["online"]
 
