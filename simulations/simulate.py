@@ -129,8 +129,8 @@ def _seconds_so_far(out: Path) -> float:
 
 
 def _hardware() -> str:
-    machine = platform.machine()
-    return f"{os.cpu_count()} cores ({machine}), on the CPU with one thread a site, torch {torch.__version__.partition('+')[0]}"
+    version = torch.__version__.partition("+")[0]
+    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU used, one thread a site, torch {version}"
 
 
 def _write_study(study: Study, run: Path) -> Path:
