@@ -5,6 +5,7 @@ there, leave it running, and exit 0 when the ServerApp crashed.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -70,7 +71,13 @@ class Simulation:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                command, env=self.env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self.env,
+                cwd=home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         deadline = time.monotonic() + _START_S
         while not self._answers():
@@ -162,6 +169,12 @@ class Simulation:
         except ValueError:
             raise RunError(f"`flwr {arguments[0]}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None
         return content if isinstance(content, dict) else {}
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is killed: Flower would train on, unseen."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _group_alive(process: subprocess.Popen) -> bool:
