@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,17 +159,19 @@ def _only_one(run: Path) -> Iterator[None]:
     """Hold the run's lock, which ends with the process however it ends: two writers would mix two runs."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / LOCK, "w")  # noqa: SIM115 - held for as long as the block runs
+        lock = os.open(run / LOCK, os.O_RDONLY | os.O_CREAT)
     except OSError as error:
         raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
-    with lock:
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(
                 f"another process is still running the study in {run}. Wait for it to end, or stop it first."
             ) from None
         yield
+    finally:
+        os.close(lock)
 
 
 def _final_model(study: Study, state: ServerState) -> Tensors:

@@ -75,15 +75,17 @@ def test_a_proposal_names_what_the_study_does_and_what_leaves(sites: tuple[Site,
     assert north.findings == ()
 
 
-def test_the_bytes_of_a_proposal_bound_those_of_real_replies(sites: tuple[Site, Site], tmp_path: Path) -> None:
+def test_a_proposal_holds_all_that_real_replies_do(sites: tuple[Site, Site], tmp_path: Path) -> None:
     from clients.dry_run import dry_run
 
     state = State.create(tmp_path / "state")
     for site in sites:
-        sent = {m.what.split()[0]: m.bytes for m in dry_run(STUDY, site, state, tmp_path / site.config.name)}
+        sent = {m.what.split()[0]: m for m in dry_run(STUDY, site, state, tmp_path / site.config.name)}
         for stage in proposed(STUDY, site).stages:
             if stage.stage in sent:
-                assert sent[stage.stage] <= stage.sent_bytes <= 1.2 * sent[stage.stage] + 1000
+                assert sent[stage.stage].bytes <= stage.sent_bytes <= 1.2 * sent[stage.stage].bytes + 1000
+                assert sent[stage.stage].metrics.keys() <= set(stage.metrics)
+                assert sent[stage.stage].tensors.keys() == set(stage.sends)
 
 
 def quorum(source: int, target: int) -> Study:

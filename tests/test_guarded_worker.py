@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import Finished
 from hospital import SECRET, Hospital, Stub, done, hospital, with_policy
-from tiny import one_stage, refusal, request, same, study
+from tiny import one_stage, refusal, request, same, study, write_site
 
 from clients.approval import approve, withdraw
 from clients.guarded import GuardedWorker
@@ -101,6 +101,19 @@ def test_an_approval_is_void_when_the_policy_or_the_software_changes(
     monkeypatch.setattr("clients.approval.software_version", lambda: "0.1.7")
     assert north.code(ENROL) == "ok"
     monkeypatch.setattr("clients.approval.software_version", lambda: "0.2.0")
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+
+
+def test_an_approval_is_void_once_site_yaml_is_another_even_before_a_restart(tmp_path: Path, stub: Stub) -> None:
+    folder = write_site(tmp_path / "north", "source")
+    north = hospital(tmp_path / "state", load_site(folder), STUDY)
+    assert north.code(ENROL) == "ok"
+    with (folder / "site.yaml").open("a") as file:
+        file.write("policy: {max_rounds: 1}\n")
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+    north = north.reopened(load_site(folder))
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+    (folder / "site.yaml").unlink()
     assert north.worker.handle(ENROL) == NOTHING_ELSE
 
 
