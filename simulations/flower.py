@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common.errors import RunError
+from server.app import END_WITH
 
 #: The folder with pyproject.toml, which Flower bundles as the app.
 APP = Path(__file__).resolve().parent.parent
@@ -64,6 +65,8 @@ class Simulation:
             "RAY_USAGE_STATS_ENABLED": "0",
             # One thread a site: two busy processes with two threads each on two cores crawl.
             "OMP_NUM_THREADS": "1",
+            # Flower's simulation process outlives its SuperLink; it is told whom it works for.
+            END_WITH: str(os.getpid()),
             "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
         }
         self.log = home / "superlink.log"
