@@ -39,9 +39,15 @@ class GuardedWorker:
     def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
         self.site, self.state, self.busy_wait_s = site, state, busy_wait_s
         self.ledger = Ledger(state.ledger)
+        self._config = _site_yaml(site)
         self._at_work = threading.Lock()
         self._worker: Worker | None = None
         self._start = 0
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a task runs now."""
+        return self._at_work.locked()
 
     def handle(self, payload: bytes, cancelled: Callable[[], bool] = lambda: False) -> bytes:
         """Answer a message; raises nothing.
@@ -90,6 +96,9 @@ class GuardedWorker:
             return None
         for finding in approval.void(self.site.config) if approval else ():
             log.warning("%s", finding)
+            return None
+        if _site_yaml(self.site) != self._config:
+            log.warning("%s: site.yaml was changed; restart the worker, and approve again", self.site.config.name)
             return None
         return approval
 
@@ -149,3 +158,11 @@ class GuardedWorker:
             self._worker = Worker(self.site, approval.study, self.state.secret(start))
         assert self._worker is not None
         return self._worker
+
+
+def _site_yaml(site: Site) -> bytes | None:
+    """Return the file that holds the policy as it is now: one that was tightened must not wait for a restart."""
+    try:
+        return (site.folder / "site.yaml").read_bytes()
+    except OSError:
+        return None

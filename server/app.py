@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,34 +18,50 @@ from common.study import load_study
 from server.federation import NODES
 from server.flower_cli import ERROR
 from server.grid import GridTransport
-from server.lock import run_folder
 from server.run import run_study
 
 log = logging.getLogger("crossprobe.server")
 app = ServerApp()
 
+#: How long the ServerApp of a run that was stopped may take to end before a resumed one gives up, in seconds.
+STOPPED_S = 90.0
+#: Holds the id of a process whose end is to end this one; set by the simulation.
+END_WITH = "CROSSPROBE_END_WITH"
+
+
+def _end_with(pid: int) -> None:
+    """End this process and its group, which holds Ray's, once `pid` is gone.
+
+    Killed, `pid` could not have stopped what Flower runs for it; Ray's processes would linger for minutes.
+    """
+    while True:
+        time.sleep(1.0)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            os.killpg(0, signal.SIGKILL)
+
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run `study` into `out`; on an error leave its message beside the checkpoint and fail the Flower run."""
+    if END_WITH in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[END_WITH]),), daemon=True).start()
     config = context.run_config
     out = Path(str(config["out"]))
+    (out / ERROR).unlink(missing_ok=True)
+
+    def enrolled(nodes: Mapping[str, int]) -> None:
+        content = {name: str(node) for name, node in sorted(nodes.items())}
+        write_atomically(out / NODES, json.dumps(content).encode())
+
     try:
-        with run_folder(out):
-            (out / ERROR).unlink(missing_ok=True)
-            study = load_study(Path(str(config["study"])))
-            quorum = [
-                least
-                for role, least in study.participation.quorum.items()
-                if any(s.task_of(role) for s in study.stages)
-            ]
-
-            def enrolled(nodes: Mapping[str, int]) -> None:
-                content = {name: str(node) for name, node in sorted(nodes.items())}
-                write_atomically(out / NODES, json.dumps(content).encode())
-
-            transport = GridTransport(grid, sum(quorum), on_enrolled=enrolled)
-            run_study(study, transport, out, resume=bool(config["resume"]))
+        study = load_study(Path(str(config["study"])))
+        quorum = [
+            least for role, least in study.participation.quorum.items() if any(s.task_of(role) for s in study.stages)
+        ]
+        transport = GridTransport(grid, sum(quorum), on_enrolled=enrolled)
+        run_study(study, transport, out, resume=bool(config["resume"]), wait_s=STOPPED_S)
     except CrossProbeError as error:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / ERROR, str(error).encode())

@@ -5,6 +5,7 @@ there, leave it running, and exit 0 when the ServerApp crashed.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import RunError
+from server.app import END_WITH
 from server.flower_cli import FlowerCli, tool
 
 _START_S = 60.0
@@ -45,6 +47,8 @@ class Simulation:
             "RAY_USAGE_STATS_ENABLED": "0",
             # One thread a site: two busy processes with two threads each on two cores crawl.
             "OMP_NUM_THREADS": "1",
+            # Flower's simulation process outlives its SuperLink; it is told whom it works for.
+            END_WITH: str(os.getpid()),
         }
         self.cli.environment = self.env
         self.log = home / "superlink.log"
@@ -52,7 +56,13 @@ class Simulation:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                command, env=self.env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self.env,
+                cwd=home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         deadline = time.monotonic() + _START_S
         while not self._answers():
@@ -119,6 +129,12 @@ class Simulation:
                 raise RunError(f"Flower's SuperLink ended during the run:\n{self.tail()}")
 
         self.cli.follow(self.cli.submit(config, federation=federation), out, poll, self.tail)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is killed: Flower would train on, unseen."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _group_alive(process: subprocess.Popen) -> bool:
