@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clients.state import write
+from common.contract import Role
 from common.errors import ContractError, SiteStateError
 from common.privacy import Privacy
 from common.study import Round, Study
@@ -52,6 +53,13 @@ def charge_of(study: Study, round_: Round, task: AnyTask, id_: str) -> Charge | 
     return Charge(id_, study.hash(), round_.index, rate, privacy.noise_multiplier, task.steps)
 
 
+def charges_of(study: Study, role: Role) -> list[Charge]:
+    """Return what each round of a study costs a site of `role`, in order."""
+    tasks = [(round_, round_.stage.task_of(role)) for round_ in study.rounds()]
+    charges = [charge_of(study, round_, task, f"planned {round_.index}") for round_, task in tasks if task is not None]
+    return [charge for charge in charges if charge is not None]
+
+
 #: Orders among which the best is taken. Opacus' own end at 63, too low for an epsilon under about 0.3,
 #: and begin at 1.1, too high for one over about 100.
 ORDERS = (1.01, 1.03, *(1 + i / 10 for i in range(1, 100)), *range(11, 64), *(2**i for i in range(6, 11)))
@@ -86,14 +94,15 @@ class Accountant:
 
     Args:
         path: need not exist yet.
+        charges: what was spent before, where there is no file.
 
     Raises:
         SiteStateError: if the file is damaged; without it the budget could be spent twice.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, charges: Iterable[Charge] = ()) -> None:
         self.path = path
-        self.charges: tuple[Charge, ...] = ()
+        self.charges = tuple(charges)
         #: Hashes of studies without privacy that were answered here: no epsilon bounds what they told.
         self.unbounded: frozenset[str] = frozenset()
         if path is not None and path.exists():

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from clients.accountant import Accountant, Charge, charge_of, smaller_cap
+from clients.accountant import Accountant, charges_of, smaller_cap
 from clients.findings import Finding
 from clients.site import Site
 from clients.worker import enrolment
@@ -157,16 +157,9 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
     )
 
 
-def _charges(study: Study, role: Role) -> list[Charge]:
-    """Return what each round of a study costs a site of `role`."""
-    tasks = [(round_, round_.stage.task_of(role)) for round_ in study.rounds()]
-    charges = [charge_of(study, round_, task, f"planned {round_.index}") for round_, task in tasks if task is not None]
-    return [charge for charge in charges if charge is not None]
-
-
 def _epsilon_of_stage(study: Study, role: Role, stage: Stage, accountant: Accountant) -> tuple[float, float] | None:
     own = {round_.index for round_ in study.rounds() if round_.stage.name == stage.name}
-    until = [charge for charge in _charges(study, role) if charge.round <= max(own)]
+    until = [charge for charge in charges_of(study, role) if charge.round <= max(own)]
     first = [charge for charge in until if charge.round <= min(own)]
     if study.privacy is None or not any(charge.round in own for charge in until):
         return None
@@ -178,7 +171,7 @@ def _budget(study: Study, site: Site, accountant: Accountant) -> Budget | None:
     privacy = study.privacy
     if privacy is None:
         return None
-    charges, cap = _charges(study, site.config.role), smaller_cap(privacy, site.config.policy.epsilon_cap)
+    charges, cap = charges_of(study, site.config.role), smaller_cap(privacy, site.config.policy.epsilon_cap)
     spent = [accountant.epsilon(privacy.delta, *charges[:count]) for count in range(len(charges) + 1)]
     return Budget(
         settings=privacy,

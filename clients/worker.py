@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from clients.accountant import Accountant, charge_of
+from clients.accountant import Accountant, charge_of, charges_of
 from clients.dataset import Dataset
 from clients.refusals import refusal
 from clients.site import Site, Split
@@ -62,12 +62,14 @@ class Worker:
         site: a checked site folder.
         study: the site's own, approved copy.
         secret: 32 bytes that never leave; all of the site's randomness is derived from them.
-        accountant: of the site's privacy budget; None begins one in memory (simulations).
+        accountant: of the site's privacy budget. None (simulations, whose processes come and go) has for
+            each request one in memory, as if the site had answered all earlier rounds of this study once.
     """
 
     def __init__(self, site: Site, study: Study, secret: bytes, accountant: Accountant | None = None) -> None:
         self.site, self.study, self.secret = site, study, secret
         self.accountant = Accountant() if accountant is None else accountant
+        self._simulated = accountant is None
         self.study_hash = study.hash()
         self.rounds = list(study.rounds())
         self.networks = Networks(study)
@@ -110,6 +112,9 @@ class Worker:
         request = digest(payload)
         charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request).hex())
         if charge is not None and self.study.privacy is not None:
+            if self._simulated:
+                earlier = charges_of(self.study, self.site.config.role)
+                self.accountant = Accountant(charges=(c for c in earlier if c.round < charge.round))
             self.accountant.check(charge, self.study.privacy, policy.epsilon_cap)
         metrics, updates = self._run(round_, task, tensors, request, header.foreground_prior, cancelled)
         reply = TaskReply(

@@ -114,7 +114,7 @@ def simulate(
             poll()
     write_summary(out)
     examples = draw_examples(study, out, sites)
-    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": _hardware()}
+    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware()}
     summary = write_summary(out, extra)
     render_report(out, examples)
     return summary
@@ -128,9 +128,10 @@ def _seconds_so_far(out: Path) -> float:
         return 0.0
 
 
-def _hardware() -> str:
-    machine = platform.machine()
-    return f"{os.cpu_count()} cores ({machine}), on the CPU with one thread a site, torch {torch.__version__.partition('+')[0]}"
+def hardware() -> str:
+    """Return what a run's numbers were made on, for those who compare times."""
+    version = torch.__version__.partition("+")[0]
+    return f"{os.cpu_count()} cores ({platform.machine()}), on the CPU with one thread a site, torch {version}"
 
 
 def _write_study(study: Study, run: Path) -> Path:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hospital import Hospital, Stub, done, hospital, with_policy
 from opacus.accountants import PRVAccountant
 from private import private
 from rich.console import Console
 from scipy.stats import norm
-from tiny import one_stage, request
+from tiny import one_stage, request, study, workers
 
 from clients.accountant import ORDERS, Accountant, Charge, _renyi, epsilon_of
 from clients.approval import approve
@@ -23,7 +24,7 @@ from clients.consent import show
 from clients.policy import Policy
 from clients.proposal import propose
 from clients.site import Site, load_site
-from common.contract import EnrolReply, EnrolRequest, pack
+from common.contract import EnrolReply, EnrolRequest, pack, unpack
 from common.errors import ContractError, RunError, SiteStateError
 from common.study import Study
 
@@ -246,3 +247,21 @@ def test_the_approval_of_a_study_without_privacy_names_no_epsilon(site: Site) ->
 def test_an_approval_keeps_the_public_number(tmp_path: Path, site: Site) -> None:
     state = hospital(tmp_path, site).state
     assert approve(state, site, STUDY, by="anna").patients == 8
+
+
+def test_a_simulated_site_stops_at_the_same_round_whichever_process_answers(pair: Sequence[Path]) -> None:
+    cap = (cost(STUDY, 2) + cost(STUDY, 3)) / 2
+    of = private(rounds=6, epsilon_cap=cap)
+    requests = [request(of, "pretrain", "source", step=step) for step in range(4)]
+    (one,) = workers(of, pair[:1])
+    for payload, code in zip(requests, ("", "", "privacy-budget-spent", "privacy-budget-spent"), strict=True):
+        (fresh,) = workers(of, pair[:1])
+        reply = one.handle(payload)
+        assert one.handle(payload) == fresh.handle(payload) == reply
+        assert getattr(unpack(reply)[0], "code", "") == code
+
+
+def test_the_example_in_the_documents_is_a_study() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "privacy.md").read_text(encoding="utf-8")
+    section = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    assert study(**section, stages=[STUDY.stages[0].model_dump()]).privacy is not None
