@@ -37,7 +37,7 @@ from simulations.sites import write_phantom_site
 
 PATIENTS: dict[Split, int] = {"train": 60, "test": 20}
 FRAMES = 3
-#: From hardly a promise to one that means something: epsilon about 83, 19, 7 and 3 at the defaults below.
+#: From hardly a promise to one that means something: epsilon about 83, 19, 6 and 3 at the defaults below.
 NOISE = (0.5, 1.0, 2.0, 4.0)
 
 
