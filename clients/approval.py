@@ -73,7 +73,7 @@ def approve(state: State, site: Site, study: Study, *, by: str) -> Approval:
         site=config.name,
         role=config.role,
         software=software_version(),
-        patients=config.policy.declared_patients(len(site.patients("train"))),
+        patients=config.policy.declared_in(study, len(site.patients("train"))),
     )
     content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}
     write(state.approval(approval.study_hash), json.dumps(content, indent=1).encode())

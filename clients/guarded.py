@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from clients.accountant import Accountant
 from clients.approval import Approval, approval_of, valid_approvals
 from clients.ledger import Ledger, LedgerError, entry
 from clients.refusals import refusal
@@ -34,12 +35,14 @@ class GuardedWorker:
 
     Raises:
         LedgerError: if the ledger is damaged.
+        SiteStateError: if the accountant's file is.
     """
 
     def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
         self.site, self.state, self.busy_wait_s = site, state, busy_wait_s
         self.ledger = Ledger(state.ledger)
         self._config = _site_yaml(site)
+        self.accountant = Accountant(state.accountant)
         self._at_work = threading.Lock()
         self._worker: Worker | None = None
         self._start = 0
@@ -82,7 +85,8 @@ class GuardedWorker:
             reply = pack(refusal("not-approved"))
         # What leaves is what is written down: read back from the very bytes.
         answer, updates = unpack(reply)
-        self.ledger.append(entry("out", reply, answer, updates, header))
+        epsilon = self.accountant.stated(approval.study.privacy) if approval else None
+        self.ledger.append(entry("out", reply, answer, updates, header, epsilon))
         return reply
 
     def _approval(self, header: Message | None) -> Approval | None:
@@ -109,7 +113,7 @@ class GuardedWorker:
         try:
             self.site.config.policy.check_date(datetime.now(UTC).date())
             if not isinstance(header, TaskRequest):  # an enrolment needs no image, and waits for no task
-                declared = enrolment(self.site, approval.study_hash)
+                declared = enrolment(self.site, approval.study)
                 # As approved: a count that followed the folder would tell when a patient came or went.
                 return pack(declared.model_copy(update={"patients": approval.patients}))
             if not self._at_work.acquire(timeout=self.busy_wait_s):
@@ -155,7 +159,7 @@ class GuardedWorker:
         known = self._worker
         if known is None or (known.study_hash, self._start) != (approval.study_hash, start):
             self._worker, self._start = None, start
-            self._worker = Worker(self.site, approval.study, self.state.secret(start))
+            self._worker = Worker(self.site, approval.study, self.state.secret(start), self.accountant)
         assert self._worker is not None
         return self._worker
 

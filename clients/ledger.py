@@ -66,15 +66,17 @@ def entry(
     header: Message | None,
     tensors: Mapping[str, np.ndarray],
     request: Message | None = None,
+    epsilon: float | None = None,
 ) -> dict[str, Any]:
     """Return what the ledger says of a message.
 
     Args:
         header: of the message, or None for bytes that are no message of ours.
         request: what it answers; a refusal does not name its study, round and task itself.
+        epsilon: of all that left the site so far, this message included; None where none holds.
 
     Keys: time (UTC), direction, kind, study, round, task, tensors (name -> shape), bytes, sha256 of the
-    whole payload, metrics as sent, epsilon (after it; None without differential privacy), refusal code.
+    whole payload, metrics as sent, epsilon, refusal code.
     """
     names = sorted(name for name in tensors if _PLAIN.fullmatch(name))[:_MOST_TENSORS]
     about = request if isinstance(header, Refusal) else header
@@ -90,7 +92,7 @@ def entry(
         "bytes": len(payload),
         "sha256": digest(payload),
         "metrics": header.metrics if isinstance(header, TaskReply) else {},
-        "epsilon": None,
+        "epsilon": epsilon,
         "refusal": getattr(header, "code", None),
     }
 

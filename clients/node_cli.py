@@ -139,6 +139,8 @@ def _show(path: Path, chosen: argparse.Namespace) -> int:
     for content in entries:
         components = dict.fromkeys(component_of(name) for name in content["tensors"])
         numbers = [f"{name} {value:.4g}" for name, value in content["metrics"].items()]
+        if content["epsilon"] is not None:
+            numbers = [f"epsilon {content['epsilon']:.4g} after it", *numbers]
         if len(numbers) > 8:
             numbers = [*numbers[:8], f"and {len(numbers) - 8} more, see --json"]
         table.add_row(

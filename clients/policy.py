@@ -65,7 +65,8 @@ class Policy(BaseModel):
     # refuses every study without differential privacy.
     privacy_required: bool = False
 
-    # No cap while no privacy is asked for; a study without differential privacy is over any cap.
+    # No cap while no privacy is asked for; a study without differential privacy is over any cap. It is
+    # on all studies together, at the delta of the study that asks.
     epsilon_cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     # No end by itself; a contract with the coordinator often has one. The last day that counts, UTC.
@@ -97,6 +98,10 @@ class Policy(BaseModel):
             return 0
         multiple = self.patients_rounded_to
         return min(max(n // multiple * multiple, multiple), self.patients_cap)
+
+    def declared_in(self, study: Study, n: int) -> int:
+        """The patient count that may leave in a study: under privacy its public nominal number, whatever `n` is."""
+        return self.declared_patients(n) if study.privacy is None else study.privacy.nominal_patients
 
     def permitted(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return those of a task's metrics that may leave."""
@@ -155,9 +160,9 @@ class Policy(BaseModel):
                 f"expected at most {self.max_rounds} rounds, found {rounds}",
                 "Ask the coordinator for a shorter study, or raise `max_rounds`",
             )
-        # No study can have a section on differential privacy yet, so none keeps what is asked for here.
+        # How far the cap reaches is the accountant's business: a study that comes above it stops there.
         for key, asked in (("privacy_required", self.privacy_required), ("epsilon_cap", self.epsilon_cap is not None)):
-            if asked:
+            if asked and study.privacy is None:
                 yield _finding(
                     "privacy-required",
                     key,

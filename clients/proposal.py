@@ -7,11 +7,14 @@ from math import prod
 
 import numpy as np
 
+from clients.accountant import Accountant, charges_of, smaller_cap
 from clients.findings import Finding
 from clients.site import Site
+from clients.worker import enrolment
 from common.contract import METRICS, ROLES, Role, Sha256, TaskReply, component_of, pack
 from common.networks import Networks
-from common.study import Round, Study
+from common.privacy import Privacy
+from common.study import Round, Stage, Study
 from common.tasks import AnyTask, TrainingTask
 
 #: Stands for a hash where only the length of a message counts.
@@ -27,6 +30,8 @@ class StagePlan:
         sends: components whose updates leave in each round.
         sent_bytes: of one round's reply at most, all metrics included.
         metrics: names of the numbers that leave at most, after the policy.
+        epsilon: after the stage's first round and after its last, with all that the site spent before;
+            None where the stage costs nothing.
     """
 
     stage: str
@@ -36,6 +41,31 @@ class StagePlan:
     sends: tuple[str, ...]
     sent_bytes: int
     metrics: tuple[str, ...]
+    epsilon: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a study with differential privacy would spend at the site.
+
+    Attributes:
+        settings: the study's.
+        cap: the smaller of the study's and the policy's.
+        before: epsilon of all noisy steps that this site sent already, in other studies or in this one.
+        alone: epsilon of all of this study's rounds, had the site sent nothing before.
+        after: epsilon of both together.
+        rounds, rounds_in_cap: training rounds here, and how many of them the cap lets through.
+        unbounded: studies without privacy that were answered here; with any, no epsilon bounds all that left.
+    """
+
+    settings: Privacy
+    cap: float
+    before: float
+    alone: float
+    after: float
+    rounds: int
+    rounds_in_cap: int
+    unbounded: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +77,7 @@ class Proposal:
         tensors: component -> tensor name -> shape, of all that would leave.
         patients: as declared, after rounding and cap.
         quorum: role -> least number of sites behind an aggregate.
+        budget: of a study with differential privacy, else None.
         warnings: what the least numbers mean, in sentences.
         findings: what the site's policy does not allow; with any, the study cannot be approved.
     """
@@ -62,6 +93,7 @@ class Proposal:
     patients: int
     labelled_test: bool
     quorum: dict[str, int]
+    budget: Budget | None
     warnings: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -72,12 +104,14 @@ class Proposal:
         return tuple(dict.fromkeys(name for names in METRICS.values() for name in names if name in sent))
 
 
-def propose(study: Study, site: Site, *, today: date) -> Proposal:
+def propose(study: Study, site: Site, *, today: date, accountant: Accountant | None = None) -> Proposal:
     """Return what `study` would do at `site` and what its policy says to that.
 
     Args:
         today: UTC, for the policy's expiry.
+        accountant: the site's; None stands for one that has spent nothing.
     """
+    accountant = accountant or Accountant()
     config = site.config
     policy, shapes = config.policy, Networks(study)
     stages = []
@@ -95,6 +129,7 @@ def propose(study: Study, site: Site, *, today: date) -> Proposal:
                 sends=task.trains,
                 sent_bytes=_reply_bytes(round_, task, shapes.shapes(task.trains), metrics),
                 metrics=metrics,
+                epsilon=_epsilon_of_stage(study, config.role, round_.stage, accountant),
             )
         )
     tensors: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -110,14 +145,43 @@ def propose(study: Study, site: Site, *, today: date) -> Proposal:
         rounds=sum(stage.rounds for stage in stages),
         stages=tuple(stages),
         tensors=tensors,
-        patients=policy.declared_patients(len(site.patients("train"))),
-        labelled_test=len(site.patients("test", labelled=True)) >= policy.min_patients,
+        patients=policy.declared_in(study, len(site.patients("train"))),
+        labelled_test=enrolment(site, study).labelled_test,
         quorum={str(role): least for role, least in quorum.items()},
+        budget=_budget(study, site, accountant),
         warnings=tuple(_warnings(config.role, quorum)),
         findings=(
             *policy.findings(study, config.role, today=today, sent_bytes={s.stage: s.sent_bytes for s in stages}),
             *_misfits(study, site),
         ),
+    )
+
+
+def _epsilon_of_stage(study: Study, role: Role, stage: Stage, accountant: Accountant) -> tuple[float, float] | None:
+    own = {round_.index for round_ in study.rounds() if round_.stage.name == stage.name}
+    until = [charge for charge in charges_of(study, role) if charge.round <= max(own)]
+    first = [charge for charge in until if charge.round <= min(own)]
+    if study.privacy is None or not any(charge.round in own for charge in until):
+        return None
+    delta = study.privacy.delta
+    return accountant.epsilon(delta, *first), accountant.epsilon(delta, *until)
+
+
+def _budget(study: Study, site: Site, accountant: Accountant) -> Budget | None:
+    privacy = study.privacy
+    if privacy is None:
+        return None
+    charges, cap = charges_of(study, site.config.role), smaller_cap(privacy, site.config.policy.epsilon_cap)
+    spent = [accountant.epsilon(privacy.delta, *charges[:count]) for count in range(len(charges) + 1)]
+    return Budget(
+        settings=privacy,
+        cap=cap,
+        before=spent[0],
+        alone=Accountant().epsilon(privacy.delta, *charges),
+        after=spent[-1],
+        rounds=len(charges),
+        rounds_in_cap=sum(epsilon <= cap for epsilon in spent[1:]),
+        unbounded=len(accountant.unbounded),
     )
 
 
@@ -141,6 +205,8 @@ def _misfits(study: Study, site: Site) -> Iterator[Finding]:
 
 def _possible(study: Study, task: AnyTask, role: Role) -> tuple[str, ...]:
     """Return the metrics that a task can send in this study from a site of `role`."""
+    if study.privacy is not None and isinstance(task, TrainingTask):
+        return ()
     with_baseline = "baseline" in study.initial
     elsewhere = "score" if role == "source" else "val_dice"  # the two roles' answers to the task `score`
     return tuple(

@@ -128,6 +128,7 @@ def _keygen(chosen: argparse.Namespace) -> int:
 
 
 def _approve(chosen: argparse.Namespace) -> int:
+    from clients.accountant import Accountant
     from clients.approval import approve
     from clients.consent import show
     from clients.proposal import propose
@@ -137,7 +138,7 @@ def _approve(chosen: argparse.Namespace) -> int:
 
     state, study = State(chosen.state), load_study(chosen.study)
     site = load_site(chosen.site)
-    proposal = propose(study, site, today=datetime.now(UTC).date())
+    proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
     if not chosen.json:
         show(proposal, Console())
     _complain(proposal.findings)
@@ -149,7 +150,7 @@ def _approve(chosen: argparse.Namespace) -> int:
         approval = approve(state, site, study, by=chosen.by or getpass.getuser())
     if chosen.json:
         content = {"approved": approval is not None, "by": approval and approval.by, "when": approval and approval.when}
-        print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1))
+        print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))
     elif approval is not None:
         print(
             f"approved by {approval.by} at {approval.when}: study {approval.study_hash[:16]}, policy "

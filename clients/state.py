@@ -4,6 +4,7 @@
     approvals/HASH.json one file a study, see `clients.approval`
     ledger.jsonl        see `clients.ledger`
     answered/HASH       one file a study: the highest round answered, and that very reply
+    accountant.json     what was spent of the privacy budget, see `clients.accountant`
     lock                held by the process that answers
 
 It is apart from the folder with the images, which the worker needs only to read.
@@ -112,6 +113,11 @@ class State:
     def ledger(self) -> Path:
         """The ledger's file."""
         return self.folder / "ledger.jsonl"
+
+    @property
+    def accountant(self) -> Path:
+        """The accountant's file."""
+        return self.folder / "accountant.json"
 
     def approval(self, study_hash: str) -> Path:
         """Return the file of a study's approval, which need not exist."""

@@ -1,16 +1,19 @@
 """What every training task shares: its context, the optimizer loop and the frames it draws."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
-from clients.dataset import Dataset
+from clients.dataset import Dataset, by_patient
+from clients.frames import Frame
 from clients.policy import Policy
+from clients.private_training import PrivateGradients
+from clients.site import Split
 from common.networks import Networks
-from common.seeds import derive_seed
+from common.seeds import derive, derive_seed
 from common.study import Round, Study
 from common.tasks import AnyTask, TrainingTask
 
@@ -18,6 +21,8 @@ from common.tasks import AnyTask, TrainingTask
 MAX_GRADIENT_NORM = 5.0
 
 Metrics = dict[str, float]
+#: Frames and the generator of their views -> one loss a frame, [B]; it draws no frames itself.
+LossOf = Callable[[Sequence[Frame], Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class TaskContext:
     Attributes:
         networks: hold the components of the request; a task trains them in place.
         secret: the site's; with study, site, round and task it gives all randomness.
+        request: SHA-256 of the request; private randomness is another for every request.
         foreground_prior: mean foreground fraction at the source sites, in [0, 1], or None.
         cancelled: is asked between steps; when it says True the task stops with `TaskCancelled`.
     """
@@ -38,19 +44,23 @@ class TaskContext:
     data: Dataset
     policy: Policy
     secret: bytes
+    request: str = ""
     foreground_prior: float | None = None
     cancelled: Callable[[], bool] = lambda: False
 
     def generator(self, purpose: str) -> Generator:
         """Return a generator that no one without the site's secret can predict."""
-        words = (
-            self.study.hash(),
-            self.data.site.config.name,
-            self.round.index,
-            self.task.task,
-            purpose,
-        )
-        return torch.Generator().manual_seed(derive_seed(self.secret, *words))
+        return torch.Generator().manual_seed(derive_seed(self.secret, *self._words(purpose)))
+
+    def key(self, purpose: str) -> bytes:
+        """Return 32 bytes that no one without the site's secret can predict, for this very request.
+
+        The same noise under two models would come off in the difference of the two replies.
+        """
+        return derive(self.secret, *self._words(purpose), self.request)
+
+    def _words(self, purpose: str) -> tuple[str | int, ...]:
+        return (self.study.hash(), self.data.site.config.name, self.round.index, self.task.task, purpose)
 
 
 class TaskCancelled(Exception):
@@ -69,31 +79,62 @@ def fit(
     context: TaskContext,
     task: TrainingTask,
     trained: Iterable[nn.Module],
-    step_losses: Callable[[int], Tensor],
+    loss_of: LossOf,
+    split: Split = "train",
 ) -> float:
     """Take the task's steps with a fresh AdamW and return the mean loss.
 
+    Under privacy the gradients are clipped by patient and noised; AdamW and its decay only see these, so
+    that the update keeps their guarantee (post-processing). The mean loss has none and must not leave.
+
     Args:
         trained: modules whose parameters move; all others stay.
-        step_losses: step -> one loss per image, [B].
+        split: whose patients are drawn.
+
+    Raises:
+        StudyError: under privacy, if a module or the loss cannot be made private.
     """
     context.networks.requires_grad_(False)
-    parameters = [p for module in trained for p in module.requires_grad_(True).parameters()]
+    modules = [module.requires_grad_(True) for module in trained]
+    parameters = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=context.study.weight_decay)
+    gradients = _gradients(context, modules, parameters, loss_of, split)
     total = 0.0
     for step in range(task.steps):
         if context.cancelled():
             raise TaskCancelled
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(context, task, step)
-        loss = step_losses(step).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        total += gradients(step)
         optimizer.step()
-        total += float(loss.detach())
     context.networks.requires_grad_(False)
     return total / task.steps
+
+
+def _gradients(
+    context: TaskContext, modules: list[nn.Module], parameters: list[nn.Parameter], loss_of: LossOf, split: Split
+) -> Callable[[int], float]:
+    """Return what fills the parameters' gradients for a step, and returns its loss."""
+    study = context.study
+    if study.privacy is not None:
+        return PrivateGradients(
+            study.privacy,
+            sample_rate=study.privacy.sample_rate(study.batch_size),
+            patients=by_patient(context.data.site.frames_of(split)),
+            modules=modules,
+            loss_of=loss_of,
+            key=context.key("privacy"),
+        )
+    generator = context.generator("views")
+
+    def plain(_: int) -> float:
+        loss = loss_of(context.data.draw(split, study.batch_size, generator), generator).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        return float(loss.detach())
+
+    return plain
 
 
 def trained_modules(context: TaskContext) -> list[nn.Module]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from clients.accountant import Accountant, charge_of, charges_of
 from clients.dataset import Dataset
 from clients.refusals import refusal
 from clients.site import Site, Split
@@ -28,8 +29,9 @@ from common.contract import (
     pack,
     unpack,
 )
-from common.errors import ContractError, CrossProbeError
+from common.errors import ContractError, CrossProbeError, SiteStateError
 from common.networks import Networks
+from common.seeds import derive
 from common.study import Round, Study
 from common.tasks import AnyTask, TrainingTask
 
@@ -39,15 +41,16 @@ log = logging.getLogger("crossprobe.worker")
 MAX_RECEIVED_NORM = 1e5
 
 
-def enrolment(site: Site, study_hash: str) -> EnrolReply:
+def enrolment(site: Site, study: Study) -> EnrolReply:
     """Return what a site declares about itself in a study that it approved."""
     policy = site.config.policy
+    evaluates = study.privacy is None or study.privacy.evaluation == "outside"
     return EnrolReply(
-        study=study_hash,
+        study=study.hash(),
         site=site.config.name,
         role=site.config.role,
-        patients=policy.declared_patients(len(site.patients("train"))),
-        labelled_test=len(site.patients("test", labelled=True)) >= policy.min_patients,
+        patients=policy.declared_in(study, len(site.patients("train"))),
+        labelled_test=evaluates and len(site.patients("test", labelled=True)) >= policy.min_patients,
         software=software_version(),
     )
 
@@ -59,10 +62,14 @@ class Worker:
         site: a checked site folder.
         study: the site's own, approved copy.
         secret: 32 bytes that never leave; all of the site's randomness is derived from them.
+        accountant: of the site's privacy budget. None (simulations, whose processes come and go) has for
+            each request one in memory, as if the site had answered all earlier rounds of this study once.
     """
 
-    def __init__(self, site: Site, study: Study, secret: bytes) -> None:
+    def __init__(self, site: Site, study: Study, secret: bytes, accountant: Accountant | None = None) -> None:
         self.site, self.study, self.secret = site, study, secret
+        self.accountant = Accountant() if accountant is None else accountant
+        self._simulated = accountant is None
         self.study_hash = study.hash()
         self.rounds = list(study.rounds())
         self.networks = Networks(study)
@@ -87,7 +94,7 @@ class Worker:
             code = "cancelled"
         except CrossProbeError as error:
             log.error("%s: %s", self.site.config.name, error)
-            code = "site-error"
+            code = "state-failed" if isinstance(error, SiteStateError) else "site-error"
         except Exception:
             log.exception("%s: a task failed", self.site.config.name)
             code = "task-failed"
@@ -97,21 +104,34 @@ class Worker:
         header, tensors = unpack(payload)
         if isinstance(header, EnrolRequest):
             self._check_study(header.study)
-            return pack(enrolment(self.site, header.study))
+            return pack(enrolment(self.site, self.study))
         if not isinstance(header, TaskRequest):
             raise ContractError("not-a-request", "expected an enrolment or a task")
-        metrics, updates = self._run(header, tensors, cancelled)
+        round_, task = self._agreed(header)
+        policy = self.site.config.policy
+        request = digest(payload)
+        charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request).hex())
+        if charge is not None and self.study.privacy is not None:
+            if self._simulated:
+                earlier = charges_of(self.study, self.site.config.role)
+                self.accountant = Accountant(charges=(c for c in earlier if c.round < charge.round))
+            self.accountant.check(charge, self.study.privacy, policy.epsilon_cap)
+        metrics, updates = self._run(round_, task, tensors, request, header.foreground_prior, cancelled)
         reply = TaskReply(
             study=self.study_hash,
             round=header.round,
             stage=header.stage,
             task=header.task,
-            request=digest(payload),
-            metrics=self.site.config.policy.permitted(metrics),
+            request=request,
+            metrics=policy.permitted(metrics),
             ledger_head=ledger_head,
         )
         sealed = pack(reply, updates)
-        self.site.config.policy.check_bytes(len(sealed))
+        policy.check_bytes(len(sealed))
+        if charge is not None:
+            self.accountant.spend(charge)
+        elif self.study.privacy is None:
+            self.accountant.expose(self.study_hash)
         return sealed
 
     def _check_study(self, study_hash: str) -> None:
@@ -119,10 +139,15 @@ class Worker:
             raise ContractError("other-study", "the request is of a study that this site did not approve")
 
     def _run(
-        self, header: TaskRequest, tensors: Tensors, cancelled: Callable[[], bool]
+        self,
+        round_: Round,
+        task: AnyTask,
+        tensors: Tensors,
+        request: str,
+        prior: float | None,
+        cancelled: Callable[[], bool],
     ) -> tuple[dict[str, float], Tensors]:
         """Return a task's metrics and updates, checked."""
-        round_, task = self._agreed(header)
         shapes = self.networks.shapes(self.study.components_of(task))
         check_tensors(tensors, shapes, max_norm=MAX_RECEIVED_NORM)
         torch.set_num_threads(self.site.config.threads)
@@ -136,24 +161,29 @@ class Worker:
                 data=self.data,
                 policy=self.site.config.policy,
                 secret=self.secret,
-                foreground_prior=header.foreground_prior,
+                request=request,
+                foreground_prior=prior,
                 cancelled=cancelled,
             )
         )
         trained = self.networks.export(task.trains)
         updates = {name: value - tensors[name] for name, value in trained.items()}
         check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
+        metrics = self._backed(task, metrics)
         check_metrics(task.task, metrics)
-        return self._backed(task, metrics), updates
+        return metrics, updates
 
     def _backed(self, task: AnyTask, metrics: dict[str, float]) -> dict[str, float]:
-        """Leave out what a training task measured on fewer patients than the policy asks for.
+        """Leave out what a training task measured on fewer patients than the policy asks for, or under privacy.
 
-        `val_dice`, `score` and the evaluation's numbers look at patients of their own and see to it.
+        No noise is in these numbers, so under privacy none of them leaves. `val_dice`, `score` and the
+        evaluation's numbers look at patients of their own and see to it.
         """
         split: Split = "calibrate" if task.task == "infuse" else "train"
         if not isinstance(task, TrainingTask):
             return metrics
+        if self.study.privacy is not None:
+            return {}
         if len(self.site.patients(split)) >= self.site.config.policy.min_patients:
             return metrics
         return {name: value for name, value in metrics.items() if name == "val_dice"}

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from common.contract import BASELINE, BRANCHES, COMPONENTS, ROLES, Role, Sha256
 from common.errors import StudyError
+from common.privacy import Privacy
 from common.tasks import AnyTask, Evaluate, Score, Settings, Supervise, TrainingTask
 
 
@@ -193,6 +194,7 @@ class Study(Settings):
             predictor, the baseline included.
         initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
             then `evaluate` reports differences to it.
+        privacy: patient-level differential privacy; None: nothing bounds what updates tell of a patient.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -206,6 +208,7 @@ class Study(Settings):
     participation: Participation = Participation()
     release: Release = Release()
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
+    privacy: Privacy | None = None
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -219,6 +222,25 @@ class Study(Settings):
             raise ValueError("stage names must differ, and `score` and `evaluate` are the engine's own")
         return self
 
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        if self.privacy is None:
+            return self
+        if self.privacy.nominal_patients < self.batch_size:
+            raise ValueError(
+                f"privacy.nominal_patients must be at least batch_size, {self.batch_size}: their quotient is a "
+                "probability"
+            )
+        wrong = [
+            f"stage `{stage.name}`: `{task.task}` is not possible under privacy: {task.not_private}"
+            for stage in self.stages
+            for task in map(stage.task_of, ROLES)
+            if task is not None and task.not_private
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
     @property
     def fused(self) -> bool:
         """Whether the study trains more than a single branch, so that there is something to fuse."""
@@ -229,12 +251,15 @@ class Study(Settings):
         """Yield every round in order, the engine's own closing ones included.
 
         After the study's stages a fused study scores its last model (`score`) and evaluates the
-        released one (`evaluate`).
+        released one (`evaluate`). Under privacy nothing is scored, the last model is the released one,
+        and it is evaluated only where the study says so.
         """
-        closing = (
+        closing = [
             Stage(name="score", rounds=1, source=Score(), target=Score()),
             Stage(name="evaluate", rounds=1, source=Evaluate(), target=Evaluate()),
-        )
+        ]
+        if self.privacy is not None:
+            closing = closing[1:] if self.privacy.evaluation == "outside" else []
         index = 0
         for stage in (*self.stages, *(closing if self.fused else ())):
             for step in range(stage.rounds):
@@ -251,6 +276,8 @@ class Study(Settings):
         content = self.model_dump(mode="json")
         for weights in content["initial"].values():
             del weights["file"]  # a path differs by machine; the content's hash does not
+        if self.privacy is None:
+            del content["privacy"]  # studies that are older than the section keep their hash
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def hash(self) -> str:

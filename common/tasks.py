@@ -28,6 +28,8 @@ class Task(Settings):
     #: Components that the task reads besides those it trains.
     reads: ClassVar[tuple[str, ...]] = ()
     trainable: ClassVar[tuple[str, ...]] = COMPONENTS
+    #: Why the task cannot be in a study with differential privacy; empty where it can.
+    not_private: ClassVar[str] = ""
     trains: tuple[str, ...] = ()
 
     @field_validator("trains", mode="before")
@@ -124,6 +126,10 @@ class SelfTrain(TrainingTask):
     """
 
     task: Literal["self_train"] = "self_train"
+    not_private: ClassVar[str] = (
+        "the threshold of its pseudo-labels is taken over all patients together, so one patient moves the "
+        "gradients of others by an amount that no clip bounds"
+    )
     trainable: ClassVar[tuple[str, ...]] = COMPONENTS[:4]
     reads: ClassVar[tuple[str, ...]] = _FUSED
     learning_rate: float = Field(default=5e-4, gt=0, le=1)
@@ -142,6 +148,9 @@ class Infuse(TrainingTask):
     """
 
     task: Literal["infuse"] = "infuse"
+    not_private: ClassVar[str] = (
+        "its `calibrate` patients have no accountant; leave the head out, which then is the plain average"
+    )
     trainable: ClassVar[tuple[str, ...]] = ("infusion_head",)
     reads: ClassVar[tuple[str, ...]] = _FUSED
     trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)
@@ -153,6 +162,7 @@ class Score(Task):
     """How good is the received model? Targets answer the label-free score, sources Dice on `val`."""
 
     task: Literal["score"] = "score"
+    not_private: ClassVar[str] = "its number is measured on the patients and not noised"
     trainable: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = _FUSED
 
@@ -161,6 +171,7 @@ class Evaluate(Task):
     """Every predictor on the labelled `test` patients, by patient; only means and intervals leave."""
 
     task: Literal["evaluate"] = "evaluate"
+    not_private: ClassVar[str] = "it is not a stage; set privacy.evaluation to `outside` for the closing evaluation"
     trainable: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = _FUSED
 

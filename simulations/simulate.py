@@ -114,7 +114,7 @@ def simulate(
             poll()
     write_summary(out)
     examples = draw_examples(study, out, sites)
-    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": _hardware()}
+    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware()}
     summary = write_summary(out, extra)
     render_report(out, examples)
     return summary
@@ -128,7 +128,8 @@ def _seconds_so_far(out: Path) -> float:
         return 0.0
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """Return what a run's numbers were made on, for those who compare times."""
     version = torch.__version__.partition("+")[0]
     return f"{os.cpu_count()} cores ({platform.machine()}), no GPU used, one thread a site, torch {version}"
 

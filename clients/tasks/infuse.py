@@ -3,11 +3,14 @@
 On `calibrate` patients, which neither branch was trained on, under simulated device shift.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from clients.dataset import tiles
+from clients.frames import Frame
 from clients.scoring import fused_dice
 from clients.training import Metrics, TaskContext, fit
 from common.augment import augment
@@ -21,11 +24,9 @@ def run(context: TaskContext) -> Metrics:
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, Infuse)
     metrics = fused_dice(context)
-    generator = context.generator("views")
     weights: list[float] = []
 
-    def losses(_: int) -> Tensor:
-        frames = context.data.draw("calibrate", study.batch_size, generator)
+    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         samples = [context.data.labelled(frame) for frame in frames]
         batch = tiles(
             samples,
@@ -57,5 +58,5 @@ def run(context: TaskContext) -> Metrics:
             + cross_entropy(fusion.target_branch)
         )
 
-    loss = fit(context, task, [networks.infusion_head], losses)
+    loss = fit(context, task, [networks.infusion_head], loss_of, "calibrate")
     return metrics | {"loss": loss, "mean_weight": sum(weights) / len(weights)}

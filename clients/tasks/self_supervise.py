@@ -1,10 +1,13 @@
 """`self_supervise`: masked image modelling and dense within-image contrast on unlabelled patients."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from clients.dataset import tiles
+from clients.frames import Frame
 from clients.training import Metrics, TaskContext, fit, trained_modules
 from common.augment import augment, device_shift
 from common.geometry import standardise
@@ -28,12 +31,11 @@ def run(context: TaskContext) -> Metrics:
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfSupervise)
     encoder = networks.target_branch.encoder
-    generator = context.generator("views")
     side = study.image.size
     sums = {"reconstruction_loss": 0.0, "contrast_loss": 0.0}
 
-    def losses(_: int) -> Tensor:
-        samples = [context.data.sample(f) for f in context.data.draw("train", study.batch_size, generator)]
+    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
+        samples = [context.data.sample(frame) for frame in frames]
         batch = tiles(samples, [s.valid[None].float() for s in samples], side, generator)
         image, valid = augment(batch.image, batch.maps, study.augmentation, generator)
         x = standardise(image, valid > 0)
@@ -52,5 +54,5 @@ def run(context: TaskContext) -> Metrics:
             sums["contrast_loss"] += float(contrast.detach().mean())
         return total
 
-    loss = fit(context, task, trained_modules(context), losses)
+    loss = fit(context, task, trained_modules(context), loss_of)
     return {"loss": loss} | {name: value / task.steps for name, value in sums.items()}

@@ -5,11 +5,13 @@ pseudo-labels are hard, weighted per pixel by confidence, and held near the sour
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from clients.dataset import tiles
+from clients.frames import Frame
 from clients.scoring import received_maps, score_received
 from clients.training import Metrics, TaskContext, fit, trained_branches, trained_modules
 from common.augment import augment
@@ -51,12 +53,11 @@ def run(context: TaskContext) -> Metrics:
     metrics = score_received(context, received)
     threshold = prior_threshold(received[0], context.foreground_prior, task.prior_tolerance)
     teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
-    generator = context.generator("views")
     branches = trained_branches(context)
     sums = {"confidence": 0.0, "pseudo_foreground_fraction": 0.0}
 
-    def losses(_: int) -> Tensor:
-        samples = [context.data.sample(f) for f in context.data.draw("train", study.batch_size, generator)]
+    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
+        samples = [context.data.sample(frame) for frame in frames]
         batch = tiles(samples, [s.valid[None].float() for s in samples], study.image.size, generator)
         with torch.no_grad():
             p = fused_probability(teacher, standardise(batch.image, batch.valid > 0))
@@ -74,5 +75,5 @@ def run(context: TaskContext) -> Metrics:
             total = total + dice_cross_entropy(logits, maps[:, :1], maps[:, 1:2] * valid)
         return total / len(branches)
 
-    loss = fit(context, task, trained_modules(context), losses)
+    loss = fit(context, task, trained_modules(context), loss_of)
     return metrics | {"loss": loss} | {name: value / task.steps for name, value in sums.items()}

@@ -1,9 +1,12 @@
 """`supervise`: Dice + cross-entropy on labelled training patients."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from clients.dataset import tiles
+from clients.frames import Frame
 from clients.scoring import fused_dice, is_fused, mean_foreground
 from clients.training import Metrics, TaskContext, fit, trained_branches, trained_modules
 from common.augment import augment
@@ -16,14 +19,14 @@ def run(context: TaskContext) -> Metrics:
     """Train the task's branches, each on views of its own, and return the contract's metrics."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, Supervise)
-    metrics: Metrics = {"foreground_fraction": mean_foreground(context)}
-    if is_fused(task):
-        metrics |= fused_dice(context)  # of the model as it was received
-    generator = context.generator("views")
+    metrics: Metrics = {}
+    if study.privacy is None:  # no number leaves under privacy, so none is measured
+        metrics["foreground_fraction"] = mean_foreground(context)
+        if is_fused(task):
+            metrics |= fused_dice(context)  # of the model as it was received
     branches = trained_branches(context)
 
-    def losses(_: int) -> Tensor:
-        frames = context.data.draw("train", study.batch_size, generator)
+    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         samples = [context.data.labelled(frame) for frame in frames]
         total = torch.zeros(len(samples))
         for branch in branches:
@@ -40,4 +43,4 @@ def run(context: TaskContext) -> Metrics:
             total = total + dice_cross_entropy(logits, truth, valid)
         return total / len(branches)
 
-    return metrics | {"loss": fit(context, task, trained_modules(context), losses)}
+    return metrics | {"loss": fit(context, task, trained_modules(context), loss_of)}
