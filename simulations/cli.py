@@ -202,7 +202,9 @@ def _run(study: Any, folders: Sequence[Path], out: Path, *, resume: bool, comman
             nonlocal shown
             bar.update(task, description=_describe(progress), completed=progress.done, total=progress.total)
             if not bar.console.is_terminal and progress.done != shown:  # a log gets a line a round
-                bar.console.print(f"{progress.done}/{progress.total} {_describe(progress)}", highlight=False)
+                bar.console.print(
+                    f"{progress.done}/{progress.total} {_describe(progress)}", highlight=False, soft_wrap=True
+                )
             shown = progress.done
 
         summary = simulate(study, folders, out, resume=resume, command=command, on_progress=show)
