@@ -92,7 +92,10 @@ def _listening(path: Path) -> bool:
 
 def answers(path: Path, timeout_s: float = 5.0) -> bool:
     """Whether a worker accepts connections at a socket. Raises SiteStateError for a path that is too long."""
-    with grpc.insecure_channel(address(path), options()) as channel:
+    target = address(path)
+    if not _listening(path):
+        return False
+    with grpc.insecure_channel(target, options()) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:

@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from common.errors import RunError
+
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -45,7 +47,10 @@ def _predict(arguments: list[str]) -> int:
     from clients.predict import load_model, predict_folder
     from common.study import read_study_of_run
 
-    model = load_model(chosen.model, read_study_of_run(chosen.model))
+    study = read_study_of_run(chosen.model)
+    if study.image.geometry == "spacing" and chosen.spacing_mm is None:
+        raise RunError("this model works on a mm grid: give the side of the images' pixels with --spacing-mm.")
+    model = load_model(chosen.model, study)
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("segmenting", total=None)

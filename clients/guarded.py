@@ -42,9 +42,15 @@ class GuardedWorker:
         self.site, self.state, self.busy_wait_s = site, state, busy_wait_s
         self.ledger = Ledger(state.ledger)
         self.accountant = Accountant(state.accountant)
+        self._config = _site_yaml(site)
         self._at_work = threading.Lock()
         self._worker: Worker | None = None
         self._start = 0
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a task runs now."""
+        return self._at_work.locked()
 
     def handle(self, payload: bytes, cancelled: Callable[[], bool] = lambda: False) -> bytes:
         """Answer a message; raises nothing.
@@ -94,6 +100,9 @@ class GuardedWorker:
             return None
         for finding in approval.void(self.site.config) if approval else ():
             log.warning("%s", finding)
+            return None
+        if _site_yaml(self.site) != self._config:
+            log.warning("%s: site.yaml was changed; restart the worker, and approve again", self.site.config.name)
             return None
         return approval
 
@@ -153,3 +162,11 @@ class GuardedWorker:
             self._worker = Worker(self.site, approval.study, self.state.secret(start), self.accountant)
         assert self._worker is not None
         return self._worker
+
+
+def _site_yaml(site: Site) -> bytes | None:
+    """Return the file that holds the policy as it is now: one that was tightened must not wait for a restart."""
+    try:
+        return (site.folder / "site.yaml").read_bytes()
+    except OSError:
+        return None

@@ -170,7 +170,7 @@ def verify(path: Path, head: str | None = None) -> Verdict:
     for number, (line, whole) in enumerate(_lines(path), 1):
         content = _content(line)
         if not whole:
-            damage.append(Damage(number, "the last line is cut short"))
+            damage.append(Damage(number, "the last line is cut short, or is being written just now"))
         elif content is None:
             damage.append(Damage(number, "the line was changed: it does not have its own hash"))
         elif content["prev"] != before:

@@ -119,7 +119,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         task = round_.stage.task_of(config.role)
         if task is None or round_.step > 0:
             continue
-        metrics = tuple(name for name in _possible(study, task) if policy.permits_metric(name))
+        metrics = tuple(name for name in _possible(study, task, config.role) if policy.permits_metric(name))
         stages.append(
             StagePlan(
                 stage=round_.stage.name,
@@ -203,15 +203,16 @@ def _misfits(study: Study, site: Site) -> Iterator[Finding]:
         )
 
 
-def _possible(study: Study, task: AnyTask) -> tuple[str, ...]:
-    """Return the metrics that a task can send in this study."""
+def _possible(study: Study, task: AnyTask, role: Role) -> tuple[str, ...]:
+    """Return the metrics that a task can send in this study from a site of `role`."""
     if study.privacy is not None and isinstance(task, TrainingTask):
         return ()
     with_baseline = "baseline" in study.initial
+    elsewhere = "score" if role == "source" else "val_dice"  # the two roles' answers to the task `score`
     return tuple(
         name
         for name in METRICS[task.task]
-        if "/" not in name or with_baseline or not (name.startswith("baseline/") or "difference" in name)
+        if name != elsewhere and (with_baseline or not (name.startswith("baseline/") or "difference" in name))
     )
 
 
@@ -256,5 +257,7 @@ def _warnings(own: Role, quorum: Mapping[Role, int]) -> list[str]:
                 "included, receives that hospital's own model."
             )
         sentences.append(text)
-    sentences.append("The coordinator sees each site's updates before they are averaged.")
+    sentences.append(
+        "The coordinator sees each site's updates before they are averaged, and your site cannot check how many were."
+    )
     return sentences

@@ -5,8 +5,8 @@ from common.contract import Refusal
 #: What a coordinator reads; the details stay in the site's log.
 SENTENCES = {
     "not-approved": "this site has not approved the study; its privacy officer can, with `crossprobe site approve`",
-    "old-round": "this site has already answered a later round of this study",
-    "round-answered": "this site has already answered this round, to a request with other tensors",
+    "old-round": "this site has already answered a later round; to start the study over, see `site approve --restart`",
+    "round-answered": "this site has already answered this round, to another request; see `site approve --restart`",
     "privacy-budget-spent": "the site's privacy budget is spent: another round would go over its epsilon cap",
     "busy": "the site is still at work on another request; ask again later",
     "cancelled": "the task was stopped: whoever asked for it is gone, or the site is shutting down",

@@ -90,10 +90,15 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> 
     stop = threading.Event()
     for sort in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sort, lambda *_: stop.set())
-    with state.locked(), serving(GuardedWorker(site, state), socket, group=group):
-        log.warning("%s: answering at %s", site.config.name, socket)
-        stop.wait()
-    log.warning("%s: stopped", site.config.name)
+    with state.locked():
+        worker = GuardedWorker(site, state)
+        with serving(worker, socket, group=group):
+            log.warning("%s: answering at %s", site.config.name, socket)
+            stop.wait()
+        log.warning("%s: stopped", site.config.name)
+        if worker.at_work:
+            # A task that does not end by itself must not write to the ledger once the folder is let go.
+            os._exit(0)
 
 
 def _remove_stale(socket: Path) -> None:

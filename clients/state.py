@@ -93,6 +93,8 @@ class State:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if path.exists():
                 raise SiteStateError(f"{folder} already has its secret, which is made once. Nothing was changed.")
+            (folder / "approvals").mkdir(exist_ok=True)
+            (folder / "answered").mkdir(exist_ok=True)
             temporary = folder / f".secret.{os.getpid()}.part"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
@@ -103,8 +105,6 @@ class State:
                 os.link(temporary, path)  # unlike a rename, fails if somebody else made one meanwhile
             finally:
                 temporary.unlink()
-            (folder / "approvals").mkdir(exist_ok=True)
-            (folder / "answered").mkdir(exist_ok=True)
         except OSError as error:
             raise SiteStateError(f"cannot make the state folder {folder}: {error.strerror}.") from None
         return cls(folder)

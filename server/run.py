@@ -1,10 +1,13 @@
 """A whole run: enrol, all rounds, a checkpoint after each, the final model. The same over any transport."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -24,6 +27,7 @@ log = logging.getLogger("crossprobe.server")
 
 CHECKPOINT = "checkpoint"
 MODEL = "model.safetensors"
+LOCK = "run.lock"
 
 
 def enrol(study: Study, transport: Transport) -> dict[str, Seat]:
@@ -114,6 +118,13 @@ def run_study(
         RunError: if the folder is in use by another run, nothing can be written, or a role stays below
             quorum for as many attempts as the study allows. The last checkpoint stays.
     """
+    with _only_one(run):
+        return _run_study(study, transport, run, resume, on_round)
+
+
+def _run_study(
+    study: Study, transport: Transport, run: Path, resume: bool, on_round: Callable[[RoundRecord], None]
+) -> ServerState:
     state = load_state(run / CHECKPOINT, study.hash()) if resume else None
     if state is None:
         _prepare(run, study)
@@ -141,6 +152,26 @@ def run_study(
         save_state(run / CHECKPOINT, state, study.hash())
     write_atomically(run / MODEL, save(dict(sorted(_final_model(study, state).items()))))
     return state
+
+
+@contextlib.contextmanager
+def _only_one(run: Path) -> Iterator[None]:
+    """Hold the run's lock, which ends with the process however it ends: two writers would mix two runs."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run / LOCK, os.O_RDONLY | os.O_CREAT)
+    except OSError as error:
+        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another process is still running the study in {run}. Wait for it to end, or stop it first."
+            ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _final_model(study: Study, state: ServerState) -> Tensors:

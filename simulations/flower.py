@@ -5,6 +5,7 @@ there, leave it running, and exit 0 when the ServerApp crashed.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common.errors import RunError
+from server.app import END_WITH
 
 #: The folder with pyproject.toml, which Flower bundles as the app.
 APP = Path(__file__).resolve().parent.parent
@@ -63,6 +65,8 @@ class Simulation:
             "RAY_USAGE_STATS_ENABLED": "0",
             # One thread a site: two busy processes with two threads each on two cores crawl.
             "OMP_NUM_THREADS": "1",
+            # Flower's simulation process outlives its SuperLink; it is told whom it works for.
+            END_WITH: str(os.getpid()),
             "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
         }
         self.log = home / "superlink.log"
@@ -70,7 +74,13 @@ class Simulation:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                command, env=self.env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self.env,
+                cwd=home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         deadline = time.monotonic() + _START_S
         while not self._answers():
@@ -162,6 +172,12 @@ class Simulation:
         except ValueError:
             raise RunError(f"`flwr {arguments[0]}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None
         return content if isinstance(content, dict) else {}
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is killed: Flower would train on, unseen."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _group_alive(process: subprocess.Popen) -> bool:

@@ -49,6 +49,12 @@ def section(name: str, summary: dict[str, Any]) -> str:
     for site, dice in summary["dice"].items():
         for predictor in (p for p in PREDICTORS if p in dice):
             lines.append(f"| {site} ({summary['roles'][site]}) | {_row(summary, site, predictor)} |")
+    for site, role in summary["roles"].items():
+        found = summary["difference_to_baseline"].get(site, {}).get("infusion")
+        if role == "target" and found:
+            low, high = found["ci95"]
+            count = summary["dice"][site]["infusion"]["patients"]
+            lines += ["", f"{count} patients of {site} can show a difference of about {50 * (high - low):.1f} points."]
     correlation = score["rank_correlation_with_source_val_dice"]
     relation = (
         "not validated (too few rounds with both numbers)"

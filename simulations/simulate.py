@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
     findings, sites = [], []
     for folder in folders:
         site, own = check_site(folder)
-        findings += own
+        findings += [replace(finding, where=f"{folder}: {finding.where}") for finding in own]
         if site is not None:
             sites.append(site)
     if findings:
@@ -131,7 +131,7 @@ def _seconds_so_far(out: Path) -> float:
 def hardware() -> str:
     """Return what a run's numbers were made on, for those who compare times."""
     version = torch.__version__.partition("+")[0]
-    return f"{os.cpu_count()} cores ({platform.machine()}), on the CPU with one thread a site, torch {version}"
+    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU used, one thread a site, torch {version}"
 
 
 def _write_study(study: Study, run: Path) -> Path:

@@ -8,19 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Finished
 from hospital import SECRET, Hospital, Stub, done, hospital, with_policy
-from tiny import one_stage, refusal, request, same, study
+from tiny import one_stage, refusal, request, same, study, write_site
 
 from clients.approval import approve, withdraw
 from clients.guarded import GuardedWorker
 from clients.ledger import Ledger, LedgerError, verify
 from clients.refusals import refusal as refused
+from clients.simulated import simulated_secret
 from clients.site import Site, load_site
 from clients.state import State
 from clients.training import TaskContext
 from clients.worker import Worker
-from common.contract import EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
+from common.contract import COMPONENTS, EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
 from common.errors import RunError
+from common.networks import initial_networks
+from server import history
+from server.rounds import initial_state, run_round
+from server.run import MODEL, run_study
+from server.state import Seat
+from simulations.local import LocalTransport
 
 STUDY = study()
 OTHER = study(name="other")
@@ -93,6 +101,19 @@ def test_an_approval_is_void_when_the_policy_or_the_software_changes(
     monkeypatch.setattr("clients.approval.software_version", lambda: "0.1.7")
     assert north.code(ENROL) == "ok"
     monkeypatch.setattr("clients.approval.software_version", lambda: "0.2.0")
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+
+
+def test_an_approval_is_void_once_site_yaml_is_another_even_before_a_restart(tmp_path: Path, stub: Stub) -> None:
+    folder = write_site(tmp_path / "north", "source")
+    north = hospital(tmp_path / "state", load_site(folder), STUDY)
+    assert north.code(ENROL) == "ok"
+    with (folder / "site.yaml").open("a") as file:
+        file.write("policy: {max_rounds: 1}\n")
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+    north = north.reopened(load_site(folder))
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+    (folder / "site.yaml").unlink()
     assert north.worker.handle(ENROL) == NOTHING_ELSE
 
 
@@ -341,3 +362,43 @@ def test_a_state_folder_that_is_not_right_is_named_with_the_next_step(
         (tmp_path / "secret").chmod(mode)
     with pytest.raises(Exception, match=text):
         State(tmp_path)
+
+
+class Guarded(LocalTransport):
+    """Calls guarded workers directly."""
+
+    def __init__(self, hospitals: Sequence[Hospital]) -> None:
+        self.workers = {own.site.config.name: own.worker for own in hospitals}  # type: ignore[misc, assignment]
+
+
+def test_a_run_over_guarded_workers_gives_the_same_model_and_its_history_holds_their_heads(
+    finished: Finished, pair: Sequence[Path], tmp_path: Path
+) -> None:
+    hospitals = []
+    for folder in pair:
+        own = load_site(folder)
+        state = State.create(tmp_path / own.config.name, simulated_secret(STUDY, own.config.name))
+        approve(state, own, STUDY, by="anna")
+        hospitals.append(Hospital(own, state, GuardedWorker(own, state)))
+    run_study(STUDY, Guarded(hospitals), tmp_path / "run")
+    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    for own in hospitals:
+        heads = [r.sites[own.site.config.name].ledger_head for r in history.read(tmp_path / "run")]
+        proven = [verify(own.state.ledger, head).proven for head in heads]
+        assert proven == [3 + 2 * i for i in range(len(proven))]
+        lines = own.state.ledger.read_bytes().splitlines(keepends=True)
+        own.state.ledger.write_bytes(b"".join(lines[:-2]))
+        assert not verify(own.state.ledger).damage
+        assert verify(own.state.ledger, heads[-1]).damage
+
+
+def test_a_refused_round_leaves_its_head_in_the_history(pair: Sequence[Path], tmp_path: Path, stub: Stub) -> None:
+    of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})
+    own = hospital(tmp_path / "state", with_policy(load_site(pair[0]), max_round_bytes=1000), of)
+    seats = {"north": Seat("source", 6, False)}
+    state = initial_state(of, seats, initial_networks(of).export(COMPONENTS))
+    _, record = run_round(of, state, next(of.rounds()), Guarded([own]))
+    seen = record.sites["north"]
+    assert (seen.status, record.counted) == ("refused", False)
+    assert seen.detail.startswith("policy-bytes")
+    assert verify(own.state.ledger, seen.ledger_head).proven == 1

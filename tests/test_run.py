@@ -79,7 +79,9 @@ def test_a_fall_in_score_restores_the_released_model(pair: Sequence[Path], tmp_p
 
 
 def test_a_fall_within_the_tolerance_is_not_undone(pair: Sequence[Path], tmp_path: Path) -> None:
-    transport, records = planned((0.9, 0.86, 0.86), pair, tmp_path / "run", release={"rollback": 0.05})
+    transport, records = planned(
+        (0.9, 0.86, 0.86), pair, tmp_path / "run", release={"tolerance": 0.02, "rollback": 0.05}
+    )
     assert not any(r.rolled_back for r in records)
     assert records[-1].released_round == 0
     assert not same(sent_model(transport, 2), sent_model(transport, 1))
@@ -199,3 +201,16 @@ def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
 def test_roles_that_a_study_does_not_need_are_not_waited_for(pair: Sequence[Path]) -> None:
     of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})
     assert enrol(of, LocalTransport(workers(of, pair[:1]))).keys() == {"north"}
+
+
+def test_a_second_process_cannot_write_into_the_same_run(pair: Sequence[Path], tmp_path: Path) -> None:
+    of = study()
+
+    def second(record: object) -> None:
+        with pytest.raises(RunError, match="another process is still running the study"):
+            run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", resume=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", on_round=second)
+    assert run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", resume=True).round > 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from clients.dataset import by_patient as group
 from clients.frames import read_mask
-from clients.training import Metrics, TaskContext
+from clients.training import Metrics, TaskCancelled, TaskContext
 from common.contract import MEASURES, PREDICTORS
 from common.geometry import from_grid
 from common.infusion import predict_maps
@@ -28,6 +28,8 @@ def run(context: TaskContext) -> Metrics:
     predictors = [p for p in PREDICTORS if p != "baseline" or with_baseline]
     measured: dict[str, dict[str, list[FrameMeasures]]] = {p: defaultdict(list) for p in predictors}
     for patient in sorted(frames):
+        if context.cancelled():
+            raise TaskCancelled
         for frame in frames[patient]:
             sample = context.data.sample(frame)
             maps = predict_maps(context.networks, context.study, sample.image, sample.valid, baseline=with_baseline)
