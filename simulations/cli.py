@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from clients.manifest import Role
 from common.contract import PREDICTORS
+
+if TYPE_CHECKING:
+    from common.study import Study
 
 RAW = argparse.RawDescriptionHelpFormatter
 CONSOLE = Console()
@@ -39,17 +42,12 @@ def _demo(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
     parser.add_argument("--study", type=Path, default=Path("configs/demo.yaml"), help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help="of study and phantom (default: the study's)")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.add_argument("--json", action="store_true", help="print the summary for machines")
+    _add_run_options(parser)
     chosen = parser.parse_args(arguments)
 
-    from common.study import load_study
     from simulations.demo import write_sites
 
-    study = load_study(chosen.study)
-    if chosen.seed is not None:
-        study = study.model_copy(update={"seed": chosen.seed})
+    study = _seeded_study(chosen)
     profiles: list[tuple[Role, str]] = [("source", "lumify_like"), ("target", "telemed_like")]
     with _bar() as bar:
         folders = write_sites(
@@ -77,19 +75,25 @@ def _simulate(arguments: list[str]) -> int:
     parser.add_argument("study", type=Path, help="study file (YAML)")
     parser.add_argument("--sites", type=Path, nargs="+", required=True, help="site folders, any number of each role")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME of the study)")
-    parser.add_argument("--seed", type=int, help="instead of the study's")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.add_argument("--json", action="store_true", help="print the summary for machines")
+    _add_run_options(parser)
     chosen = parser.parse_args(arguments)
-
-    from common.study import load_study
-
-    study = load_study(chosen.study)
-    if chosen.seed is not None:
-        study = study.model_copy(update={"seed": chosen.seed})
+    study = _seeded_study(chosen)
     out = chosen.out or Path("runs") / study.name
     command = shlex.join(["crossprobe", "simulate", *arguments])
     return _run(study, chosen.sites, out, resume=chosen.resume, command=command, as_json=chosen.json)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, help="instead of the study's; the demo's phantom follows it")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--json", action="store_true", help="print the summary for machines")
+
+
+def _seeded_study(chosen: argparse.Namespace) -> "Study":
+    from common.study import load_study
+
+    study = load_study(chosen.study)
+    return study if chosen.seed is None else study.model_copy(update={"seed": chosen.seed})
 
 
 def _phantom(arguments: list[str]) -> int:
@@ -189,7 +193,7 @@ def _counter(bar: Bar, text: str) -> Callable[[int, int], None]:
     return show
 
 
-def _run(study: Any, folders: Sequence[Path], out: Path, *, resume: bool, command: str, as_json: bool) -> int:
+def _run(study: "Study", folders: Sequence[Path], out: Path, *, resume: bool, command: str, as_json: bool) -> int:
     """Run the comparison with live progress and print what it found."""
     from simulations.simulate import Progress, simulate
 
