@@ -7,7 +7,7 @@ from clients.dataset import tiles
 from clients.frames import read_mask
 from clients.training import Metrics, TaskContext
 from common.augment import device_shift
-from common.contract import BRANCHES
+from common.contract import FUSED
 from common.geometry import from_grid, standardise
 from common.infusion import fused_probability, predict_maps
 from common.metrics import measure_frame
@@ -23,7 +23,7 @@ FOREGROUND_TOLERANCE = 1.5
 
 def is_fused(task: AnyTask) -> bool:
     """Whether a request of this task carries the whole fused model."""
-    return {*(f"{b}.decoder" for b in BRANCHES), "infusion_head"} <= set(task.components())
+    return set(FUSED) <= set(task.components())
 
 
 def label_free_score(clean: Tensor, perturbed: Tensor, prior: float | None) -> float:

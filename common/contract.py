@@ -39,6 +39,8 @@ COMPONENTS = (
     "projector",
     "infusion_head",
 )
+#: The fused model: both branches and the head. What the score judges and what is released.
+FUSED = (*COMPONENTS[:4], "infusion_head")
 #: Read-only at a site: the model that `evaluate` compares with.
 BASELINE = ("baseline.encoder", "baseline.decoder")
 PREDICTORS = ("baseline", "source_branch", "target_branch", "average", "infusion")

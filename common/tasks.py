@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from common.contract import BRANCHES, COMPONENTS
+from common.contract import BRANCHES, COMPONENTS, FUSED
 
 _HALVES = {branch: [f"{branch}.encoder", f"{branch}.decoder"] for branch in BRANCHES}
 
@@ -56,9 +56,6 @@ class Task(Settings):
         return [half for b in BRANCHES if any(t.startswith(b) for t in self.trains) for half in _HALVES[b]]
 
 
-_FUSED = (*_HALVES["source_branch"], *_HALVES["target_branch"], "infusion_head")
-
-
 class TrainingTask(Task):
     """A task that takes gradient steps.
 
@@ -87,7 +84,7 @@ class Supervise(TrainingTask):
 
     def components(self) -> tuple[str, ...]:
         sent = super().components()
-        return _FUSED if set(_FUSED) - {"infusion_head"} <= set(sent) else sent
+        return FUSED if set(FUSED) - {"infusion_head"} <= set(sent) else sent
 
 
 class SelfSupervise(TrainingTask):
@@ -131,7 +128,7 @@ class SelfTrain(TrainingTask):
         "gradients of others by an amount that no clip bounds"
     )
     trainable: ClassVar[tuple[str, ...]] = COMPONENTS[:4]
-    reads: ClassVar[tuple[str, ...]] = _FUSED
+    reads: ClassVar[tuple[str, ...]] = FUSED
     learning_rate: float = Field(default=5e-4, gt=0, le=1)
     prior_tolerance: float = Field(default=1.5, ge=1)
     confidence_power: float = Field(default=1.0, ge=0)
@@ -152,7 +149,7 @@ class Infuse(TrainingTask):
         "its `calibrate` patients have no accountant; leave the head out, which then is the plain average"
     )
     trainable: ClassVar[tuple[str, ...]] = ("infusion_head",)
-    reads: ClassVar[tuple[str, ...]] = _FUSED
+    reads: ClassVar[tuple[str, ...]] = FUSED
     trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)
     learning_rate: float = Field(default=1e-2, gt=0, le=1)
     strength: float = Field(default=1.0, ge=0, le=1)
@@ -164,7 +161,7 @@ class Score(Task):
     task: Literal["score"] = "score"
     not_private: ClassVar[str] = "its number is measured on the patients and not noised"
     trainable: ClassVar[tuple[str, ...]] = ()
-    reads: ClassVar[tuple[str, ...]] = _FUSED
+    reads: ClassVar[tuple[str, ...]] = FUSED
 
 
 class Evaluate(Task):
@@ -173,7 +170,7 @@ class Evaluate(Task):
     task: Literal["evaluate"] = "evaluate"
     not_private: ClassVar[str] = "it is not a stage; set privacy.evaluation to `outside` for the closing evaluation"
     trainable: ClassVar[tuple[str, ...]] = ()
-    reads: ClassVar[tuple[str, ...]] = _FUSED
+    reads: ClassVar[tuple[str, ...]] = FUSED
 
 
 AnyTask = Annotated[Supervise | SelfSupervise | SelfTrain | Infuse | Score | Evaluate, Field(discriminator="task")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.contract import Role, Tensors, digest, select
+from common.contract import FUSED, Role, Tensors, digest, select
 from common.errors import RunError
 from common.files import write_atomically
 
@@ -132,5 +132,4 @@ def _tensor_file(round_: int) -> str:
 
 def fused_tensors(tensors: Mapping) -> Tensors:
     """Return the tensors of both branches and the head: what is released."""
-    branches = [f"{b}.{half}" for b in ("source_branch", "target_branch") for half in ("encoder", "decoder")]
-    return select(tensors, [*branches, "infusion_head"])
+    return select(tensors, FUSED)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hospital import Hospital, Stub, hospital
 from hypothesis import HealthCheck, settings
 from tiny import Between, one_stage, repeated, study, workers, write_site
 
+from clients.site import Site, load_site
 from common.contract import BRANCHES, Tensors
 from common.study import Study
 from server.run import run_study
@@ -65,3 +67,18 @@ def trained(pair: Sequence[Path]) -> Tensors:
     of = one_stage(source={"task": "supervise", "trains": BRANCHES, "steps": 8})
     (north,) = workers(of, pair[:1])
     return repeated(of, north, {}, times=3)[0]
+
+
+@pytest.fixture(scope="module")
+def site(pair: Sequence[Path]) -> Site:
+    return load_site(pair[0])
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
+    return Stub().install(monkeypatch)
+
+
+@pytest.fixture
+def north(tmp_path: Path, site: Site) -> Hospital:
+    return hospital(tmp_path / "state", site, study())

@@ -37,21 +37,6 @@ ENROL = pack(EnrolRequest(study=STUDY.hash()))
 STRANGE = pack(TaskReply(study="0" * 64, round=0, stage="x", task="score", request="0" * 64, metrics={}))
 
 
-@pytest.fixture(scope="module")
-def site(pair: Sequence[Path]) -> Site:
-    return load_site(pair[0])
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
-    return Stub().install(monkeypatch)
-
-
-@pytest.fixture
-def north(tmp_path: Path, site: Site) -> Hospital:
-    return hospital(tmp_path / "state", site, STUDY)
-
-
 def other_tensors(payload: bytes) -> bytes:
     header, tensors = unpack(payload)
     return pack(header, {name: x + np.float32(0.001) for name, x in tensors.items()})

@@ -19,7 +19,7 @@ from tiny import one_stage, refusal, request, study
 import crossprobe
 from clients.channel import MAX_SOCKET_PATH, address, answers, ask
 from clients.service import serving
-from clients.site import Site, load_site
+from clients.site import Site
 from clients.state import State
 from clients.training import TaskContext
 from common.contract import EnrolReply, EnrolRequest, pack, unpack
@@ -29,21 +29,6 @@ STUDY = study()
 PRETRAIN, ADAPT = request(STUDY, "pretrain", "source"), request(STUDY, "adapt", "source")
 ENROL = pack(EnrolRequest(study=STUDY.hash()))
 WAIT_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def site(pair: Sequence[Path]) -> Site:
-    return load_site(pair[0])
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
-    return Stub().install(monkeypatch)
-
-
-@pytest.fixture
-def north(tmp_path: Path, site: Site) -> Hospital:
-    return hospital(tmp_path / "state", site, STUDY)
 
 
 @pytest.fixture
