@@ -10,6 +10,7 @@ from common.errors import CrossProbeError
 COMMANDS = {
     "demo": ("simulations.cli", "the whole method on two phantom sites, with a report"),
     "simulate": ("simulations.cli", "run a study over site folders on this machine"),
+    "ablate": ("simulations.cli", "which part of the method wins how much: variants x seeds x data sets"),
     "phantom": ("simulations.cli", "write phantom site folders"),
     "import": ("simulations.cli", "make site folders from a public data set"),
     "site": ("clients.cli", "hospital: check a site folder, approve studies, see what they would send"),

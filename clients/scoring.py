@@ -10,7 +10,7 @@ from common.augment import device_shift
 from common.contract import FUSED
 from common.geometry import from_grid, standardise
 from common.infusion import fused_probability, predict_maps
-from common.metrics import measure_frame
+from common.metrics import frame_dice
 from common.tasks import AnyTask
 
 #: Patients behind a score; more would cost a round's time and hardly move the mean.
@@ -81,7 +81,7 @@ def fused_dice(context: TaskContext) -> Metrics:
     for frame in context.data.overview("val", SCORED_PATIENTS):
         sample = context.data.sample(frame)
         maps = predict_maps(context.networks, context.study, sample.image, sample.valid, baseline=False)
-        values.append(measure_frame(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame), None).dice)
+        values.append(frame_dice(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame)))
     return {"val_dice": sum(values) / len(values)}
 
 

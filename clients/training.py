@@ -1,6 +1,7 @@
 """What every training task shares: its context, the optimizer loop and the frames it draws."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ MAX_GRADIENT_NORM = 5.0
 Metrics = dict[str, float]
 #: Frames and the generator of their views -> one loss a frame, [B]; it draws no frames itself.
 LossOf = Callable[[Sequence[Frame], Generator], Tensor]
+#: Metric -> every value seen in the round; the mean of them is the metric.
+Seen = defaultdict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,20 @@ class TaskContext:
 
 class TaskCancelled(Exception):
     """The caller is gone; nothing is sent."""
+
+
+def train(context: TaskContext, objective: Callable[[TaskContext, Seen], LossOf], split: Split = "train") -> Metrics:
+    """Take a training task's steps on its objective and return its metrics.
+
+    Args:
+        objective: measures what has to be measured before training, and returns the loss to descend.
+        split: whose patients are drawn.
+    """
+    task = context.task
+    assert isinstance(task, TrainingTask)
+    seen: Seen = defaultdict(list)
+    loss = fit(context, task, trained_modules(context), objective(context, seen), split)
+    return {name: sum(values) / len(values) for name, values in seen.items()} | {"loss": loss}
 
 
 def learning_rate(context: TaskContext, task: TrainingTask, step: int) -> float:

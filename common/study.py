@@ -266,6 +266,11 @@ class Study(Settings):
                 yield Round(index, stage, step)
                 index += 1
 
+    def needs(self, role: Role) -> int:
+        """Return the least number of sites of `role` without which the study cannot run."""
+        works = any(stage.task_of(role) for stage in self.stages)
+        return self.participation.quorum.get(role, 0) if works else 0
+
     def components_of(self, task: AnyTask) -> tuple[str, ...]:
         """Return what a request of `task` carries in this study."""
         extra = BASELINE if task.task == "evaluate" and "baseline" in self.initial else ()

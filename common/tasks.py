@@ -133,6 +133,7 @@ class SelfTrain(TrainingTask):
     prior_tolerance: float = Field(default=1.5, ge=1)
     confidence_power: float = Field(default=1.0, ge=0)
     strength: float = Field(default=0.7, ge=0, le=1)
+    teacher_views: int = Field(default=1, ge=1, le=16)
 
 
 class Infuse(TrainingTask):

@@ -59,15 +59,19 @@ class Interval:
     high: float
 
 
-def interval_chart(rows: Sequence[Interval], axis: Axis, *, title: str, reference: float | None = None) -> Markup:
+def interval_chart(
+    rows: Sequence[Interval], axis: Axis, *, title: str, reference: float | None = None, labels: int = 104
+) -> Markup:
     """Return dots with intervals, one row each, their means at the right, over one value axis.
 
     Args:
         reference: a value marked by a line through all rows, or None.
+        labels: width of the labels at the left, by which a wider one widens the chart.
     """
-    row_height, label_width, value_width = 24, 104, 46
+    row_height, label_width, value_width = 24, labels, 46
+    width = WIDTH + labels - 104
     bottom = row_height * len(rows) + 6
-    span = WIDTH - label_width - value_width
+    span = width - label_width - value_width
 
     def x(value: float) -> str:
         return f"{label_width + span * axis.share(value):.1f}"
@@ -84,8 +88,8 @@ def interval_chart(rows: Sequence[Interval], axis: Axis, *, title: str, referenc
         parts.append(_text(f"{label_width - 10}", middle, row.label, "end", "label"))
         parts.append(_line(x(row.low), f"{y}", x(row.high), f"{y}", f"whisker {row.kind}"))
         parts.append(_circle(x(row.mean), f"{y}", "4.5", f"dot {row.kind}"))
-        parts.append(_text(f"{WIDTH - 2}", middle, f"{row.mean:.1f}", "end", "value"))
-    return _svg(parts, bottom + 22, title)
+        parts.append(_text(f"{width - 2}", middle, f"{row.mean:.1f}", "end", "value"))
+    return _svg(parts, bottom + 22, title, width)
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,9 @@ def round_chart(
     return _svg(parts, bottom + 22, title)
 
 
-def _svg(parts: Sequence[Markup], height: int, title: str) -> Markup:
+def _svg(parts: Sequence[Markup], height: int, title: str, width: int = WIDTH) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, title, Markup("").join(parts)
+        width, height, title, Markup("").join(parts)
     )
 
 

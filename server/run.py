@@ -55,11 +55,10 @@ def enrol(study: Study, transport: Transport) -> dict[str, Seat]:
             noes.append(f"  {site}: {error}")
     count = Counter(seat.role for seat in seats.values())
     for role in ROLES:
-        needed = any(stage.task_of(role) for stage in study.stages)
-        if needed and count[role] < study.participation.quorum.get(role, 0):
+        if count[role] < study.needs(role):
             answers = "\n".join(noes) or "  no other site answered"
             raise RunError(
-                f"study `{study.name}` needs {study.participation.quorum[role]} {role} site(s), found "
+                f"study `{study.name}` needs {study.needs(role)} {role} site(s), found "
                 f"{count[role]}:\n{answers}\nConnect or approve the missing sites, then start again."
             )
     for no in noes:

@@ -1,4 +1,4 @@
-"""The researcher's commands: demo, simulate, phantom and import."""
+"""The researcher's commands: demo, simulate, ablate, phantom and import."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ CONSOLE = Console()
 
 def main(command: str, arguments: list[str]) -> int:
     """Run one of this module's commands and return its exit code."""
-    commands = {"demo": _demo, "simulate": _simulate, "phantom": _phantom, "import": _import}
+    commands = {"demo": _demo, "simulate": _simulate, "ablate": _ablate, "phantom": _phantom, "import": _import}
     return commands[command](arguments)
 
 
@@ -94,6 +94,48 @@ def _seeded_study(chosen: argparse.Namespace) -> "Study":
 
     study = load_study(chosen.study)
     return study if chosen.seed is None else study.model_copy(update={"seed": chosen.seed})
+
+
+def _ablate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="crossprobe ablate",
+        description=(
+            "Trains and measures the method's variants on every data set with every seed. Stages that variants share\n"
+            "are trained once. Start it again to go on where it was stopped; OUT/ablation.log tells where it is."
+        ),
+        formatter_class=RAW,
+        epilog=(
+            "examples:\n  crossprobe ablate configs/ablation-phantom.yaml\n"
+            "  crossprobe ablate configs/ablation-busbra.yaml --jobs 1 --publish docs/results"
+        ),
+    )
+    parser.add_argument("ablation", type=Path, help="ablation file (YAML)")
+    parser.add_argument("--out", type=Path, help="folder of the ablation (default: runs/NAME)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="put tables and charts into DIR and write DIR.md")
+    parser.add_argument("--json", action="store_true", help="print the summary for machines")
+    chosen = parser.parse_args(arguments)
+    if chosen.jobs < 1:
+        parser.error("--jobs must be at least 1")
+
+    from simulations.ablation import load_ablation, run_ablation
+    from simulations.ablation_page import print_summary, publish
+    from simulations.results import write_page
+
+    ablation = load_ablation(chosen.ablation)
+    out = chosen.out or Path("runs") / ablation.name
+    with _bar() as bar:
+        show = _counter(bar, f"variants of {ablation.name}")
+        summary = run_ablation(ablation, out, chosen.jobs, show)
+    summary["command"] = shlex.join(["crossprobe", "ablate", *arguments])
+    if chosen.publish:
+        publish(summary, chosen.publish)
+        print(write_page(chosen.publish))
+    if chosen.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print_summary(summary, CONSOLE)
+    return 0
 
 
 def _phantom(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """docs/results.md, written from the summaries of runs: `python -m simulations.results docs/results`.
 
-The folder holds one summary.json a run, under the run's name, and `notes.md`, the words between the
-numbers. No number of the page is typed in by hand.
+The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate
+--publish` put there, and `notes.md`, the words between the numbers. No number of the page is typed in by hand.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 from common.contract import PREDICTORS
 from common.errors import RunError
 from common.files import write_atomically
+from simulations.ablation_page import section as ablation_section
 
 
 def page(folder: Path) -> str:
@@ -25,6 +26,10 @@ def page(folder: Path) -> str:
     if not files or not notes.exists():
         raise RunError(f"{folder} needs notes.md and a summary.json of each run, copied under the run's name.")
     sections = [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    sections = [
+        ablation_section(json.loads(file.read_text(encoding="utf-8")), f"{folder.name}/ablation")
+        for file in sorted((folder / "ablation").glob("*.json"))
+    ] + sections
     head = "<!-- written by `python -m simulations.results docs/results`; edit docs/results/notes.md instead -->\n"
     return head + notes.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(sections)
 
@@ -85,7 +90,12 @@ def _row(summary: dict[str, Any], site: str, predictor: str) -> str:
     )
 
 
+def write_page(folder: Path) -> Path:
+    """Write the page beside its folder and return it."""
+    target = folder.with_suffix(".md")
+    write_atomically(target, page(folder).encode())
+    return target
+
+
 if __name__ == "__main__":
-    source = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")
-    write_atomically(source.with_suffix(".md"), page(source).encode())
-    print(source.with_suffix(".md"))
+    print(write_page(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")))

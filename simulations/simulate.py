@@ -60,7 +60,7 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
         raise RunError(f"site names must differ, found {', '.join(sorted(names))}. Change `name` in a site.yaml.")
     for role in ROLES:
         found = sum(site.config.role == role for site in sites)
-        if found < study.participation.quorum.get(role, 0):
+        if found < study.needs(role):
             raise RunError(f"study `{study.name}` needs a {role} site, none given. Add its folder to --sites.")
     if study.image.geometry == "spacing" and not all(site.has_spacing for site in sites):
         lacking = ", ".join(site.config.name for site in sites if not site.has_spacing)

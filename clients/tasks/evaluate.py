@@ -4,16 +4,51 @@ The only task that opens a target's masks.
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from clients.dataset import Dataset
 from clients.dataset import by_patient as group
 from clients.frames import read_mask
 from clients.training import Metrics, TaskCancelled, TaskContext
 from common.contract import MEASURES, PREDICTORS
 from common.geometry import from_grid
 from common.infusion import predict_maps
-from common.metrics import FrameMeasures, bootstrap_interval, by_patient, measure_frame
+from common.metrics import bootstrap_interval, by_patient, measure_frame
+from common.networks import Networks
+from common.study import Study
+
+Measure = TypeVar("Measure")
+
+
+def measure_patients(
+    networks: Networks,
+    study: Study,
+    data: Dataset,
+    predictors: Sequence[str],
+    measure: Callable[[np.ndarray, np.ndarray, float | None], Measure],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> dict[str, dict[str, list[Measure]]]:
+    """Return predictor -> patient -> the measure of each labelled test frame. Never leaves the process as it is.
+
+    Args:
+        measure: of probability [H, W], truth [H, W] and spacing in mm or None, all on the image's own pixels.
+    """
+    frames = group(data.site.frames_of("test", labelled=True))
+    measured: dict[str, dict[str, list[Measure]]] = {p: defaultdict(list) for p in predictors}
+    for patient in sorted(frames):
+        if cancelled():
+            raise TaskCancelled
+        for frame in frames[patient]:
+            sample = data.sample(frame)
+            maps = predict_maps(networks, study, sample.image, sample.valid, baseline="baseline" in predictors)
+            truth = read_mask(frame)
+            for predictor in predictors:
+                own = from_grid(maps[predictor], sample.place).numpy()
+                measured[predictor][patient].append(measure(own, truth, frame.spacing_mm))
+    return measured
 
 
 def run(context: TaskContext) -> Metrics:
@@ -21,22 +56,13 @@ def run(context: TaskContext) -> Metrics:
 
     Nothing is returned where fewer patients than the site's policy asks for stand behind a number.
     """
-    frames = group(context.data.site.frames_of("test", labelled=True))
-    if len(frames) < context.policy.min_patients:
+    if len(context.data.site.patients("test", labelled=True)) < context.policy.min_patients:
         return {}
     with_baseline = "baseline" in context.study.initial
     predictors = [p for p in PREDICTORS if p != "baseline" or with_baseline]
-    measured: dict[str, dict[str, list[FrameMeasures]]] = {p: defaultdict(list) for p in predictors}
-    for patient in sorted(frames):
-        if context.cancelled():
-            raise TaskCancelled
-        for frame in frames[patient]:
-            sample = context.data.sample(frame)
-            maps = predict_maps(context.networks, context.study, sample.image, sample.valid, baseline=with_baseline)
-            truth = read_mask(frame)
-            for predictor in predictors:
-                own = from_grid(maps[predictor], sample.place).numpy()
-                measured[predictor][patient].append(measure_frame(own, truth, frame.spacing_mm))
+    measured = measure_patients(
+        context.networks, context.study, context.data, predictors, measure_frame, context.cancelled
+    )
     metrics: Metrics = {}
     for predictor in predictors:
         every = [m for own in measured[predictor].values() for m in own]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clients.dataset import tiles
 from clients.frames import Frame
 from clients.scoring import fused_dice
-from clients.training import Metrics, TaskContext, fit
+from clients.training import LossOf, Metrics, Seen, TaskContext, train
 from common.augment import augment
 from common.geometry import standardise
 from common.infusion import fuse
@@ -21,10 +21,15 @@ from common.tasks import Infuse
 
 def run(context: TaskContext) -> Metrics:
     """Train the infusion head with frozen branches and return the contract's metrics."""
+    return train(context, objective, "calibrate")
+
+
+def objective(context: TaskContext, seen: Seen) -> LossOf:
+    """Return the head's loss on labelled frames; the received model is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, Infuse)
-    metrics = fused_dice(context)
-    weights: list[float] = []
+    for name, value in fused_dice(context).items():
+        seen[name].append(value)
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         samples = [context.data.labelled(frame) for frame in frames]
@@ -41,7 +46,7 @@ def run(context: TaskContext) -> Metrics:
         with torch.no_grad():
             source, target = networks.source_branch(x), networks.target_branch(x)
         fusion = fuse(networks.infusion_head, source, target)
-        weights.append(float((fusion.weight.detach() * valid).sum() / valid.sum().clamp(min=1)))
+        seen["mean_weight"].append(float((fusion.weight.detach() * valid).sum() / valid.sum().clamp(min=1)))
 
         def cross_entropy(p: Tensor) -> Tensor:
             loss = F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth, reduction="none")
@@ -58,5 +63,4 @@ def run(context: TaskContext) -> Metrics:
             + cross_entropy(fusion.target_branch)
         )
 
-    loss = fit(context, task, [networks.infusion_head], loss_of, "calibrate")
-    return metrics | {"loss": loss, "mean_weight": sum(weights) / len(weights)}
+    return loss_of

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from clients.dataset import tiles
 from clients.frames import Frame
-from clients.training import Metrics, TaskContext, fit, trained_modules
+from clients.training import LossOf, Metrics, Seen, TaskContext, train
 from common.augment import augment, device_shift
 from common.geometry import standardise
 from common.losses import dense_contrast, reconstruction
@@ -28,11 +28,15 @@ def random_masking(count: int, side: int, block: int, ratio: float, generator: G
 
 def run(context: TaskContext) -> Metrics:
     """Train the target encoder with its MIM decoder and projector; the contract's metrics."""
+    return train(context, objective)
+
+
+def objective(context: TaskContext, seen: Seen) -> LossOf:
+    """Return the loss on unlabelled frames."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfSupervise)
     encoder = networks.target_branch.encoder
     side = study.image.size
-    sums = {"reconstruction_loss": 0.0, "contrast_loss": 0.0}
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         samples = [context.data.sample(frame) for frame in frames]
@@ -43,7 +47,7 @@ def run(context: TaskContext) -> Metrics:
         # a hidden pixel shows the image's mean, which is 0 after standardising
         rebuilt = reconstruction(networks.mim_decoder(encoder(x * (1 - hidden))), x, hidden)
         total = task.reconstruction_weight * rebuilt
-        sums["reconstruction_loss"] += float(rebuilt.detach().mean())
+        seen["reconstruction_loss"].append(float(rebuilt.detach().mean()))
         if task.contrast_weight > 0:
             # Two photometric views of one geometry: places correspond without warping features.
             views = [standardise(device_shift(image, generator, 0.5), valid > 0) for _ in range(2)]
@@ -51,8 +55,7 @@ def run(context: TaskContext) -> Metrics:
             usable = F.max_pool2d(1 - valid, 2**CONTRAST_LEVEL)[:, 0] == 0
             contrast = dense_contrast(first, second, usable, task.contrast_temperature)
             total = total + task.contrast_weight * contrast
-            sums["contrast_loss"] += float(contrast.detach().mean())
+            seen["contrast_loss"].append(float(contrast.detach().mean()))
         return total
 
-    loss = fit(context, task, trained_modules(context), loss_of)
-    return {"loss": loss} | {name: value / task.steps for name, value in sums.items()}
+    return loss_of

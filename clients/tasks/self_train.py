@@ -10,15 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from clients.dataset import tiles
+from clients.dataset import Sample, tiles
 from clients.frames import Frame
 from clients.scoring import received_maps, score_received
-from clients.training import Metrics, TaskContext, fit, trained_branches, trained_modules
-from common.augment import augment
+from clients.training import LossOf, Metrics, Seen, TaskContext, train, trained_branches
+from common.augment import augment, device_shift
 from common.geometry import standardise
-from common.infusion import fused_probability
+from common.infusion import predict_maps
 from common.losses import dice_cross_entropy
+from common.networks import Networks
+from common.study import Study
 from common.tasks import SelfTrain
+
+#: Of the simulated device shift in the teacher's extra views: mild, for what it says must hold.
+TEACHER_STRENGTH = 0.3
 
 
 def prior_threshold(maps: Tensor, prior: float | None, tolerance: float) -> float:
@@ -45,27 +50,48 @@ def prior_threshold(maps: Tensor, prior: float | None, tolerance: float) -> floa
     return min(candidates, key=lambda t: abs(foreground(t) - prior))
 
 
+def pseudo_probability(teacher: Networks, study: Study, sample: Sample, views: int, generator: Generator) -> Tensor:
+    """Return the teacher's mean probability of a frame, [1, h, w], over the plain image and perturbed views.
+
+    Where the views disagree the mean is near 0.5, and the pixel weighs little (UPL-SFDA, arXiv 2309.10244).
+    """
+    images = [sample.image] + [
+        device_shift(sample.image[None, None], generator, TEACHER_STRENGTH)[0, 0] for _ in range(views - 1)
+    ]
+    maps = [predict_maps(teacher, study, image, sample.valid)["infusion"] for image in images]
+    return torch.stack(maps).mean(0, keepdim=True)
+
+
 def run(context: TaskContext) -> Metrics:
     """Train both branches as students and return the contract's metrics, with the teacher's score."""
+    return train(context, objective)
+
+
+def objective(context: TaskContext, seen: Seen) -> LossOf:
+    """Return the loss under a teacher that stays as it was received, whose score is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_maps(context)
-    metrics = score_received(context, received)
+    for name, value in score_received(context, received).items():
+        seen[name].append(value)
     threshold = prior_threshold(received[0], context.foreground_prior, task.prior_tolerance)
     teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
     branches = trained_branches(context)
-    sums = {"confidence": 0.0, "pseudo_foreground_fraction": 0.0}
+    taught: dict[Frame, Tensor] = {}  # once a round: the teacher says the same of a frame each time
+    views = context.generator("teacher")
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         samples = [context.data.sample(frame) for frame in frames]
-        batch = tiles(samples, [s.valid[None].float() for s in samples], study.image.size, generator)
-        with torch.no_grad():
-            p = fused_probability(teacher, standardise(batch.image, batch.valid > 0))
+        for sample in samples:
+            if sample.frame not in taught:
+                taught[sample.frame] = pseudo_probability(teacher, study, sample, task.teacher_views, views)
+        batch = tiles(samples, [taught[s.frame] for s in samples], study.image.size, generator)
+        p = batch.maps
         label = (p > threshold) * batch.valid
         reach = torch.where(p > threshold, 1 - threshold, threshold)
         confidence = ((p - threshold).abs() / reach) ** task.confidence_power
-        sums["confidence"] += float((confidence * batch.valid).sum() / batch.valid.sum())
-        sums["pseudo_foreground_fraction"] += float(label.mean())
+        seen["confidence"].append(float((confidence * batch.valid).sum() / batch.valid.sum()))
+        seen["pseudo_foreground_fraction"].append(float(label.mean()))
         total = torch.zeros(len(samples))
         for branch in branches:
             maps = torch.cat([label, confidence, batch.valid], 1)
@@ -75,5 +101,4 @@ def run(context: TaskContext) -> Metrics:
             total = total + dice_cross_entropy(logits, maps[:, :1], maps[:, 1:2] * valid)
         return total / len(branches)
 
-    loss = fit(context, task, trained_modules(context), loss_of)
-    return metrics | {"loss": loss} | {name: value / task.steps for name, value in sums.items()}
+    return loss_of

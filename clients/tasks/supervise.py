@@ -8,22 +8,24 @@ from torch import Generator, Tensor
 from clients.dataset import tiles
 from clients.frames import Frame
 from clients.scoring import fused_dice, is_fused, mean_foreground
-from clients.training import Metrics, TaskContext, fit, trained_branches, trained_modules
+from clients.training import LossOf, Metrics, Seen, TaskContext, train, trained_branches
 from common.augment import augment
 from common.geometry import standardise
 from common.losses import dice_cross_entropy
-from common.tasks import Supervise
 
 
 def run(context: TaskContext) -> Metrics:
     """Train the task's branches, each on views of its own, and return the contract's metrics."""
+    return train(context, objective)
+
+
+def objective(context: TaskContext, seen: Seen) -> LossOf:
+    """Return the loss on labelled frames; the received model is measured first."""
     task, study, networks = context.task, context.study, context.networks
-    assert isinstance(task, Supervise)
-    metrics: Metrics = {}
     if study.privacy is None:  # no number leaves under privacy, so none is measured
-        metrics["foreground_fraction"] = mean_foreground(context)
-        if is_fused(task):
-            metrics |= fused_dice(context)  # of the model as it was received
+        seen["foreground_fraction"].append(mean_foreground(context))
+        if is_fused(task) and (measured := fused_dice(context)):  # of the model as it was received
+            seen["val_dice"].append(measured["val_dice"])
     branches = trained_branches(context)
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
@@ -43,4 +45,4 @@ def run(context: TaskContext) -> Metrics:
             total = total + dice_cross_entropy(logits, truth, valid)
         return total / len(branches)
 
-    return metrics | {"loss": fit(context, task, trained_modules(context), loss_of)}
+    return loss_of

@@ -1,0 +1,137 @@
+"""An ablation as Markdown tables and SVG charts, for docs/results.md."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+
+from common.files import write_atomically
+from server.charts import Interval, axis_over, interval_chart
+
+#: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
+STYLE = Markup(
+    "<style>text{font:12px sans-serif;fill:#777}.grid{stroke:#8884}.reference{stroke:#777;stroke-dasharray:3 3}"
+    ".whisker{stroke:#2a78b8;stroke-width:2}.dot{fill:#2a78b8}.whisker.oracle{stroke:#999}.dot.oracle{fill:#999}"
+    "</style>"
+)
+
+
+def chart(name: str, table: dict[str, Any]) -> Markup:
+    """Return the differences to the baseline on the target, in Dice points, as an SVG document."""
+    rows = []
+    for row, own in table["rows"].items():
+        found = own["target"].get("difference")
+        if found:
+            kind = own["variant"] if own["variant"] == "oracle" else "method"
+            rows.append(Interval(row, kind, *(100 * found[key] for key in ("mean", "low", "high"))))
+    axis = axis_over([0.0, *(v for row in rows for v in (row.low, row.high))])
+    svg = interval_chart(
+        rows, axis, title=f"{name}: difference to the baseline, Dice points", reference=0.0, labels=270
+    )
+    return Markup(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1))
+
+
+def section(summary: dict[str, Any], folder: str) -> str:
+    """Return an ablation's section: for each data set the chart, the table and the questions.
+
+    Args:
+        folder: of the charts, as the page links it.
+    """
+    seeds = ", ".join(map(str, summary["seeds"]))
+    lines = [
+        f"## Ablation: {summary['name']}",
+        "",
+        f"`{summary['command']}`",
+        "",
+        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}, {summary['jobs']} at a time; "
+        f"{summary['minutes']:.0f} minutes in all, stages shared between variants trained once.",
+        "",
+    ]
+    for name, table in summary["data"].items():
+        lines += _data_set(name, table, folder, len(summary["seeds"]))
+    return "\n".join(lines)
+
+
+def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list[str]:
+    closed = table["gap"].get("closed", {})
+    count = next(
+        own["target"]["difference"]["patients"] for own in table["rows"].values() if "difference" in own["target"]
+    )
+    whom = (
+        f"{count} test patients, the same for each seed" if table["same_patients"] else f"{count} test patients in all"
+    )
+    lines = [
+        f"### {name}",
+        "",
+        f"![differences to the baseline]({folder}/{name}.svg)",
+        "",
+        f"Target: {whom}; {seeds} seed(s). Intervals over patients; the spread is of the seeds' means. p: signed-rank "
+        "test over patients, Holm's correction over the rows. Minutes and megabytes: of one seed, its training alone.",
+        "",
+        "| row | target Dice % | difference [95 %] | seeds | p | gap closed | labelled probe: difference | min | MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row, own in table["rows"].items():
+        target, source = own["target"], own["source"]
+        cells = [row, f"{100 * target['mean']:.1f}"]
+        if "difference" in target:
+            cells += [
+                points(target["difference"]),
+                _spread(target["difference"]["seeds"]),
+                f"{own['p_holm']:.2g}",
+                f"{100 * closed[row]:.0f} %" if row in closed else "",
+                points(source["difference"]),
+            ]
+        else:
+            cells += ["", f"Dice {_spread(target['seeds'], sign='')}", "", "", f"Dice {100 * source['mean']:.1f}"]
+        cells += [f"{own['minutes']:.1f}", f"{own['bytes'] / 1e6:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    if table["gap"]:
+        lines += ["", f"Gap between baseline and oracle: {100 * table['gap']['points']:.1f} points."]
+    lines += ["", "| question | difference on the target [95 %] | seeds |", "| --- | --- | --- |"]
+    for asked in table["contrasts"]:
+        own = asked["difference"]
+        lines.append(f"| {asked['row']} against {asked['against']} | {points(own)} | {_spread(own['seeds'])} |")
+    return [*lines, ""]
+
+
+def points(found: dict[str, Any]) -> str:
+    """Return a difference with its interval, in Dice points."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * found[key] for key in ("mean", "low", "high")))
+
+
+def _spread(seeds: list[float], sign: str = "+") -> str:
+    low, high = 100 * min(seeds), 100 * max(seeds)
+    return f"{low:{sign}.1f} to {high:{sign}.1f}"
+
+
+def publish(summary: dict[str, Any], folder: Path) -> None:
+    """Put an ablation's summary and charts where docs/results.md is made from."""
+    own = folder / "ablation"
+    own.mkdir(parents=True, exist_ok=True)
+    write_atomically(own / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode())
+    for name, table in summary["data"].items():
+        write_atomically(own / f"{name}.svg", (str(chart(name, table)) + "\n").encode())
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print each data set's rows for the person at the terminal."""
+    for name, table in summary["data"].items():
+        closed = table["gap"].get("closed", {})
+        view = Table(title=f"{name}: Dice on the target's test patients, %")
+        for column in ("row", "Dice", "difference to baseline [95 %]", "seeds", "gap closed"):
+            view.add_column(column, justify="left" if column == "row" else "right")
+        for row, own in table["rows"].items():
+            found = own["target"].get("difference")
+            view.add_row(
+                row,
+                f"{100 * own['target']['mean']:.1f}",
+                points(found) if found else "",
+                _spread(found["seeds"]) if found else "",
+                f"{100 * closed[row]:.0f} %" if found and row in closed else "",
+            )
+        console.print(view)
+    console.print(f"{summary['minutes']:.1f} minutes in all")

@@ -1,0 +1,80 @@
+"""Paired comparisons of an ablation's rows: over patients first, then over seeds; seed spread apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from common.metrics import bootstrap_interval
+
+#: patient -> Dice in [0, 1], frames averaged; one mapping a seed.
+BySeed = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row less another, in Dice [-1, 1].
+
+    Attributes:
+        mean: over patients, then seeds; `low` and `high` its 95 % bootstrap interval over patients.
+        seeds: the mean difference of each seed.
+        p: of the two-sided signed-rank test (Wilcoxon 1945) over patients; 1 where all differences are 0.
+        patients: independent patients behind it.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+    p: float
+    patients: int
+
+    def as_json(self) -> dict[str, object]:
+        """Return the fields for a JSON file."""
+        return asdict(self)
+
+
+def difference(row: BySeed, reference: BySeed, *, same_patients: bool) -> Difference:
+    """Compare two rows by patient.
+
+    Args:
+        same_patients: whether a name is the same person for every seed, whose differences are then
+            averaged over the seeds first. Otherwise every seed has patients of its own, and the
+            bootstrap draws within each seed.
+
+    Raises:
+        ValueError: if the rows were measured on different patients.
+    """
+    seeds = []
+    for own, other in zip(row, reference, strict=True):
+        if own.keys() != other.keys():
+            raise ValueError("the rows were measured on different patients")
+        seeds.append(np.array([own[p] - other[p] for p in sorted(own)]))
+    means = tuple(float(values.mean()) for values in seeds)
+    if same_patients:
+        values = np.mean(seeds, axis=0)
+        low, high = bootstrap_interval(values)
+    else:
+        values = np.concatenate(seeds)
+        low, high = _stratified_interval(seeds)
+    p = 1.0 if not values.any() else float(wilcoxon(values).pvalue)
+    return Difference(float(np.mean(means)), low, high, means, p, len(values))
+
+
+def _stratified_interval(seeds: Sequence[np.ndarray], *, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean of the seeds' means, resampling patients within each seed."""
+    generator = np.random.default_rng(0)
+    drawn = [values[generator.integers(0, len(values), (draws, len(values)))].mean(1) for values in seeds]
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, values[i] * (len(values) - rank)))
+        corrected[i] = largest
+    return corrected

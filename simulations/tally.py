@@ -1,0 +1,87 @@
+"""From the numbers of every seed to an ablation's table: means, paired differences, cost, gap closed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from simulations.comparison import BySeed, Difference, difference, holm
+from simulations.variants import Variant
+
+#: Questions that are not about the baseline: (row, the row it is compared with).
+CONTRASTS = (
+    ("+ both, infusion head: the paper's recipe", "two averaged baselines"),
+    ("+ both, infusion head: the paper's recipe", "+ both (average)"),
+    ("all stages, infusion head", "all stages (average)"),
+    ("all stages, infusion head", "refine without pretraining"),
+    ("all stages, infusion head", "+ both, infusion head: the paper's recipe"),
+    ("all stages, infusion head", "all stages on pooled data"),
+)
+BASELINE, ORACLE = "baseline", "oracle: the target's labels too"
+
+
+def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *, same_patients: bool) -> dict[str, Any]:
+    """Return the table of one data set.
+
+    Args:
+        contents: for each seed, variant -> what `run_cell` wrote for it.
+        same_patients: whether the test patients are the same people for every seed.
+
+    Returns:
+        `rows`: name -> {variant, minutes and bytes of one seed, `target` and `source`: {mean, seeds,
+        difference to the baseline}}; `contrasts`; `gap`: share of the gap to the oracle that each row closes.
+    """
+    owner = {row: variant for variant in variants for row in variant.rows}
+    values = {role: {row: _values(contents, owner[row], row, role) for row in owner} for role in ("target", "source")}
+
+    def compare(role: str, row: str, other: str) -> Difference:
+        return difference(values[role][row], values[role][other], same_patients=same_patients)
+
+    others = [row for row in owner if row != BASELINE]
+    against = {(role, row): compare(role, row, BASELINE) for role in values for row in others}
+    corrected = dict(zip(others, holm([against["target", row].p for row in others]), strict=True))
+    rows: dict[str, dict[str, Any]] = {}
+    for row, variant in owner.items():
+        costs = [content[variant.name] for content in contents]
+        rows[row] = {
+            "variant": variant.name,
+            "minutes": round(float(np.mean([cost["seconds"] for cost in costs])) / 60, 1),
+            "bytes": int(np.mean([cost["bytes"] for cost in costs])),
+        }
+        for role in values:
+            seeds = [float(np.mean(list(own.values()))) for own in values[role][row]]
+            rows[row][role] = {"mean": float(np.mean(seeds)), "seeds": seeds}
+            if row != BASELINE:
+                rows[row][role]["difference"] = against[role, row].as_json()
+        if row != BASELINE:
+            rows[row]["p_holm"] = corrected[row]
+    contrasts = [
+        {"row": row, "against": other, "difference": compare("target", row, other).as_json()}
+        for row, other in CONTRASTS
+        if row in owner and other in owner
+    ]
+    return {"rows": rows, "contrasts": contrasts, "gap": _gap(rows), "same_patients": same_patients}
+
+
+def _values(contents: Sequence[Mapping[str, Any]], variant: Variant, row: str, role: str) -> BySeed:
+    """Return, for each seed, site/patient -> Dice of a row on all sites of a role."""
+    return [
+        {
+            f"{site}/{patient}": dice
+            for site, found in content[variant.name]["sites"].items()
+            if found["role"] == role
+            for patient, dice in found["rows"][row].items()
+        }
+        for content in contents
+    ]
+
+
+def _gap(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return row -> share of the gap between baseline and oracle that it closes; empty without an oracle."""
+    if ORACLE not in rows:
+        return {}
+    low, high = rows[BASELINE]["target"]["mean"], rows[ORACLE]["target"]["mean"]
+    return {
+        "points": high - low,
+        "closed": {row: (own["target"]["mean"] - low) / (high - low) for row, own in rows.items()},
+    }

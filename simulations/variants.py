@@ -1,0 +1,114 @@
+"""The variants of an ablation: which stages of the method each of them trains, and what of it is measured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from common.errors import StudyError
+from common.study import Stage, Study, baseline_of
+from common.tasks import Infuse, SelfSupervise, SelfTrain, Supervise
+
+Where = Literal["federated", "pooled", "oracle"]
+HALVES = ("encoder", "decoder")
+BOTH = tuple(f"{branch}.{half}" for branch in ("source_branch", "target_branch") for half in HALVES)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One chain of stages and the predictors of it that get a row.
+
+    Attributes:
+        stages: of a study, the stages to train.
+        rows: name of the row -> predictor.
+        where: `federated`, `pooled` (all images in one place), or `oracle` (the target's labels too).
+    """
+
+    name: str
+    stages: Callable[[Study], list[Stage]]
+    rows: Mapping[str, str]
+    where: Where = "federated"
+
+
+def _baseline(study: Study) -> list[Stage]:
+    return list(baseline_of(study).stages)
+
+
+def _two(study: Study, steps: int, rounds: int = 10) -> list[Stage]:
+    """Return one stage of `steps` supervised steps of each branch: two models that differ by their first weights."""
+    task = _supervise(study).model_copy(update={"trains": BOTH, "steps": -(-steps // rounds)})
+    return [Stage(name="supervise", rounds=rounds, source=task)]
+
+
+def _supervise(study: Study) -> Supervise:
+    return next(stage.source for stage in study.stages if isinstance(stage.source, Supervise))
+
+
+def _without_refine(study: Study) -> list[Stage]:
+    return [stage for stage in study.stages if not isinstance(stage.target, SelfTrain)]
+
+
+def _only_refine(study: Study) -> list[Stage]:
+    """Return the method without pretraining: both branches supervised as long as the method does it, then the rest."""
+    rest = [s for s in study.stages if isinstance(s.target, SelfTrain) or isinstance(s.source, Infuse)]
+    done = study.model_copy(update={"stages": tuple(s for s in study.stages if s not in rest)})
+    return [*_two(study, done.supervised_steps() // 2), *rest]
+
+
+def _without(weight: str) -> Callable[[Study], list[Stage]]:
+    """Return the stages before `refine` and the head with one term of `self_supervise` switched off."""
+
+    def stages(study: Study) -> list[Stage]:
+        return [
+            stage.model_copy(update={"target": stage.target.model_copy(update={weight: 0.0})})
+            if isinstance(stage.target, SelfSupervise)
+            else stage
+            for stage in _without_refine(study)
+            if not isinstance(stage.source, Infuse)
+        ]
+
+    return stages
+
+
+VARIANTS = (
+    Variant("baseline", _baseline, {"baseline": "source_branch"}),
+    Variant(
+        "two-baselines", lambda study: _two(study, study.supervised_steps() // 2), {"two averaged baselines": "average"}
+    ),
+    Variant("mim", _without("contrast_weight"), {"+ masked modelling": "average"}),
+    Variant("contrast", _without("reconstruction_weight"), {"+ contrast": "average"}),
+    Variant(
+        "paper",
+        _without_refine,
+        {
+            "+ both (average)": "average",
+            "+ both (source branch)": "source_branch",
+            "+ both (target branch)": "target_branch",
+            "+ both, infusion head: the paper's recipe": "infusion",
+        },
+    ),
+    Variant("only-refine", _only_refine, {"refine without pretraining": "average"}),
+    Variant(
+        "all",
+        lambda study: list(study.stages),
+        {
+            "all stages (average)": "average",
+            "all stages (source branch)": "source_branch",
+            "all stages (target branch)": "target_branch",
+            "all stages, infusion head": "infusion",
+        },
+    ),
+    Variant("pooled", lambda study: list(study.stages), {"all stages on pooled data": "infusion"}, "pooled"),
+    Variant("oracle", _baseline, {"oracle: the target's labels too": "source_branch"}, "oracle"),
+)
+
+
+def chosen(names: Sequence[str]) -> list[Variant]:
+    """Return the variants of these names, all of them for none.
+
+    Raises:
+        StudyError: for an unknown name.
+    """
+    known = {variant.name: variant for variant in VARIANTS}
+    if wrong := [name for name in names if name not in known]:
+        raise StudyError(f"unknown variant {', '.join(wrong)}; known: {', '.join(known)}")
+    return [known[name] for name in names] or list(VARIANTS)
