@@ -224,7 +224,7 @@ def _dry_run(chosen: argparse.Namespace) -> int:
     else:
         table = Table(title=f"what study {study.name} would send")
         for column in ("message", "answer", "tensors", "bytes", "numbers"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for message in sent:
             tensors = "\n".join(f"{name} ({count} tensors)" for name, (count, _) in message.tensors.items())
             numbers = str(len(message.metrics)) if len(message.metrics) > 5 else "\n".join(message.metrics)
