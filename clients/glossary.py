@@ -1,8 +1,33 @@
-"""Every number and every component that a site may send, in one plain sentence each. Torch-free."""
+"""Every message, number and component that a site may send, in plain words. Torch-free."""
 
 from collections.abc import Iterable
 
 from common.contract import MEASURES, PREDICTORS, STATISTICS
+
+MESSAGES = {
+    "enrolled": "when a run starts or goes on",
+    "done": "once for each task of a round",
+    "refused": "instead of either",
+}
+#: Of all these messages; `metrics` and the tensors behind a header are explained name by name below.
+FIELDS = {
+    "protocol": "version of the messages' format",
+    "kind": "which of these messages it is",
+    "study": "hash of the study",
+    "site": "your site's name",
+    "role": "source or target",
+    "patients": "number of your training patients, rounded and capped by your policy, or the study's public number",
+    "labelled_test": "whether you have enough labelled test patients for the evaluation",
+    "software": "version of CrossProbe",
+    "round": "number of the round",
+    "stage": "name of the stage",
+    "task": "name of the task",
+    "request": "hash of the request that is answered",
+    "metrics": "the numbers below",
+    "code": "a fixed word for the reason",
+    "message": "the fixed sentence of that word",
+    "ledger_head": "hash of your ledger's last line",
+}
 
 TASKS = {
     "supervise": "trains on your labelled images",

@@ -9,6 +9,7 @@ import numpy as np
 
 from clients.accountant import Accountant, charges_of, smaller_cap
 from clients.findings import Finding
+from clients.leaves import possible_metrics
 from clients.site import Site
 from clients.worker import enrolment
 from common.contract import METRICS, ROLES, Role, Sha256, TaskReply, component_of, pack
@@ -119,7 +120,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         task = round_.stage.task_of(config.role)
         if task is None or round_.step > 0:
             continue
-        metrics = tuple(name for name in _possible(study, task, config.role) if policy.permits_metric(name))
+        metrics = tuple(name for name in possible_metrics(study, task, config.role) if policy.permits_metric(name))
         stages.append(
             StagePlan(
                 stage=round_.stage.name,
@@ -201,19 +202,6 @@ def _misfits(study: Study, site: Site) -> Iterator[Finding]:
             f"expected a task for {site.config.role} sites, found none",
             "Ask the coordinator whether this is the right study",
         )
-
-
-def _possible(study: Study, task: AnyTask, role: Role) -> tuple[str, ...]:
-    """Return the metrics that a task can send in this study from a site of `role`."""
-    if study.privacy is not None and isinstance(task, TrainingTask):
-        return ()
-    with_baseline = "baseline" in study.initial
-    elsewhere = "score" if role == "source" else "val_dice"  # the two roles' answers to the task `score`
-    return tuple(
-        name
-        for name in METRICS[task.task]
-        if name != elsewhere and (with_baseline or not (name.startswith("baseline/") or "difference" in name))
-    )
 
 
 def _reply_bytes(round_: Round, task: AnyTask, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:

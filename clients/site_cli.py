@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from common.contract import ROLES
 from common.errors import CrossProbeError, SiteStateError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
             "  crossprobe site check /data/our-site\n"
             "  crossprobe site init --state /srv/crossprobe\n"
             "  crossprobe site keygen --state /srv/crossprobe-node\n"
+            "  crossprobe site leaves study.yaml --role source\n"
             "  crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run\n"
             "  crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe\n"
             "  crossprobe site withdraw study.yaml --state /srv/crossprobe"
@@ -44,6 +46,10 @@ def main(arguments: list[str]) -> int:
     init = actions.add_parser("init", help="make the state folder and its secret, once")
 
     keygen = actions.add_parser("keygen", help="make the node's keys, once; the coordinator gets node.pub")
+
+    leaves = actions.add_parser("leaves", help="tell in Markdown all that can leave a site, or does in one study")
+    leaves.add_argument("study", type=Path, nargs="?", help="study file (YAML); without it, whatever the study")
+    leaves.add_argument("--role", choices=ROLES, help="of a study: only what leaves sites of this role")
 
     approve = actions.add_parser("approve", help="show what a study would do and send here, and allow it")
     approve.add_argument("--yes", action="store_true", help="approve without being asked")
@@ -62,13 +68,14 @@ def main(arguments: list[str]) -> int:
     keygen.add_argument("--state", type=Path, required=True, help="the node's own folder; the worker never sees it")
     for action in (init, approve, withdraw, dry_run):
         action.add_argument("--state", type=Path, required=True, help="the site's state folder; not the data's")
-    for action in (check, init, keygen, approve, withdraw, dry_run):
+    for action in (check, init, keygen, leaves, approve, withdraw, dry_run):
         action.add_argument("--json", action="store_true", help="print the result for machines")
     chosen = parser.parse_args(arguments)
     actions_by_name = {
         "check": _check,
         "init": _init,
         "keygen": _keygen,
+        "leaves": _leaves,
         "approve": _approve,
         "withdraw": _withdraw,
         "dry-run": _dry_run,
@@ -124,6 +131,18 @@ def _keygen(chosen: argparse.Namespace) -> int:
         return 0
     print(f"made the node's keys in {chosen.state}. They stay here, but for {public}: send it to the coordinator, and")
     print(f"tell the coordinator its fingerprint by another way, such as the telephone:\n  {made}")
+    return 0
+
+
+def _leaves(chosen: argparse.Namespace) -> int:
+    from clients.leaves import of_contract, of_study, page
+    from common.study import load_study
+
+    study = load_study(chosen.study) if chosen.study else None
+    if study is None and chosen.role:
+        raise CrossProbeError("--role chooses among a study's tasks: give the study's file too, or leave --role out.")
+    leaving = of_study(study, [chosen.role] if chosen.role else ROLES) if study else of_contract()
+    print(json.dumps([asdict(row) for row in leaving], indent=1) if chosen.json else page(leaving, study).rstrip())
     return 0
 
 
@@ -205,7 +224,7 @@ def _dry_run(chosen: argparse.Namespace) -> int:
     else:
         table = Table(title=f"what study {study.name} would send")
         for column in ("message", "answer", "tensors", "bytes", "numbers"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for message in sent:
             tensors = "\n".join(f"{name} ({count} tensors)" for name, (count, _) in message.tensors.items())
             numbers = str(len(message.metrics)) if len(message.metrics) > 5 else "\n".join(message.metrics)

@@ -79,6 +79,20 @@ def expiry(certificate: Path) -> datetime:
         raise RunError(f"cannot read the certificate {certificate}: {error}. Restore it from your backup.") from None
 
 
+def first_host(certificate: Path) -> str:
+    """Return the first name or address that a server's certificate was made for: the one that hospitals use.
+
+    Raises:
+        RunError: if it cannot be read.
+    """
+    try:
+        content = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = content.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise RunError(f"cannot read the certificate {certificate}: {error}. Restore it from your backup.") from None
+    return str(next(iter(names)).value)
+
+
 def key_fingerprint(public_key: Path) -> str:
     """Return a site's public key's fingerprint as `ssh-keygen -l` prints it.
 

@@ -27,6 +27,7 @@ from server.authority import (
     CA_KEY,
     SERVER_CERTIFICATE,
     expiry,
+    first_host,
     make_authority,
     make_server_certificate,
     write_private,
@@ -81,8 +82,7 @@ def provision(
             f"{out} holds a federation's authority already; nothing was changed. With another, every hospital would "
             "have to get a new ca.crt: if you want that, give --overwrite; else choose another --out folder."
         )
-    if len({site.name for site in sites}) < len(sites):
-        raise RunError(f"site names must differ, found {', '.join(site.name for site in sites)}. Change a --site.")
+    _check_names(sites)
     compose = _read_compose()
     try:
         (out / "ca").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,6 +94,48 @@ def provision(
     return kits
 
 
+def add_sites(study: Study, file: Path, out: Path, sites: Sequence[KitSite]) -> list[Path]:
+    """Write the kits of further sites beside those in `out`, which stay byte for byte as they are.
+
+    Address, port and authority are those of the coordinator's kit; the authority's key is not needed.
+
+    Raises:
+        RunError: if `out` has no coordinator's kit, a site's folder is there already, two sites share a
+            name, or nothing can be written.
+    """
+    _check_names(sites)
+    host, port = _address_of(out / COORDINATOR)
+    there = [site.name for site in sites if (out / site.name).exists()]
+    if there:
+        raise RunError(
+            f"{out} has a folder of {', '.join(there)} already; nothing was changed. Choose another name, or move the "
+            "folder away if it was left half written."
+        )
+    compose = _read_compose()
+    try:
+        return [_site_kit(compose, study, file, out, site, host, port) for site in sites]
+    except OSError as error:
+        raise RunError(f"cannot write the kits to {out}: {error.strerror}. Make room, or check its rights.") from None
+
+
+def _check_names(sites: Sequence[KitSite]) -> None:
+    if len({site.name for site in sites}) < len(sites):
+        raise RunError(f"site names must differ, found {', '.join(site.name for site in sites)}. Change a --site.")
+
+
+def _address_of(kit: Path) -> tuple[str, int]:
+    """Return the name and port by which hospitals reach the coordinator of a kit. Raises RunError."""
+    try:
+        lines = (kit / ".env").read_text(encoding="utf-8").splitlines()
+        variables = dict(line.partition("=")[::2] for line in lines)
+        return first_host(kit / SERVER_CERTIFICATE), int(variables["COORDINATOR_PORT"])
+    except (OSError, KeyError, ValueError):
+        raise RunError(
+            f"expected a coordinator's kit in {kit}, with its .env, found none. Give as --out the folder that "
+            "`crossprobe provision` made, or leave --add out to make the first kits."
+        ) from None
+
+
 def _coordinator_kit(
     compose: dict[str, Any], study: Study, file: Path, out: Path, sites: Sequence[KitSite], host: str, port: int
 ) -> Path:
@@ -101,12 +143,13 @@ def _coordinator_kit(
     for folder in ("state", "runs", "sites"):
         (kit / folder).mkdir(parents=True, exist_ok=True)
     make_server_certificate(out / "ca", kit, (host, *LOCAL_NAMES))
+    write_public(kit / CA_CERTIFICATE, (out / "ca" / CA_CERTIFICATE).read_bytes())
     write_private(kit / "superexec.secret", secrets.token_bytes(32))
     write_public(kit / "proxy.conf", (ROOT / "deploy" / "proxy.conf").read_bytes())
     own = select_services(compose, lambda name: name in _COORDINATOR_SERVICES)
     variables = {"COORDINATOR_KIT": ".", "COORDINATOR_PORT": str(port)}
     ends = f"{expiry(kit / SERVER_CERTIFICATE):%Y-%m-%d}"
-    _common_files(kit, out, file, own, variables)
+    _common_files(kit, file, own, variables)
     _readme(kit, "kit_coordinator.md.j2", study=study, sites=sites, host=host, port=port, ends=ends)
     return kit
 
@@ -119,15 +162,16 @@ def _site_kit(
         (kit / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     own = select_services(compose, lambda name: name.startswith(f"{site.role}-"), prefix=site.role)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    _common_files(kit, out, file, own, {"SITE_KIT": ".", "SITE_DATA": "./site", "COORDINATOR_ADDRESS": address})
+    # From the coordinator's kit: `ca/` may be in a safe by the time a site is added.
+    write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
+    _common_files(kit, file, own, {"SITE_KIT": ".", "SITE_DATA": "./site", "COORDINATOR_ADDRESS": address})
     _readme(kit, "kit_site.md.j2", study=study, site=site, address=address)
     return kit
 
 
-def _common_files(kit: Path, out: Path, file: Path, compose: dict[str, Any], variables: dict[str, str]) -> None:
+def _common_files(kit: Path, file: Path, compose: dict[str, Any], variables: dict[str, str]) -> None:
     # Containers of root's kits run as the image's own user; the README says how to give it the files.
     user = {"CROSSPROBE_UID": os.getuid() or 1000, "CROSSPROBE_GID": os.getgid() or 1000}
-    write_public(kit / CA_CERTIFICATE, (out / "ca" / CA_CERTIFICATE).read_bytes())
     (kit / "study").mkdir(exist_ok=True)
     shutil.copyfile(file, kit / "study" / "study.yaml")
     write_public(kit / "compose.yaml", yaml.safe_dump(compose, sort_keys=False, width=110).encode())

@@ -77,38 +77,41 @@ def provision(arguments: list[str]) -> int:
             "examples:\n"
             "  crossprobe provision configs/demo.yaml --out kits\n"
             "  crossprobe provision study.yaml --out kits --address fl.example.org --port 443 \\\n"
-            "      --site north-clinic:source --site east-clinic:target"
+            "      --site north-clinic:source --site east-clinic:target\n"
+            "  crossprobe provision study.yaml --out kits --add --site west-clinic:target"
         ),
     )
     parser.add_argument("study", type=Path, help="study file (YAML)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the kits; keep it out of version control")
-    parser.add_argument(
-        "--address", default="proxy", metavar="HOST", help="by which hospitals reach the coordinator (%(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=9443, help="port of it (%(default)s)")
+    parser.add_argument("--address", metavar="HOST", help="by which hospitals reach the coordinator (proxy)")
+    parser.add_argument("--port", type=int, help="port of it (9443)")
     parser.add_argument("--site", action="append", metavar="NAME:ROLE", help="a hospital; give one for each")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing authority")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--add", action="store_true", help="only add the --site kits to those in OUT")
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing authority")
     chosen = parser.parse_args(arguments)
 
     from common.study import load_study
-    from server.provision import parse_site, provision, valid_host
+    from server.provision import add_sites, parse_site, provision, valid_host
 
+    if chosen.add:
+        if not chosen.site or (chosen.address, chosen.port) != (None, None):
+            parser.error("--add needs --site; it takes address and port from the coordinator's kit in OUT")
+        sites = [parse_site(text) for text in chosen.site]
+        for kit in add_sites(load_study(chosen.study), chosen.study, chosen.out, sites):
+            print(f"{kit}: begin with {kit / 'README.md'}")
+            print(f"then register its key: crossprobe study register {kit.name} {kit.name}.pub")
+        return 0
     try:
-        host = valid_host(chosen.address)
+        host = valid_host("proxy" if chosen.address is None else chosen.address)
     except ValueError as error:
         parser.error(f"--address: {error}")
-    if not 0 < chosen.port < 65536:
-        parser.error(f"--port: expected 1 to 65535, found {chosen.port}")
+    port = 9443 if chosen.port is None else chosen.port
+    if not 0 < port < 65536:
+        parser.error(f"--port: expected 1 to 65535, found {port}")
     sites = [parse_site(text) for text in chosen.site or ("source:source", "target:target")]
-    kits = provision(
-        load_study(chosen.study),
-        chosen.study,
-        chosen.out,
-        sites,
-        host=host,
-        port=chosen.port,
-        overwrite=chosen.overwrite,
-    )
+    study = load_study(chosen.study)
+    kits = provision(study, chosen.study, chosen.out, sites, host=host, port=port, overwrite=chosen.overwrite)
     print("\n".join(f"{kit}: begin with {kit / 'README.md'}" for kit in kits))
     print(f"{chosen.out / 'ca'}: the authority's key; take it off this machine and keep it safe")
     return 0

@@ -14,7 +14,7 @@ from common.errors import RunError, SiteStateError
 from common.study import load_study
 from crossprobe import main
 from server.authority import expiry, key_fingerprint
-from server.provision import KitSite, parse_site, provision, valid_host
+from server.provision import KitSite, add_sites, parse_site, provision, valid_host
 
 SITES = [KitSite("north", "source"), KitSite("east", "target")]
 
@@ -63,6 +63,68 @@ def test_an_authority_is_made_once(study: Path, tmp_path: Path) -> None:
     assert (out / "north" / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("host", ["fl.example.org", "localhost", "192.0.2.7", "2001:db8::1"])
+def test_a_site_is_added_without_touching_what_is_there(host: str, study: Path, tmp_path: Path) -> None:
+    whole, grown = tmp_path / "whole", tmp_path / "grown"
+    west = KitSite("west", "target")
+    provision(load_study(study), study, whole, [*SITES, west], host=host, port=443)
+    provision(load_study(study), study, grown, SITES, host=host, port=443)
+    before = content(grown)
+    assert add_sites(load_study(study), study, grown, [west]) == [grown / "west"]
+    assert {name: blob for name, blob in content(grown).items() if not name.startswith("west/")} == before
+    made, asked = content(grown / "west"), content(whole / "west")
+    assert made.pop("ca.crt") == before["ca/ca.crt"]
+    del asked["ca.crt"]
+    assert made == asked
+
+
+def test_a_site_is_added_while_the_authority_is_in_a_safe(study: Path, tmp_path: Path) -> None:
+    make(study, tmp_path / "kits")
+    (tmp_path / "kits" / "ca").rename(tmp_path / "safe")
+    add_sites(load_study(study), study, tmp_path / "kits", [KitSite("west", "target")])
+    assert (tmp_path / "kits" / "west" / "ca.crt").read_bytes() == (tmp_path / "safe" / "ca.crt").read_bytes()
+
+
+def test_a_site_that_cannot_be_added_changes_nothing(study: Path, tmp_path: Path) -> None:
+    of, out, west = load_study(study), tmp_path / "kits", KitSite("west", "target")
+    with pytest.raises(RunError, match="leave --add out"):
+        add_sites(of, study, out, [west])
+    make(study, out)
+    before = content(out)
+    with pytest.raises(RunError, match="north already; nothing was changed"):
+        add_sites(of, study, out, [west, SITES[0]])
+    with pytest.raises(RunError, match="names must differ"):
+        add_sites(of, study, out, [west, west])
+    assert content(out) == before
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--site", "west:target", "--port", "1"], ["--site", "west:target", "--overwrite"]]
+)
+def test_adding_takes_sites_and_nothing_that_would_change_the_federation(
+    more: list[str], study: Path, tmp_path: Path
+) -> None:
+    make(study, tmp_path / "kits")
+    before = content(tmp_path / "kits")
+    with pytest.raises(SystemExit):
+        main(["provision", str(study), "--out", str(tmp_path / "kits"), "--add", *more])
+    assert content(tmp_path / "kits") == before
+
+
+def test_a_kit_says_what_to_do_about_a_key_that_nobody_registered(study: Path, tmp_path: Path) -> None:
+    make(study, tmp_path / "kits")
+    text = " ".join((tmp_path / "kits" / "east" / "README.md").read_text().split())
+    # These words are Flower's, see tests/test_federation_refusals.py; the rest is what a data manager can do.
+    for words in ("docker compose logs supernode", "Exit Code: 305", "Failed to activate SuperNode"):
+        assert words in text
+    assert "as `east`" in text
+    assert "site keygen" in text
+
+
 @pytest.mark.parametrize(
     "text", ["north", "north:both", ":source", "North:source", "../x:source", "coordinator:source"]
 )
@@ -105,6 +167,9 @@ def test_the_commands_say_what_to_do_next(
     monkeypatch.delenv("CROSSPROBE_ADDRESS", raising=False)
     assert main(["provision", str(study), "--out", str(tmp_path / "kits"), "--site", "north:source"]) == 0
     assert "README.md" in capsys.readouterr().out
+    more = ["--add", "--site", "west:target"]
+    assert main(["provision", str(study), "--out", str(tmp_path / "kits"), *more]) == 0
+    assert "crossprobe study register west" in capsys.readouterr().out
     assert main(["study", "run", str(study), "--out", str(tmp_path / "run")]) == 1
     assert "Give --address HOST:PORT and --ca FILE" in capsys.readouterr().err
     assert main(["study", "status", str(tmp_path / "run")]) == 1

@@ -1,0 +1,70 @@
+"""The documents cite nothing that does not exist, and their table of what leaves is the contract's."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from clients.leaves import of_contract, page
+from crossprobe import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TEXTS = {document.name: document.read_text(encoding="utf-8") for document in DOCUMENTS}
+THREATS = TEXTS["threat-model.md"]
+#: A path of this repository: a folder of it, and then a file's name or a slash at the end.
+PATH = re.compile(
+    r"(?<![\w./-])((?:clients|common|configs|deploy|docs|server|simulations|tests)/[\w./-]*(?:\.(?:py|md|ya?ml|conf|json|j2)|/))"
+)
+
+
+def functions(file: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_test_that_a_document_cites_exists(name: str) -> None:
+    cited = set(re.findall(r"(tests/\w+\.py)::(\w+)", TEXTS[name]))
+    assert TEXTS[name].count("::") == len(re.findall(r"tests/\w+\.py::test_\w+", TEXTS[name]))
+    missing = [(file, test) for file, test in cited if test not in functions(ROOT / file)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_path_and_link_of_a_document_exists(name: str) -> None:
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", TEXTS[name]) if "://" not in link]
+    paths = PATH.findall(TEXTS[name])
+    missing = [link for link in links if not (folder / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_every_command_that_a_document_names_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    named = {found for text in TEXTS.values() for found in re.findall(r"crossprobe ([a-z]+)(?: ([a-z-]+))?", text)}
+    commands = {(command, action) for command, action in named if command in COMMANDS}
+    assert len(commands) > 15
+    for command, action in commands:
+        words = [command, action] if command in ("site", "ledger", "study", "import") and action else [command]
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--help"])
+        assert ended.value.code == 0, f"{words}: {capsys.readouterr().err}"
+
+
+def test_the_hospitals_table_of_what_leaves_is_what_the_command_prints() -> None:
+    _, begin, rest = TEXTS["hospital.md"].partition("<!-- begin: crossprobe site leaves -->\n")
+    table, end, _ = rest.partition("<!-- end: crossprobe site leaves -->")
+    assert begin
+    assert end
+    assert table == page(of_contract()), "put the output of `crossprobe site leaves` between the two marks"
+
+
+def test_threats_are_numbered_and_each_has_its_control_its_test_and_what_remains() -> None:
+    _, *sections = re.split(r"^### ", THREATS, flags=re.M)
+    assert [section.partition(".")[0] for section in sections] == [f"T{n}" for n in range(1, len(sections) + 1)]
+    for section in sections:
+        assert re.findall(r"^\*\*(\w+)\.\*\*", section, flags=re.M) == ["Control", "Test", "Remains"], section[:60]
+        assert "::test_" in section, section[:60]
+    named = {int(number) for number in re.findall(r"\bT(\d+)\b", THREATS)}
+    assert named == set(range(1, len(sections) + 1))
