@@ -1,24 +1,27 @@
 """Numbers about the model that a site received: label-free score, Dice on `val`, foreground."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from clients.dataset import tiles
-from clients.frames import read_mask
+from clients.frames import Frame, read_mask
 from clients.training import Metrics, TaskContext
 from common.augment import device_shift
 from common.contract import FUSED
-from common.geometry import from_grid, standardise
-from common.infusion import fused_probability, predict_maps
+from common.geometry import from_grid
+from common.infusion import predict_maps
 from common.metrics import frame_dice
 from common.tasks import AnyTask
 
 #: Patients behind a score; more would cost a round's time and hardly move the mean.
 SCORED_PATIENTS = 32
-#: Perturbed views a patient, and how strong the simulated change of device is in them.
-SCORE_VIEWS, SCORE_STRENGTH = 2, 0.5
-#: Factor by which the mean foreground may differ from the sources' before the score falls.
-FOREGROUND_TOLERANCE = 1.5
+#: How strong the simulated change of device is in a patient's second view.
+SCORE_STRENGTH = 0.5
+#: Factor by which the mean foreground may differ from the sources' before the score falls. Without a common
+#: spacing the same anatomy is larger or smaller by how deep the image reaches.
+FOREGROUND_TOLERANCE = {"spacing": 1.5, "letterbox": 3.0}
 
 
 def is_fused(task: AnyTask) -> bool:
@@ -26,51 +29,79 @@ def is_fused(task: AnyTask) -> bool:
     return set(FUSED) <= set(task.components())
 
 
-def label_free_score(clean: Tensor, perturbed: Tensor, prior: float | None) -> float:
+@dataclass(frozen=True)
+class Views:
+    """The received model's foreground probability on one frame, [h, w] in [0, 1] and 0 on padding.
+
+    Attributes:
+        plain: of the image as it is.
+        shifted: of the image under simulated device shift.
+    """
+
+    plain: Tensor
+    shifted: Tensor
+
+
+def mean_area(maps: Iterable[Tensor], threshold: float, side: int) -> float:
+    """Return the mean foreground of maps [h, w], in tiles of `side` x `side` pixels.
+
+    An area on the study's grid, not a share of the image: devices show more or less around the anatomy.
+    """
+    areas = [float((p > threshold).sum()) / side**2 for p in maps]
+    return sum(areas) / len(areas)
+
+
+def label_free_score(views: Sequence[Views], prior: float | None, side: int, tolerance: float) -> float:
     """Score predictions without labels, in [0, 1]; higher is better.
 
     Args:
-        clean: foreground probabilities [N, 1, S, S].
-        perturbed: the same tiles under simulated device shift, [V, N, 1, S, S].
+        views: one a patient.
         prior: the sources' mean foreground in tiles, or None.
+        side: of a tile in pixels.
+        tolerance: factor by which the mean foreground may differ from the prior.
 
-    The mean over patients of the soft Dice between the prediction and that under each perturbation,
-    times 1 while the mean foreground is within `FOREGROUND_TOLERANCE` of the prior, and less in
-    proportion beyond. Agreement on the foreground, rather than on all pixels, gives a collapsed model 0.
+    The mean over patients of the soft Dice between the prediction and that under simulated device
+    shift, times 1 while the mean foreground is within `tolerance` of the prior, and less in proportion
+    beyond. Agreement on the foreground, rather than on all pixels, gives a collapsed model 0.
     """
-    overlap = 2 * (clean * perturbed).sum((-3, -2, -1))
-    size = (clean.square() + perturbed.square()).sum((-3, -2, -1))
-    agreement = float((overlap / size.clamp(min=1.0)).mean())
+    agreements = []
+    for own in views:
+        overlap = 2 * float((own.plain * own.shifted).sum())
+        agreements.append(overlap / max(1.0, float((own.plain.square() + own.shifted.square()).sum())))
+    agreement = sum(agreements) / len(agreements)
     if prior is None or prior <= 0:
         return agreement
-    ratio = float((clean > 0.5).float().mean()) / prior
-    return agreement * min(1.0, FOREGROUND_TOLERANCE * min(ratio, 1 / max(ratio, 1e-6)))
+    ratio = mean_area((own.plain for own in views), 0.5, side) / prior
+    return agreement * min(1.0, tolerance * min(ratio, 1 / max(ratio, 1e-6)))
 
 
-def received_maps(context: TaskContext) -> Tensor:
-    """Return the received fused model's foreground probability on tiles of unlabelled training patients.
+def received_views(context: TaskContext) -> dict[Frame, Views]:
+    """Return the received fused model's predictions on one frame of each of many unlabelled training patients.
 
-    Always the same tiles, one a patient, so that rounds can be compared.
-
-    Returns:
-        [1 + SCORE_VIEWS, N, 1, S, S] in [0, 1], 0 in padding: the plain tiles, then the same under
-        simulated device shift.
+    Always the same frames under the same shift, so that rounds can be compared; whole images, since a
+    tile of a deep one may hold nothing but noise.
     """
-    samples = [context.data.sample(frame) for frame in context.data.overview("train", SCORED_PATIENTS)]
-    batch = tiles(samples, [s.valid[None].float() for s in samples], context.study.image.size, None)
     # Fixed for the study, not the round: scores of different rounds must be comparable.
     generator = torch.Generator().manual_seed(context.study.seed)
-    images = [batch.image] + [device_shift(batch.image, generator, SCORE_STRENGTH) for _ in range(SCORE_VIEWS)]
-    with torch.no_grad():
-        maps = [fused_probability(context.networks, standardise(x, batch.valid > 0)) * batch.valid for x in images]
-    return torch.stack(maps)
+    views = {}
+    for frame in context.data.overview("train", SCORED_PATIENTS):
+        sample = context.data.sample(frame)
+        shifted = device_shift(sample.image[None, None], generator, SCORE_STRENGTH)[0, 0]
+        maps = [
+            predict_maps(context.networks, context.study, image, sample.valid)["infusion"] * sample.valid
+            for image in (sample.image, shifted)
+        ]
+        views[frame] = Views(*maps)
+    return views
 
 
-def score_received(context: TaskContext, maps: Tensor) -> Metrics:
-    """Return `score` of the received fused model from its `received_maps`, unless too few patients stand behind it."""
+def score_received(context: TaskContext, views: Iterable[Views]) -> Metrics:
+    """Return `score` of the received fused model from its `received_views`, unless too few patients stand behind it."""
     if len(context.data.site.patients("train")) < context.policy.min_patients:
         return {}
-    return {"score": label_free_score(maps[0], maps[1:], context.foreground_prior)}
+    grid = context.study.image
+    tolerance = FOREGROUND_TOLERANCE[grid.geometry]
+    return {"score": label_free_score(list(views), context.foreground_prior, grid.size, tolerance)}
 
 
 def fused_dice(context: TaskContext) -> Metrics:
@@ -86,8 +117,10 @@ def fused_dice(context: TaskContext) -> Metrics:
 
 
 def mean_foreground(context: TaskContext) -> float:
-    """Return the mean foreground of the labelled training patients, in tiles, at most 1."""
-    side = context.study.image.size
-    truths = [context.data.labelled(frame).truth for frame in context.data.overview("train", SCORED_PATIENTS)]
-    fractions = [float(t.sum()) / side**2 for t in truths if t is not None]
-    return min(1.0, sum(fractions) / len(fractions))
+    """Return the mean foreground of all labelled training patients, in tiles, at most 1.
+
+    Of all: lesions differ so much in size that a sample of 32 patients was off by half on real data.
+    """
+    everyone = context.data.overview("train", len(context.data.site.patients("train")))
+    truths = [context.data.labelled(frame).truth for frame in everyone]
+    return min(1.0, mean_area((t for t in truths if t is not None), 0.5, context.study.image.size))

@@ -52,14 +52,6 @@ def fuse(head: InfusionHead, source_logits: Tensor, target_logits: Tensor) -> Fu
     return Fusion(p_source, p_target, weight, weight * p_source + (1 - weight) * p_target)
 
 
-def fused_probability(networks: Networks, x: Tensor) -> Tensor:
-    """Return the infusion of standardised tiles [B, 1, S, S], averaged with that of their mirror."""
-    views = torch.cat([x, x.flip(-1)])
-    fused = fuse(networks.infusion_head, networks.source_branch(views), networks.target_branch(views)).infusion
-    plain, mirrored = fused.chunk(2)
-    return (plain + mirrored.flip(-1)) / 2
-
-
 def predict_maps(
     networks: Networks, study: Study, image: Tensor, valid: Tensor, *, baseline: bool = False
 ) -> dict[str, Tensor]:

@@ -133,11 +133,17 @@ class Chain:
 
 
 def _code_digest() -> str:
-    """Return a hash of the code that a trained state is a function of: other code may give other tensors."""
+    """Return a hash of the code that decides a trained state's numbers: other code may give other tensors."""
     root = Path(__file__).parent.parent
-    files = [*root.glob("common/*.py"), *root.glob("clients/*.py"), *root.glob("clients/tasks/*.py")]
-    files += [root / "server" / "aggregate.py", root / "server" / "rounds.py", root / "simulations" / "pooled.py"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
+    parts = {
+        "common": ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study", "tasks"),
+        "clients": ("dataset", "frames", "scoring", "training"),
+        "server": ("aggregate", "rounds"),
+        "simulations": ("pooled",),
+    }
+    files = [root / folder / f"{name}.py" for folder, names in parts.items() for name in names]
+    files += sorted(root.glob("clients/tasks/*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _sites_digest(sites: Sequence[Site]) -> str:

@@ -23,12 +23,12 @@ def page(folder: Path) -> str:
     """
     files = sorted(folder.glob("*.json"))
     notes = folder / "notes.md"
-    if not files or not notes.exists():
+    ablations = sorted((folder / "ablation").glob("*.json"))
+    if not (files or ablations) or not notes.exists():
         raise RunError(f"{folder} needs notes.md and a summary.json of each run, copied under the run's name.")
     sections = [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
     sections = [
-        ablation_section(json.loads(file.read_text(encoding="utf-8")), f"{folder.name}/ablation")
-        for file in sorted((folder / "ablation").glob("*.json"))
+        ablation_section(json.loads(file.read_text(encoding="utf-8")), f"{folder.name}/ablation") for file in ablations
     ] + sections
     head = "<!-- written by `python -m simulations.results docs/results`; edit docs/results/notes.md instead -->\n"
     return head + notes.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(sections)

@@ -13,7 +13,7 @@ from common.contract import COMPONENTS
 from common.errors import StudyError
 from common.study import Study, Supervise, baseline_of, load_study, parse_study
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted(f for f in (Path(__file__).parent.parent / "configs").glob("*.yaml") if "ablation" not in f.name)
 WHOLE = ["source_branch.encoder", "source_branch.decoder"]
 
 

@@ -84,7 +84,7 @@ def test_whole_blocks_are_hidden_as_many_in_each_image(side: int, block: int, ra
     assert len({x.numpy().tobytes() for x in hidden}) == 5
 
 
-UNIFORM = torch.linspace(0, 1, 1024).reshape(1, 1, 32, 32).repeat(3, 1, 1, 1)
+UNIFORM = [torch.linspace(0, 1, 1024).reshape(32, 32)] * 3
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ UNIFORM = torch.linspace(0, 1, 1024).reshape(1, 1, 32, 32).repeat(3, 1, 1, 1)
     ],
 )
 def test_the_threshold_moves_only_outside_the_tolerance_and_no_further(prior: float | None, threshold: float) -> None:
-    assert prior_threshold(UNIFORM, prior, 1.5) == pytest.approx(threshold)
+    assert prior_threshold(UNIFORM, prior, 1.5, 32) == pytest.approx(threshold)
 
 
 def test_pseudo_labels_in_the_padding_are_not_counted(pair: Sequence[Path]) -> None:

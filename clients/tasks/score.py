@@ -1,6 +1,6 @@
 """`score`: how good is the received model? Sources answer Dice on `val`, targets the label-free score."""
 
-from clients.scoring import fused_dice, received_maps, score_received
+from clients.scoring import fused_dice, received_views, score_received
 from clients.training import Metrics, TaskContext
 
 
@@ -8,4 +8,4 @@ def run(context: TaskContext) -> Metrics:
     """Return the one number that this site's role can give."""
     if context.data.site.config.role == "source":
         return fused_dice(context)
-    return score_received(context, received_maps(context))
+    return score_received(context, received_views(context).values())

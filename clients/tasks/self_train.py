@@ -10,56 +10,36 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from clients.dataset import Sample, tiles
+from clients.dataset import tiles
 from clients.frames import Frame
-from clients.scoring import received_maps, score_received
+from clients.scoring import mean_area, received_views, score_received
 from clients.training import LossOf, Metrics, Seen, TaskContext, train, trained_branches
-from common.augment import augment, device_shift
+from common.augment import augment
 from common.geometry import standardise
 from common.infusion import predict_maps
 from common.losses import dice_cross_entropy
-from common.networks import Networks
-from common.study import Study
 from common.tasks import SelfTrain
 
-#: Of the simulated device shift in the teacher's extra views: mild, for what it says must hold.
-TEACHER_STRENGTH = 0.3
 
-
-def prior_threshold(maps: Tensor, prior: float | None, tolerance: float) -> float:
+def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: float, side: int) -> float:
     """Return the threshold that keeps the pseudo-labels' mean foreground near the prior.
 
     Args:
-        maps: foreground probabilities of tiles, [N, 1, S, S].
-        prior: expected mean foreground of a tile; None leaves the threshold at 0.5.
+        maps: foreground probabilities of frames, [h, w] each.
+        prior: expected mean foreground of a frame, in tiles; None leaves the threshold at 0.5.
         tolerance: factor by which the mean may differ before the threshold moves.
+        side: of a tile in pixels.
 
-    The class-ratio guard against collapse and blow-up: 0.5 unless it leads outside the tolerance, and
-    then the nearest threshold in [0.1, 0.9] that leads inside.
+    The class-ratio guard against collapse, blow-up and size bias: 0.5 unless it leads outside the
+    tolerance, and then the nearest threshold in [0.1, 0.9] that leads inside.
     """
     if prior is None:
         return 0.5
-
-    def foreground(threshold: float) -> float:
-        return float((maps > threshold).float().mean())
-
     candidates = sorted((0.5 + 0.02 * i for i in range(-20, 21)), key=lambda t: abs(t - 0.5))
     for threshold in candidates:
-        if prior / tolerance <= foreground(threshold) <= prior * tolerance:
+        if prior / tolerance <= mean_area(maps, threshold, side) <= prior * tolerance:
             return threshold
-    return min(candidates, key=lambda t: abs(foreground(t) - prior))
-
-
-def pseudo_probability(teacher: Networks, study: Study, sample: Sample, views: int, generator: Generator) -> Tensor:
-    """Return the teacher's mean probability of a frame, [1, h, w], over the plain image and perturbed views.
-
-    Where the views disagree the mean is near 0.5, and the pixel weighs little (UPL-SFDA, arXiv 2309.10244).
-    """
-    images = [sample.image] + [
-        device_shift(sample.image[None, None], generator, TEACHER_STRENGTH)[0, 0] for _ in range(views - 1)
-    ]
-    maps = [predict_maps(teacher, study, image, sample.valid)["infusion"] for image in images]
-    return torch.stack(maps).mean(0, keepdim=True)
+    return min(candidates, key=lambda t: abs(mean_area(maps, t, side) - prior))
 
 
 def run(context: TaskContext) -> Metrics:
@@ -71,21 +51,22 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
     """Return the loss under a teacher that stays as it was received, whose score is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
-    received = received_maps(context)
-    for name, value in score_received(context, received).items():
+    received = received_views(context)
+    for name, value in score_received(context, received.values()).items():
         seen[name].append(value)
-    threshold = prior_threshold(received[0], context.foreground_prior, task.prior_tolerance)
+    plain = [views.plain for views in received.values()]
+    threshold = prior_threshold(plain, context.foreground_prior, task.prior_tolerance, study.image.size)
     teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
     branches = trained_branches(context)
-    taught: dict[Frame, Tensor] = {}  # once a round: the teacher says the same of a frame each time
-    views = context.generator("teacher")
+    # Once a round, on the whole image: the teacher says the same of a frame each time.
+    taught = {frame: views.plain for frame, views in received.items()}
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         samples = [context.data.sample(frame) for frame in frames]
         for sample in samples:
             if sample.frame not in taught:
-                taught[sample.frame] = pseudo_probability(teacher, study, sample, task.teacher_views, views)
-        batch = tiles(samples, [taught[s.frame] for s in samples], study.image.size, generator)
+                taught[sample.frame] = predict_maps(teacher, study, sample.image, sample.valid)["infusion"]
+        batch = tiles(samples, [taught[s.frame][None] for s in samples], study.image.size, generator)
         p = batch.maps
         label = (p > threshold) * batch.valid
         reach = torch.where(p > threshold, 1 - threshold, threshold)
