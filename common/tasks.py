@@ -144,6 +144,8 @@ class Infuse(TrainingTask):
         learning_rate: ten times a branch's: the head has 0.8 thousand parameters and starts at zero.
         strength: of the simulated device shift, in [0, 1]; without any, the head learns to trust
             whichever branch overfitted the source probe.
+        shrinkage: weight of the penalty `4 (w - 1/2)^2`, averaged over pixels, beside the loss. What the head learns on
+            simulated shifts holds on the true one only in part, and the plain average is hard to beat.
     """
 
     task: Literal["infuse"] = "infuse"
@@ -155,6 +157,7 @@ class Infuse(TrainingTask):
     trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)
     learning_rate: float = Field(default=1e-2, gt=0, le=1)
     strength: float = Field(default=1.0, ge=0, le=1)
+    shrinkage: float = Field(default=1.0, ge=0)
 
 
 class Score(Task):

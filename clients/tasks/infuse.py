@@ -48,9 +48,11 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
         fusion = fuse(networks.infusion_head, source, target)
         seen["mean_weight"].append(float((fusion.weight.detach() * valid).sum() / valid.sum().clamp(min=1)))
 
+        def mean_within(values: Tensor) -> Tensor:
+            return (values * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp(min=1)
+
         def cross_entropy(p: Tensor) -> Tensor:
-            loss = F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth, reduction="none")
-            return (loss * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp(min=1)
+            return mean_within(F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth, reduction="none"))
 
         intersection = (fusion.infusion * truth * valid).sum((1, 2, 3))
         size = ((fusion.infusion + truth) * valid).sum((1, 2, 3))
@@ -61,6 +63,7 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
             + dice
             + cross_entropy(fusion.source_branch)
             + cross_entropy(fusion.target_branch)
+            + task.shrinkage * mean_within((2 * fusion.weight - 1).square())
         )
 
     return loss_of
