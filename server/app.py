@@ -25,6 +25,8 @@ app = ServerApp()
 
 #: How long the ServerApp of a run that was stopped may take to end before a resumed one gives up, in seconds.
 STOPPED_S = 90.0
+#: How long a role that has too few sites when a run starts is waited for, in seconds: they may still be starting.
+START_S = 20.0
 #: Holds the id of a process whose end is to end this one; set by the simulation.
 END_WITH = "CROSSPROBE_END_WITH"
 
@@ -61,7 +63,8 @@ def main(grid: Grid, context: Context) -> None:
             least for role, least in study.participation.quorum.items() if any(s.task_of(role) for s in study.stages)
         ]
         transport = GridTransport(grid, sum(quorum), on_enrolled=enrolled)
-        run_study(study, transport, out, resume=bool(config["resume"]), wait_s=STOPPED_S)
+        enrol_s = 0.0 if config["sites"] else START_S  # nobody joins a simulation later
+        run_study(study, transport, out, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
     except CrossProbeError as error:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / ERROR, str(error).encode())

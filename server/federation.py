@@ -8,9 +8,10 @@ from pathlib import Path
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
 from common.study import load_study, read_study_of_run
-from server import history
+from server import history, pause
 from server.flower_cli import ERROR, FlowerCli
 from server.history import RoundRecord
+from server.pause import Pause
 
 #: In a run's folder: which Flower run it is, and where.
 RUN = "flower.json"
@@ -46,7 +47,11 @@ class SiteStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run does: Flower's word for it, the last round, the sites, and the ServerApp's error if it left one."""
+    """How a run does: Flower's word for it, the last round, the sites, the ServerApp's error if it left one.
+
+    Attributes:
+        paused: the sites that the run waits for, or None.
+    """
 
     flower: str
     rounds_done: int
@@ -54,6 +59,7 @@ class Status:
     stage: str
     sites: Mapping[str, SiteStatus]
     error: str
+    paused: Pause | None = None
 
 
 def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> str:
@@ -139,7 +145,9 @@ def status(cli: FlowerCli, out: Path) -> Status:
     counted = [record for record in records if record.counted]
     error = (out / ERROR).read_text(encoding="utf-8") if (out / ERROR).exists() else ""
     stage = records[-1].stage if records else "enrolment"
-    return Status(flower, counted[-1].round + 1 if counted else 0, rounds, stage, sites, error)
+    # A run that was killed in its pause left the file.
+    paused = None if flower.startswith("finished") else pause.read(out)
+    return Status(flower, counted[-1].round + 1 if counted else 0, rounds, stage, sites, error, paused)
 
 
 def nodes_of(out: Path) -> dict[str, str]:
