@@ -15,6 +15,8 @@ from server.pause import Pause
 
 #: In a run's folder: which Flower run it is, and where.
 RUN = "flower.json"
+#: Written to a run's folder and removed before it is submitted.
+ROOM, ROOM_BYTES = ".room", 2**16
 #: In a run's folder, written by the ServerApp: the node id behind each site's name.
 NODES = "nodes.json"
 #: Of a round's deadline; a site that takes longer than this share may well miss the next one.
@@ -73,13 +75,15 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
     load_study(study)  # its errors here, not a minute later from the ServerApp
     if (out / "checkpoint" / "state.json").exists() and not resume:
         raise RunError(f"{out} already holds a run. Continue it with --resume, or choose another --out folder.")
-    if resume and (out / RUN).exists():
-        stop(cli, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ERROR).unlink(missing_ok=True)
+        write_atomically(out / ROOM, bytes(ROOM_BYTES))  # a full disk is told now, not by a run that cannot say so
+        (out / ROOM).unlink()
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror}. Choose another --out folder.") from None
+    if resume and (out / RUN).exists():
+        stop(cli, out)
     run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
     run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
     write_atomically(out / RUN, json.dumps(asdict(run)).encode())
