@@ -67,16 +67,24 @@ def listens(port: int) -> bool:
 @contextlib.contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
     """Put a small file system of its own in a folder's place, with what the folder holds; only root may mount one."""
-    inside = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=700", "tiny", folder], check=True)
+    with tempfile.TemporaryDirectory() as kept:
+        shutil.copytree(folder, kept, dirs_exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tiny", folder], check=True)
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
     try:
-        for path, content in inside.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            path.chmod(0o600)
         yield
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let nothing be written to a file system while the block runs."""
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
 
 
 @contextlib.contextmanager

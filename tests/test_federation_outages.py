@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from federation import MOUNTS, Federation, full, listens, small_disk, wait_until
+from federation import MOUNTS, Federation, listens, read_only, small_disk, wait_until
 from tiny import content, write_study
 
 from common.study import load_study
@@ -22,7 +22,7 @@ from server.state import load_state
 pytestmark = pytest.mark.federation
 
 #: Rounds of the study below: pretrain, refine, refine, refine, score, evaluate.
-ROLE_GOES_IN, LINK_DIES_IN, DISK_FULL_AFTER, ROUNDS = 0, 1, 2, 6
+ROLE_GOES_IN, LINK_DIES_IN, READ_ONLY_AFTER, ROUNDS = 0, 1, 2, 6
 DEADLINE_S = 40.0
 needs_a_disk = pytest.mark.skipif(not MOUNTS, reason="needs root to mount a file system")
 
@@ -33,14 +33,14 @@ class Outcome:
 
     Attributes:
         paused: what the run's folder and `study status` said once only `east` was missing.
-        link: exit code and words of `study run` when the SuperLink was killed and came back, or the disk was full.
-        full: what `report` and `run --resume` did while it was, and the round that the checkpoint held.
+        ended: exit code and words of `study run`, which outlived the SuperLink and then met a read-only disk.
+        refused: what `report` and `run --resume` did on that disk, and the round that the checkpoint held.
     """
 
     federation: Federation
     paused: tuple[Pause, str]
     ended: tuple[int, str]
-    full: tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str], int]
+    refused: tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str], int]
     resumed: subprocess.CompletedProcess[str]
 
 
@@ -63,9 +63,9 @@ def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> I
             wait_until((federation.run_folder / NODES).exists, "all sites are enrolled", 120)
             paused = _lose_a_role(federation)
             _kill_the_superlink_in_mid_round(federation)
-            wait_until(lambda: _rounds(federation) > DISK_FULL_AFTER or running.poll() is not None, "more rounds", 240)
+            wait_until(lambda: _rounds(federation) > READ_ONLY_AFTER or running.poll() is not None, "more rounds", 240)
             assert running.poll() is None, f"{federation.said.read_text()}\n{federation.logs()}"
-            with full(federation.run_folder) if MOUNTS else contextlib.nullcontext():
+            with read_only(federation.run_folder.parent) if MOUNTS else contextlib.nullcontext():
                 ended = (running.wait(180), federation.said.read_text())
                 report = federation.console("report", str(federation.run_folder))
                 again = federation.run("--resume")
@@ -134,28 +134,28 @@ def test_it_goes_on_by_itself_when_the_site_is_back(outcome: Outcome) -> None:
 def test_a_run_outlives_its_superlink(outcome: Outcome) -> None:
     rounds = [record.round for record in outcome.federation.records() if record.counted]
     assert rounds == list(range(ROUNDS))
-    assert all(f"round {index} " in outcome.ended[1] for index in range(LINK_DIES_IN, DISK_FULL_AFTER + 1))
+    assert all(f"round {index} " in outcome.ended[1] for index in range(LINK_DIES_IN, READ_ONLY_AFTER + 1))
 
 
 @needs_a_disk
-def test_a_full_disk_ends_the_run_with_a_remedy(outcome: Outcome) -> None:
+def test_a_disk_that_became_read_only_ends_the_run_with_a_remedy(outcome: Outcome) -> None:
     code, said = outcome.ended
     assert code == 1
-    assert "No space left" in said
+    assert "Read-only file system" in said
     assert "--resume" in said
     assert "Traceback" not in said
 
 
 @needs_a_disk
-def test_what_was_saved_before_the_disk_was_full_is_intact(outcome: Outcome) -> None:
-    assert outcome.full[2] > DISK_FULL_AFTER
+def test_what_was_saved_before_is_intact(outcome: Outcome) -> None:
+    assert outcome.refused[2] > READ_ONLY_AFTER
 
 
 @needs_a_disk
-def test_nothing_is_started_or_written_on_a_full_disk(outcome: Outcome) -> None:
-    for done in outcome.full[:2]:
+def test_nothing_is_started_on_a_read_only_disk(outcome: Outcome) -> None:
+    for done in outcome.refused[:2]:
         assert done.returncode == 1, done.args
-        assert "No space left" in done.stderr
+        assert "Read-only file system" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -208,9 +208,9 @@ def test_the_ledger_tells_both(outcome: Outcome) -> None:
 def test_a_site_whose_disk_is_full_lets_nothing_leave_and_is_back_once_there_is_room(outcome: Outcome) -> None:
     records = outcome.federation.records()
     refused = [record.round for record in records if record.sites["west"].status == "refused"]
-    assert refused
+    assert 0 < len(refused) < ROUNDS - 2
     for index in refused:
         assert records[index].sites["west"].detail.startswith(NOT_WRITABLE)
         assert records[index].sites["west"].bytes_from < 1000
-    assert records[-1].sites["west"].status == "ok"
+    assert records[0].sites["west"].status == records[-1].sites["west"].status == "ok"
     assert not verify(outcome.federation.kits / "west" / "state" / "ledger.jsonl").damage

@@ -163,12 +163,20 @@ def test_a_run_killed_in_its_pause_begins_without_one(finished: Finished, tmp_pa
         def enrol(
             self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
         ) -> Mapping[str, bytes | Failure]:
+            found = super().enrol(request, known)
             if self.exchanges:
                 raise Killed
-            return super().enrol(request, known)
+            return found
 
+    dying = Dying(finished, tmp_path, at=3, vain=2)
     with pytest.raises(Killed):
-        run_study(finished.study, Dying(finished, tmp_path, at=3, vain=2), tmp_path)
-    run_study(finished.study, Remembered(finished.transport), tmp_path, resume=True)
+        run_study(finished.study, dying, tmp_path)
+    assert dying.seen[0] is not None
+    pause.write(tmp_path, dying.seen[0])  # which a process that is killed from outside does not remove
+    seen: list[Pause | None] = []
+    again = Remembered(finished.transport)
+    run_study(finished.study, again, tmp_path, resume=True, on_round=lambda _: seen.append(pause.read(tmp_path)))
+    assert seen
+    assert not any(seen)
     assert (tmp_path / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
     assert [(r.round, r.counted) for r in history.read(tmp_path)][2:4] == [(2, False), (2, True)]
