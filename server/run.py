@@ -47,6 +47,8 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
     deadline = time.monotonic() + wait_s
     seats, noes = _ask(study, transport)
     while (short := _short(study, seats)) and time.monotonic() < deadline:
+        if not seats and noes and all(why.startswith("not-approved") for why in noes.values()):
+            break  # it is the study, not the sites
         time.sleep(ASK_AGAIN_S)
         more, noes = _ask(study, transport, seats)
         seats |= more

@@ -12,6 +12,8 @@ from conftest import Finished
 from tiny import Remembered, content, study, workers
 
 import server.run
+from clients.refusals import refusal
+from common.contract import pack
 from common.errors import RunError
 from server import federation, history, pause
 from server.pause import PAUSED, Pause
@@ -138,6 +140,22 @@ def test_a_site_that_is_still_starting_is_waited_for_at_the_start(finished: Fini
         run_study(finished.study, Starting(finished.transport), tmp_path / "hasty")
     run_study(finished.study, Starting(finished.transport), tmp_path / "run", enrol_s=20)
     assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+
+
+def test_a_study_that_no_site_approved_is_told_at_once(finished: Finished, tmp_path: Path) -> None:
+    class Strangers(Remembered):
+        asked = 0
+
+        def enrol(
+            self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+        ) -> Mapping[str, bytes | Failure]:
+            self.asked += 1
+            return dict.fromkeys(self.workers, pack(refusal("not-approved")))
+
+    strangers = Strangers(finished.transport)
+    with pytest.raises(RunError, match=r"north: not-approved: .*`crossprobe site approve`"):
+        run_study(finished.study, strangers, tmp_path, enrol_s=1)
+    assert strangers.asked == 1
 
 
 def test_the_status_tells_a_pause_only_of_a_run_that_goes_on(tmp_path: Path) -> None:
