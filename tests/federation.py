@@ -5,7 +5,6 @@ names and ports are replaced by this machine's. Every process leads a group of i
 """
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -40,8 +39,6 @@ from server.provision import KitSite, provision
 from server.run import MODEL, run_study
 
 READY_S = 60.0
-#: Whether a file system can be mounted here.
-MOUNTS = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "x", "/mnt"], capture_output=True).returncode == 0
 #: What a SuperNode says once the SuperLink took it.
 ACCEPTED = "SuperNode ID:"
 #: Whether a process can be put into a network namespace of its own here.
@@ -62,45 +59,6 @@ def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
-    """Put a small file system of its own in a folder's place, with what the folder holds; only root may mount one."""
-    with tempfile.TemporaryDirectory() as kept:
-        shutil.copytree(folder, kept, dirs_exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tiny", folder], check=True)
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-@contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Let nothing be written to a file system while the block runs."""
-    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-
-
-@contextlib.contextmanager
-def full(folder: Path) -> Iterator[None]:
-    """Leave no byte free on a file system while the block runs."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017
-    try:
-        yield
-    finally:
-        filler.unlink()
 
 
 def wait_until(true: Callable[[], object], what: str, patience_s: float = READY_S) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from federation import MOUNTS, Federation, listens, read_only, small_disk, wait_until
+from disks import MOUNTS, read_only, small_disk
+from federation import Federation, listens, wait_until
 from tiny import content, write_study
 
 from common.study import load_study

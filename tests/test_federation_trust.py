@@ -11,7 +11,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from federation import MOUNTS, Federation, full, listens, small_disk, wait_until
+from disks import MOUNTS, full, small_disk
+from federation import Federation, listens, wait_until
 from tiny import content, refusal, request, write_study
 
 from clients.channel import METHOD, SERVICE, address, ask, options

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Finished
+from disks import MOUNTS, fill_up, remount, small_disk
 from tiny import Remembered, write_study
 
 from common.errors import RunError
@@ -97,25 +97,12 @@ def test_a_file_in_the_checkpoints_place_is_named(finished: Finished, tmp_path: 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system of its own; only root may mount one."""
+    if not MOUNTS:
+        pytest.skip("may not mount a file system here")
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tiny", folder], capture_output=True).returncode:
-        pytest.skip("may not mount a file system here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill_up(filler: Path) -> None:
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017
-
-
-def remount(folder: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+    with small_disk(folder, 4):
+        yield folder
 
 
 def test_a_disk_that_becomes_read_only(finished: Finished, disk: Path) -> None:
