@@ -29,7 +29,7 @@ lint: install
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# Faults of a whole federation on loopback: killed processes, wrong keys, expired certificates.
+# Faults of a whole federation on loopback: killed processes, lost roles, read-only disks, poisoned replies, wrong keys.
 federation-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m federation
 

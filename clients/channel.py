@@ -21,6 +21,9 @@ CONNECT_S = 10.0
 #: A Unix socket's address holds 108 bytes, the last of them a zero.
 MAX_SOCKET_PATH = 107
 
+#: What gRPC can hold of a time in milliseconds.
+_LONGEST_MS = 2**31 - 1
+
 _CODES = {
     grpc.StatusCode.UNAVAILABLE: "worker-unreachable",
     grpc.StatusCode.DEADLINE_EXCEEDED: "worker-timeout",
@@ -69,7 +72,9 @@ def ask(path: Path, payload: bytes, timeout_s: float, *, connect_s: float = CONN
         if time.monotonic() > give_up:
             return pack(refusal("worker-unreachable"))
         time.sleep(0.1)
-    with grpc.insecure_channel(target, options()) as channel:
+    # gRPC gives a server that listens 20 s for its first word; one that stands still for longer is still there.
+    patience = ("grpc.min_reconnect_backoff_ms", min(int(timeout_s * 1000), _LONGEST_MS))
+    with grpc.insecure_channel(target, [*options(), patience]) as channel:
         try:
             reply: bytes = channel.unary_unary(f"/{SERVICE}/{METHOD}")(
                 payload, timeout=max(0.0, deadline - time.monotonic())

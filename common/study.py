@@ -83,7 +83,8 @@ class Participation(Settings):
     Attributes:
         quorum: least number of valid replies of each role that a round asks of.
         deadline_s: how long a round waits for replies; 1800 s lets a CPU-only hospital finish.
-        retries: how often a round below quorum is repeated before the run stops, resumable.
+        retries: how often a round below quorum is repeated before the run stops, resumable. Before each the run
+            pauses until the missing sites are back, at most for `deadline_s`.
         max_norm: bound on the L2 norm of an update; honest rounds stay under 100 at 0.3 M parameters.
     """
 

@@ -1,5 +1,6 @@
 """The Flower ServerApp: reads its run's configuration and runs the study over the Grid."""
 
+import contextlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.errors import CrossProbeError
+from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
 from common.study import load_study
 from server.federation import NODES
@@ -25,6 +26,8 @@ app = ServerApp()
 
 #: How long the ServerApp of a run that was stopped may take to end before a resumed one gives up, in seconds.
 STOPPED_S = 90.0
+#: How long a role that has too few sites when a run starts is waited for, in seconds: they may still be starting.
+START_S = 20.0
 #: Holds the id of a process whose end is to end this one; set by the simulation.
 END_WITH = "CROSSPROBE_END_WITH"
 
@@ -49,7 +52,8 @@ def main(grid: Grid, context: Context) -> None:
         threading.Thread(target=_end_with, args=(int(os.environ[END_WITH]),), daemon=True).start()
     config = context.run_config
     out = Path(str(config["out"]))
-    (out / ERROR).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a disk that became read-only is told by what writes to it next
+        (out / ERROR).unlink(missing_ok=True)
 
     def enrolled(nodes: Mapping[str, int]) -> None:
         content = {name: str(node) for name, node in sorted(nodes.items())}
@@ -61,8 +65,10 @@ def main(grid: Grid, context: Context) -> None:
             least for role, least in study.participation.quorum.items() if any(s.task_of(role) for s in study.stages)
         ]
         transport = GridTransport(grid, sum(quorum), on_enrolled=enrolled)
-        run_study(study, transport, out, resume=bool(config["resume"]), wait_s=STOPPED_S)
+        enrol_s = 0.0 if config["sites"] else START_S  # nobody joins a simulation later
+        run_study(study, transport, out, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
     except CrossProbeError as error:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / ERROR, str(error).encode())
+        with contextlib.suppress(OSError, RunError):  # a full disk; whoever follows finds the error in Flower's log
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / ERROR, str(error).encode())
         raise

@@ -8,12 +8,15 @@ from pathlib import Path
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
 from common.study import load_study, read_study_of_run
-from server import history
+from server import history, pause
 from server.flower_cli import ERROR, FlowerCli
 from server.history import RoundRecord
+from server.pause import Pause
 
 #: In a run's folder: which Flower run it is, and where.
 RUN = "flower.json"
+#: Written to a run's folder and removed before it is submitted.
+ROOM, ROOM_BYTES = ".room", 2**16
 #: In a run's folder, written by the ServerApp: the node id behind each site's name.
 NODES = "nodes.json"
 #: Of a round's deadline; a site that takes longer than this share may well miss the next one.
@@ -46,7 +49,11 @@ class SiteStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run does: Flower's word for it, the last round, the sites, and the ServerApp's error if it left one."""
+    """How a run does: Flower's word for it, the last round, the sites, the ServerApp's error if it left one.
+
+    Attributes:
+        paused: the sites that the run waits for, or None.
+    """
 
     flower: str
     rounds_done: int
@@ -54,6 +61,7 @@ class Status:
     stage: str
     sites: Mapping[str, SiteStatus]
     error: str
+    paused: Pause | None = None
 
 
 def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> str:
@@ -67,13 +75,15 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
     load_study(study)  # its errors here, not a minute later from the ServerApp
     if (out / "checkpoint" / "state.json").exists() and not resume:
         raise RunError(f"{out} already holds a run. Continue it with --resume, or choose another --out folder.")
-    if resume and (out / RUN).exists():
-        stop(cli, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ERROR).unlink(missing_ok=True)
+        write_atomically(out / ROOM, bytes(ROOM_BYTES))  # a full disk is told now, not by a run that cannot say so
+        (out / ROOM).unlink()
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror}. Choose another --out folder.") from None
+    if resume and (out / RUN).exists():
+        stop(cli, out)
     run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
     run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
     write_atomically(out / RUN, json.dumps(asdict(run)).encode())
@@ -139,7 +149,9 @@ def status(cli: FlowerCli, out: Path) -> Status:
     counted = [record for record in records if record.counted]
     error = (out / ERROR).read_text(encoding="utf-8") if (out / ERROR).exists() else ""
     stage = records[-1].stage if records else "enrolment"
-    return Status(flower, counted[-1].round + 1 if counted else 0, rounds, stage, sites, error)
+    # A run that was killed in its pause left the file.
+    paused = None if flower.startswith("finished") else pause.read(out)
+    return Status(flower, counted[-1].round + 1 if counted else 0, rounds, stage, sites, error, paused)
 
 
 def nodes_of(out: Path) -> dict[str, str]:

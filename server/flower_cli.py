@@ -6,6 +6,7 @@ ServerApp crashed; here the run's status decides, and the ServerApp's own messag
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ _STATUS_EVERY_S = 5.0
 #: A SuperLink that is being restarted is away for about 25 s; this many looks in a row may fail.
 _STATUS_PATIENCE = 24
 COMPLETED = "finished:completed"
+#: One of our errors in Flower's log: where the disk is full, the ServerApp can leave no message in the run's folder.
+_LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
 
 
 def tool(name: str) -> str:
@@ -128,6 +131,18 @@ class FlowerCli:
             raise RunError(f"{name} was not registered: {self._why(answer)}")
         return str(answer["node-id"])
 
+    def error_in_log(self, run_id: str) -> str:
+        """Return the message of the error that ended a run's ServerApp, as Flower logged it, or an empty text."""
+        done = subprocess.run(
+            [tool("flwr"), "log", run_id, _LINK, "--show"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = _LOGGED_ERROR.findall(done.stdout)
+        return found[-1] if found else ""
+
     def _why(self, answer: dict[str, Any]) -> str:
         """Return Flower's reason, and what to do where it is known."""
         text = str(answer.get("error-message", answer))
@@ -180,7 +195,8 @@ class FlowerCli:
                 message = out / ERROR
                 raise RunError(
                     message.read_text()
-                    if message.exists()
-                    else f"Flower reports `{status}`, and the ServerApp left no message: it was stopped or killed. "
+                    if message.exists() and message.stat().st_size
+                    else self.error_in_log(run_id)
+                    or f"Flower reports `{status}`, and the ServerApp left no message: it was stopped or killed. "
                     f"Everything up to the last round is saved; start again with --resume.\n{log_tail()}".strip()
                 )

@@ -1,7 +1,7 @@
 """Flower as a `Transport`: bytes out through the Grid, replies taken one by one as they arrive."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -9,12 +9,18 @@ from flwr.serverapp import Grid
 
 from common.contract import EnrolReply, unpack
 from common.errors import ContractError
-from server.rounds import Failure
+from server.rounds import ENROL_S, Failure
 
-#: Between two looks for replies, in seconds.
-POLL_S = 0.1
-#: How long sites may take to connect and to answer who they are, in seconds: Ray starts slowly.
-ENROL_S = 180.0
+#: Between two looks for replies, and for nodes that connect, in seconds.
+POLL_S, NODES_POLL_S = 0.1, 0.5
+#: What Flower's error codes mean to a coordinator. An error's own text is the other side's and is not kept.
+_LATE = (3, 4)
+_CODES = {
+    1: "its app did not start",
+    2: "its app failed",
+    5: "its SuperNode is gone",
+    8: "its app's process was ended",
+}
 
 
 class GridTransport:
@@ -33,15 +39,21 @@ class GridTransport:
         self.least_nodes = least_nodes
         self.nodes: dict[str, int] = {}
 
-    def enrol(self, request: bytes) -> Mapping[str, bytes | Failure]:
-        """Ask every connected node. A site's name is its registered node name, else the one it answers."""
-        deadline = time.monotonic() + ENROL_S
+    def enrol(
+        self, request: bytes, known: Collection[str] = (), patience_s: float = ENROL_S
+    ) -> Mapping[str, bytes | Failure]:
+        """Ask every connected node but the known.
+
+        A site's name is its registered node name, else the one it answers.
+        """
+        deadline = time.monotonic() + patience_s
         while len(nodes := list(self.grid.get_nodes())) < self.least_nodes and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        registered = {node.node_id: node.name for node in nodes}
+            time.sleep(NODES_POLL_S)
+        spared = {self.nodes[name] for name in known if name in self.nodes}
+        registered = {node.node_id: node.name for node in nodes if node.node_id not in spared}
         found: dict[str, bytes | Failure] = {}
         asked = dict.fromkeys(registered, request)
-        for node, reply in self._send(asked, lambda _: "query", deadline - time.monotonic()):
+        for node, reply in self._send(asked, lambda _: "query", patience_s):
             name = registered[node] or _declared_name(reply) or f"node-{node}"
             if name in found:
                 found[name] = Failure("failed", "two nodes give this name; rename one in its site.yaml")
@@ -55,6 +67,9 @@ class GridTransport:
         self, requests: Mapping[str, bytes], task: Callable[[str], str], deadline_s: float
     ) -> Iterator[tuple[str, bytes | Failure]]:
         """Send all requests in one batch and yield replies as they arrive."""
+        if requests.keys() - self.nodes.keys():  # a site that was away at the enrolment of a resumed run
+            self.nodes |= {node.name: node.node_id for node in self.grid.get_nodes() if node.name in requests}
+            self.on_enrolled(self.nodes)
         names = {self.nodes[site]: site for site in requests if site in self.nodes}
         for site in requests.keys() - self.nodes.keys():
             yield site, Failure("failed", "not connected")
@@ -76,7 +91,9 @@ class GridTransport:
             for node, payload in requests.items()
         ]
         ids = list(self.grid.push_messages(messages))
-        waiting = dict(zip(ids, requests, strict=True))
+        waiting = {message_id: node for message_id, node in zip(ids, requests, strict=True) if message_id}
+        for node in requests.keys() - waiting.values():
+            yield node, Failure("failed", "Flower does not know its SuperNode")
         deadline = time.monotonic() + deadline_s
         while waiting and time.monotonic() < deadline:
             arrived = False
@@ -84,17 +101,23 @@ class GridTransport:
             for message_id in list(waiting):
                 for reply in self.grid.pull_messages([message_id]):
                     arrived = True
-                    yield waiting.pop(message_id), _content(reply)
+                    yield waiting.pop(message_id), _content(reply, deadline_s)
             if not arrived:
                 time.sleep(POLL_S)
         for node in waiting.values():
-            yield node, Failure("late", f"no reply within {deadline_s:.0f} s")
+            yield node, _late(deadline_s)
 
 
-def _content(reply: Message) -> bytes | Failure:
+def _late(deadline_s: float) -> Failure:
+    return Failure("late", f"no reply within {deadline_s:.0f} s")
+
+
+def _content(reply: Message, deadline_s: float) -> bytes | Failure:
     if reply.has_error():
-        # The error's text is the other side's; only Flower's code is kept.
-        return Failure("failed", f"Flower reports error code {reply.error.code}")
+        code = reply.error.code
+        if code in _LATE:  # Flower's own clock was a little ahead of ours
+            return _late(deadline_s)
+        return Failure("failed", f"{_CODES.get(code, 'no reply')} (Flower's error code {code})")
     try:
         return reply.content.array_records["message"]["payload"].numpy().tobytes()
     except (KeyError, ValueError, TypeError):

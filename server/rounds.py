@@ -5,7 +5,7 @@ Plain functions on plain state; how bytes reach a site is the `Transport`'s busi
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -36,6 +36,11 @@ from server.state import Seat, ServerState, fused_tensors
 
 log = logging.getLogger("crossprobe.server")
 
+#: How long sites may take to connect, and then to answer who they are, in seconds: Ray starts slowly.
+ENROL_S = 180.0
+#: The refusal of a site's app whose worker was still at work when the round ended.
+TIMEOUT = "worker-timeout"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -48,8 +53,14 @@ class Failure:
 class Transport(Protocol):
     """The way to the sites."""
 
-    def enrol(self, request: bytes) -> Mapping[str, bytes | Failure]:
-        """Ask every reachable site; site name -> reply."""
+    def enrol(
+        self, request: bytes, known: Collection[str] = (), patience_s: float = ENROL_S
+    ) -> Mapping[str, bytes | Failure]:
+        """Ask every reachable site but the `known`; site name -> reply.
+
+        Args:
+            patience_s: how long sites may take to connect, and then to answer.
+        """
 
     def exchange(
         self, requests: Mapping[str, bytes], task: Callable[[str], str], deadline_s: float
@@ -146,7 +157,8 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
                 sums[seat.role].add(updates, seat.patients)
         except ContractError as error:
             log.warning("round %d: reply of %s refused: %s", round_.index, site, error)
-            sites[site] = replace(seen, status="refused", detail=str(error), ledger_head=_ledger_head(payload))
+            status = "late" if error.code == TIMEOUT else "refused"
+            sites[site] = replace(seen, status=status, detail=str(error), ledger_head=_ledger_head(payload))
             continue
         means[site] = reply.metrics
         sites[site] = replace(seen, metrics=reply.metrics, ledger_head=reply.ledger_head or "")
@@ -157,7 +169,7 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
         started=started,
         seconds=round(time.monotonic() - begun, 3),
         sites=dict(sorted(sites.items())),
-        counted=_has_quorum(study, state.seats, sites, round_),
+        counted=not lacking(study, [state.seats[name].role for name, s in sites.items() if s.status == "ok"], round_),
     )
     state = replace(
         state,
@@ -178,13 +190,19 @@ def _ledger_head(payload: bytes) -> str:
     return (header.ledger_head or "") if isinstance(header, TaskReply | Refusal) else ""
 
 
-def _has_quorum(study: Study, seats: Mapping[str, Seat], sites: Mapping[str, SiteRecord], round_: Round) -> bool:
-    for role, least in study.participation.quorum.items():
-        if round_.stage.name == "evaluate" or round_.stage.task_of(role) is None:
-            continue  # an evaluation reports whoever answered
-        if sum(s.role == role and s.status == "ok" for s in sites.values()) < least:
-            return False
-    return True
+def lacking(study: Study, roles: Sequence[Role], round_: Round) -> dict[Role, tuple[int, int]]:
+    """Return each role that keeps a round from counting, with how many of it there are and how many it needs.
+
+    Args:
+        roles: of the sites that did their part, or could.
+    """
+    if round_.stage.name == "evaluate":
+        return {}  # an evaluation reports whoever answered
+    return {
+        role: (roles.count(role), least)
+        for role, least in study.participation.quorum.items()
+        if round_.stage.task_of(role) is not None and roles.count(role) < least
+    }
 
 
 def weighted(seats: Mapping[str, Seat], metrics: Mapping[str, Mapping[str, float]], name: str) -> float | None:

@@ -8,20 +8,22 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.contract import BASELINE, COMPONENTS, ROLES, EnrolReply, EnrolRequest, Refusal, Tensors, pack, unpack
+from common.contract import BASELINE, COMPONENTS, ROLES, EnrolReply, EnrolRequest, Refusal, Role, Tensors, pack, unpack
 from common.errors import ContractError, RunError
 from common.files import write_atomically
-from common.study import RUN_STUDY, Study
-from server import history
+from common.study import RUN_STUDY, Round, Study
+from server import history, pause
 from server.history import RoundRecord
-from server.rounds import Failure, Transport, initial_state, run_round
+from server.pause import Pause
+from server.rounds import ENROL_S, Failure, Transport, initial_state, lacking, run_round
 from server.state import Seat, ServerState, fused_tensors, load_state, save_state
 
 log = logging.getLogger("crossprobe.server")
@@ -29,17 +31,46 @@ log = logging.getLogger("crossprobe.server")
 CHECKPOINT = "checkpoint"
 MODEL = "model.safetensors"
 LOCK = "run.lock"
+#: Sites that are not there are asked again after this, in seconds.
+ASK_AGAIN_S = 5.0
 
 
-def enrol(study: Study, transport: Transport) -> dict[str, Seat]:
+def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[str, Seat]:
     """Ask all sites who they are and return their seats.
+
+    Args:
+        wait_s: how long a role that is short is waited for: a site may still be starting.
 
     Raises:
         RunError: naming every site that said no, if a role has fewer sites than the quorum.
     """
-    seats: dict[str, Seat] = {}
-    noes = []
-    for site, payload in sorted(transport.enrol(pack(EnrolRequest(study=study.hash()))).items()):
+    deadline = time.monotonic() + wait_s
+    seats, noes = _ask(study, transport)
+    while (short := _short(study, seats)) and time.monotonic() < deadline:
+        if not seats and noes and all(why.startswith("not-approved") for why in noes.values()):
+            break  # it is the study, not the sites
+        time.sleep(ASK_AGAIN_S)
+        more, noes = _ask(study, transport, seats)
+        seats |= more
+    answers = [f"  {site}: {why}" for site, why in noes.items()]
+    for role, (found, least) in short.items():
+        raise RunError(
+            f"study `{study.name}` needs {least} {role} site(s), found {found}:\n"
+            + "\n".join(answers or ["  no other site answered"])
+            + "\nConnect or approve the missing sites, then start again."
+        )
+    for no in answers:
+        log.warning("not enrolled: %s", no.strip())
+    return seats
+
+
+def _ask(
+    study: Study, transport: Transport, known: Collection[str] = (), patience_s: float = ENROL_S
+) -> tuple[dict[str, Seat], dict[str, str]]:
+    """Ask all sites but the known; return the seats of those that take part, and why the others do not."""
+    seats, noes = {}, {}
+    replies = transport.enrol(pack(EnrolRequest(study=study.hash())), list(known), patience_s)
+    for site, payload in sorted(replies.items()):
         try:
             if isinstance(payload, Failure):
                 raise ContractError(payload.code, payload.detail)
@@ -52,18 +83,14 @@ def enrol(study: Study, transport: Transport) -> dict[str, Seat]:
                 raise ContractError("no-patients", "the site declares no training patients")
             seats[site] = Seat(header.role, header.patients, header.labelled_test)
         except ContractError as error:
-            noes.append(f"  {site}: {error}")
+            noes[site] = str(error)
+    return seats, noes
+
+
+def _short(study: Study, seats: Mapping[str, Seat]) -> dict[Role, tuple[int, int]]:
+    """Return each role that the study needs and that has too few sites: how many there are, how many it needs."""
     count = Counter(seat.role for seat in seats.values())
-    for role in ROLES:
-        if count[role] < study.needs(role):
-            answers = "\n".join(noes) or "  no other site answered"
-            raise RunError(
-                f"study `{study.name}` needs {study.needs(role)} {role} site(s), found "
-                f"{count[role]}:\n{answers}\nConnect or approve the missing sites, then start again."
-            )
-    for no in noes:
-        log.warning("not enrolled: %s", no.strip())
-    return seats
+    return {role: (count[role], study.needs(role)) for role in ROLES if count[role] < study.needs(role)}
 
 
 def initial_components(study: Study) -> Tensors:
@@ -108,6 +135,7 @@ def run_study(
     resume: bool = False,
     on_round: Callable[[RoundRecord], None] = lambda record: None,
     wait_s: float = 0.0,
+    enrol_s: float = 0.0,
 ) -> ServerState:
     """Run a study to its end, or on from its last checkpoint; the same tensors either way.
 
@@ -115,35 +143,53 @@ def run_study(
         run: folder of this run; must be new or empty unless `resume`.
         on_round: is told each round's record, counted or not, before its checkpoint.
         wait_s: how long another process that still writes the folder is waited for.
+        enrol_s: how long a role that has too few sites at the start is waited for.
+
+    Between two attempts at a round the run pauses until the sites that it lacks are back, at most for the
+    round's deadline.
 
     Raises:
         RunError: if the folder is in use by another run, nothing can be written, or a role stays below
             quorum for as many attempts as the study allows. The last checkpoint stays.
     """
     with _only_one(run, wait_s):
-        return _run_study(study, transport, run, resume, on_round)
+        pause.clear(run)
+        try:
+            return _run_study(study, transport, run, resume, on_round, enrol_s)
+        finally:
+            with contextlib.suppress(RunError):
+                pause.clear(run)
 
 
 def _run_study(
-    study: Study, transport: Transport, run: Path, resume: bool, on_round: Callable[[RoundRecord], None]
+    study: Study,
+    transport: Transport,
+    run: Path,
+    resume: bool,
+    on_round: Callable[[RoundRecord], None],
+    enrol_s: float,
 ) -> ServerState:
     state = load_state(run / CHECKPOINT, study.hash()) if resume else None
     if state is None:
         _prepare(run, study)
-        seats = enrol(study, transport)
+        seats = enrol(study, transport, wait_s=enrol_s)
         state = initial_state(study, seats, initial_components(study))
         save_state(run / CHECKPOINT, state, study.hash())
     else:
-        enrol(study, transport)
+        enrol(study, transport, wait_s=enrol_s)
         history.rewind(run, state.round)
     for round_ in list(study.rounds())[state.round :]:
-        for attempt in range(study.participation.retries + 1):
+        first_short = ""
+        for attempts_left in reversed(range(study.participation.retries + 1)):
             state, record = run_round(study, state, round_, transport)
             history.append(run, record)
             on_round(record)
             if record.counted:
                 break
-            log.warning("round %d fell short of quorum (attempt %d)", round_.index, attempt + 1)
+            first_short = first_short or _time_in(0.0)
+            log.warning("round %d fell short of quorum, %d attempt(s) left", round_.index, attempts_left)
+            if attempts_left:
+                _pause(study, state, round_, record, transport, run, first_short, attempts_left)
         else:
             save_state(run / CHECKPOINT, state, study.hash())
             raise RunError(
@@ -154,6 +200,42 @@ def _run_study(
         save_state(run / CHECKPOINT, state, study.hash())
     write_atomically(run / MODEL, save(dict(sorted(_final_model(study, state).items()))))
     return state
+
+
+def _pause(
+    study: Study,
+    state: ServerState,
+    round_: Round,
+    record: RoundRecord,
+    transport: Transport,
+    run: Path,
+    since: str,
+    attempts_left: int,
+) -> None:
+    """Wait until the sites that a round lacked say that they are there, at most for the round's deadline.
+
+    A site that refused the round and answers now is there: whether it refuses again only the round can tell.
+    """
+    patience_s = study.participation.deadline_s
+    deadline, until = time.monotonic() + patience_s, _time_in(patience_s)
+    why = {name: f"{site.status}: {site.detail}" for name, site in record.sites.items()}
+    there = {name for name, site in record.sites.items() if site.status == "ok"}
+    while short := lacking(study, [state.seats[name].role for name in there], round_):
+        away = {name: why[name] for name in sorted(why.keys() - there) if state.seats[name].role in short}
+        pause.write(run, Pause(since, until, round_.index, round_.stage.name, attempts_left, short, away))
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        found, noes = _ask(study, transport, there, min(left_s, ENROL_S))
+        there |= found.keys() & state.seats.keys()
+        why |= {name: noes.get(name, "not connected") for name in away}
+        if not found:
+            time.sleep(min(ASK_AGAIN_S, max(0.0, deadline - time.monotonic())))
+    pause.clear(run)
+
+
+def _time_in(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager

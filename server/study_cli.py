@@ -209,7 +209,7 @@ def _line(record: "RoundRecord") -> str:
         if site.status != "ok"
     ]
     if not record.counted:
-        parts.append("below quorum, asked again")
+        parts.append("below quorum, asked again once its sites are back")
     return escape("; ".join(parts))
 
 
@@ -229,6 +229,8 @@ def _status(chosen: argparse.Namespace) -> int:
         last = "-" if site.last_round is None else str(site.last_round)
         table.add_row(name, site.state, last, f"{site.seconds:.1f}", escape(site.detail))
     console.print(table)
+    if status.paused:
+        print(status.paused.sentence())
     if status.error:
         print(status.error, file=sys.stderr)
     return 0

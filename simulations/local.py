@@ -1,6 +1,6 @@
 """All sites in one process, without Flower: for tests, and as the reference that Flower must equal."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from clients.worker import Worker
 from server.rounds import Failure
@@ -12,9 +12,11 @@ class LocalTransport:
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = {worker.site.config.name: worker for worker in workers}
 
-    def enrol(self, request: bytes) -> Mapping[str, bytes | Failure]:
-        """Ask every worker."""
-        return {name: worker.handle(request) for name, worker in self.workers.items()}
+    def enrol(
+        self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+    ) -> Mapping[str, bytes | Failure]:
+        """Ask every worker but the known."""
+        return {name: worker.handle(request) for name, worker in self.workers.items() if name not in known}
 
     def exchange(
         self, requests: Mapping[str, bytes], task: Callable[[str], str], deadline_s: float

@@ -14,24 +14,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tiny import Between, Change, workers
 
 from clients.approval import approve
+from clients.ledger import read as read_ledger
 from clients.node_key import make_node_keys
+from clients.refusals import refusal
 from clients.simulated import simulated_secret
 from clients.site import load_site
 from clients.state import State
+from common.contract import TaskRequest, pack, unpack
 from common.study import load_study
+from server import history
 from server.flower_cli import flower_environment, tool
+from server.history import RoundRecord
 from server.provision import KitSite, provision
+from server.run import MODEL, run_study
 
 READY_S = 60.0
+#: What a SuperNode says once the SuperLink took it.
+ACCEPTED = "SuperNode ID:"
 #: Whether a process can be put into a network namespace of its own here.
 NAMESPACES = (
     shutil.which("unshare") is not None
@@ -139,6 +148,41 @@ class Federation:
             wait_until(self.sockets[name].exists, f"{name}'s worker listens")
             self.start(name, "superexec")
 
+    def come_back(self, name: str, patience_s: float = 180.0) -> None:
+        """Start a site's SuperNode again and again, as its restart policy would, until the SuperLink takes it."""
+        log, deadline = self.log(name, "supernode"), time.monotonic() + patience_s
+        accepted = log.read_text().count(ACCEPTED)
+        while time.monotonic() < deadline:
+            process = self.start(name, "supernode")
+            wait_until(
+                lambda p=process: p.poll() is not None or log.read_text().count(ACCEPTED) > accepted, "an answer"
+            )
+            if process.poll() is None:
+                return
+            time.sleep(2)
+        raise AssertionError(f"{name}'s SuperNode was not accepted within {patience_s:.0f} s")
+
+    def apps(self, key: str, program: str) -> list[int]:
+        """Return the ids of the processes that a service started for a Flower app."""
+        group, found = self.processes[key].pid, []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and program.encode() in (entry / "cmdline").read_bytes():
+                    found += [int(entry.name)] if os.getsid(int(entry.name)) == group else []
+        return found
+
+    def at_the_worker(self, *names: str) -> None:
+        """Wait until a task is on its way to the workers of sites, which were stopped so that it waits there."""
+        for name in names:
+            wait_until(lambda name=name: self.apps(f"{name}-superexec", "flwr-clientapp"), f"{name}'s task arrives")
+        time.sleep(5)  # a ClientApp's process starts and hands its task to the socket
+
+    def stop_worker(self, name: str) -> None:
+        os.killpg(self.processes[f"{name}-worker"].pid, signal.SIGSTOP)
+
+    def continue_worker(self, name: str) -> None:
+        os.killpg(self.processes[f"{name}-worker"].pid, signal.SIGCONT)
+
     def start(self, kit: str, service: str, changes: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a service as its compose file says; `changes` replaces texts of its command."""
         key = f"{kit}-{service}"
@@ -204,6 +248,48 @@ class Federation:
 
     def run(self, *more: str) -> subprocess.CompletedProcess[str]:
         return self.console(*self.run_command(*more))
+
+    @contextlib.contextmanager
+    def running(self, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the study in the background; what it says goes to `said`."""
+        command = [sys.executable, "-m", "crossprobe", *self.run_command(*more)]
+        with open(self.said, "wb") as log:
+            process = subprocess.Popen(command, env=self.console_environment(), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    @property
+    def said(self) -> Path:
+        return self.root / "run.log"
+
+    def records(self) -> list[RoundRecord]:
+        return history.read(self.run_folder)
+
+    def undisturbed(self, out: Path) -> bytes:
+        """Return the model of an undisturbed run in one process, with the participation of this one."""
+        study = load_study(self.study)
+        missing = {
+            (record.round, name)
+            for record in self.records()
+            if record.counted
+            for name, site in record.sites.items()
+            if site.status != "ok"
+        }
+
+        def absent(name: str, request: bytes, reply: bytes) -> bytes:
+            header, _ = unpack(request)
+            assert isinstance(header, TaskRequest)
+            return pack(refusal("worker-unreachable")) if (header.round, name) in missing else reply
+
+        change: dict[str, Change] = {name: partial(absent, name) for name in self.names}
+        run_study(study, Between(workers(study, self.sites), change), out)
+        return (out / MODEL).read_bytes()
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        return read_ledger(self.kits / name / "state" / "ledger.jsonl")
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()[-1500:]}" for path in sorted(self.root.glob("*.log")))

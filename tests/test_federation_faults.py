@@ -1,35 +1,32 @@
-"""Killed in mid-round, a federation goes on and ends with the same bits. Minutes, so `make federation-test`."""
+"""Killed or frozen in mid-round, a federation goes on and ends with the same bits. Minutes: `make federation-test`."""
 
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from federation import Federation, wait_until
-from tiny import Between, Change, content, workers, write_site, write_study
+from tiny import content, write_site, write_study
 
-from clients.ledger import read as read_ledger
-from clients.refusals import refusal
-from common.contract import TaskRequest, pack, unpack
-from common.study import load_study
-from server import history
 from server.federation import NODES
-from server.run import MODEL, run_study
+from server.run import MODEL
 
 pytestmark = pytest.mark.federation
 
 #: Rounds of the study below: pretrain, refine, refine, score, evaluate.
-WORKER_DIES_IN, SERVER_DIES_IN = 0, 2
+SITES_DIE_IN, SERVER_DIES_IN = 0, 2
+#: How long the slow site's worker stands still, in seconds.
+FROZEN_S = 60.0
+FEW = {"train": 6, "val": 5, "test": 5}
 
 
 @dataclass
 class Outcome:
-    """What was left of a run in which a worker, and later the ServerApp, were killed."""
+    """What was left of a run with a bad first round, and a ServerApp killed later."""
 
     federation: Federation
     first: tuple[int, str]
@@ -39,94 +36,106 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def three(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
-    """`pair` with a second source site, so that a round counts without it."""
-    root = tmp_path_factory.mktemp("three")
+def five(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
+    """`pair` and a site for each fault, so that a round counts without them."""
+    root = tmp_path_factory.mktemp("five")
+    more = {"train": 9, "calibrate": 5, "val": 5, "test": 5}
     return (
         *pair,
-        write_site(root / "south", "source", seed=2, patients={**{"train": 9}, "calibrate": 5, "val": 5, "test": 5}),
+        write_site(root / "south", "source", seed=2, patients=more),
+        write_site(root / "west", "target", seed=3, gain=0.8, patients=FEW),
+        write_site(root / "isle", "target", seed=4, gain=0.9, patients=FEW),
     )
 
 
 @pytest.fixture(scope="module")
-def outcome(three: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+def outcome(five: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     root = tmp_path_factory.mktemp("faults")
     stages = [
         stage | {"rounds": 1 + (stage["name"] == "refine")}
         for stage in content()["stages"]
         if stage["name"] in ("pretrain", "refine")
     ]
-    with Federation(root, write_study(root / "study.yaml", stages=stages), three) as federation:
+    with Federation(root, write_study(root / "study.yaml", stages=stages), five) as federation:
         federation.start_coordinator()
         federation.register()
         federation.start_sites()
-        command = [sys.executable, "-m", "crossprobe", *federation.run_command()]
-        with open(root / "run.log", "wb") as log:
-            running = subprocess.Popen(
-                command, env=federation.console_environment(), stdout=log, stderr=subprocess.STDOUT
-            )
-        try:
+        with federation.running() as running:
             wait_until((federation.run_folder / NODES).exists, "all sites are enrolled", 120)
-            _kill_a_worker_at_its_task(federation, "south")
-            wait_until(lambda: _rounds(federation) >= SERVER_DIES_IN, "the second round", 120)
+            _spoil_the_first_round(federation)
+            wait_until(lambda: len(federation.records()) >= SERVER_DIES_IN, "the second round", 120)
             _kill_the_serverapp_in_mid_round(federation)
-            before = _rounds(federation)
+            before = len(federation.records())
             status = federation.console("study", "status", str(federation.run_folder)).stdout
             code = running.wait(180)
-        finally:
-            running.kill()
+        first = (code, federation.said.read_text())
         resumed = federation.run("--resume")
         assert resumed.returncode == 0, f"{resumed.stdout}\n{resumed.stderr}\n{federation.logs()}"
-        yield Outcome(federation, (code, (root / "run.log").read_text()), resumed, status, before)
+        yield Outcome(federation, first, resumed, status, before)
 
 
-def _rounds(federation: Federation) -> int:
-    return len(history.read(federation.run_folder))
+def _spoil_the_first_round(federation: Federation) -> None:
+    """All at once: kill a worker, a SuperNode and a ClientApp at their tasks, and let a fourth site stand still.
 
-
-def _kill_a_worker_at_its_task(federation: Federation, name: str) -> None:
-    """Stop the worker so that its task waits, kill it, and start it anew as its restart policy would."""
-    worker, superexec = federation.processes[f"{name}-worker"], federation.log(name, "superexec")
-    os.killpg(worker.pid, signal.SIGSTOP)
-    asked = superexec.read_text().count("Start `flwr-clientapp`")
-    assert _rounds(federation) == WORKER_DIES_IN
-    wait_until(lambda: superexec.read_text().count("Start `flwr-clientapp`") > asked or asked > 1, "its task arrives")
-    time.sleep(5)  # the ClientApp's process starts and hands the task to the socket
-    federation.end(f"{name}-worker", signal.SIGKILL)
-    wait_until(lambda: _rounds(federation) > WORKER_DIES_IN, "the round ends without it")
-    federation.start(name, "worker")
+    Each worker is stopped first, so that its task waits. What was killed is started anew by its restart policy.
+    """
+    for name in ("south", "west", "isle", "north"):
+        federation.stop_worker(name)
+    frozen = time.monotonic()
+    federation.at_the_worker("south", "west", "isle", "north")
+    assert not federation.records()
+    federation.end("south-worker", signal.SIGKILL)
+    federation.end("west-supernode", signal.SIGKILL)
+    for pid in federation.apps("isle-superexec", "flwr-clientapp"):
+        os.kill(pid, signal.SIGKILL)
+    for name in ("west", "isle"):
+        federation.continue_worker(name)
+    federation.start("south", "worker")
+    federation.come_back("west")
+    time.sleep(max(0.0, FROZEN_S - (time.monotonic() - frozen)))
+    assert not federation.records()
+    federation.continue_worker("north")
+    wait_until(federation.records, "the round ends without them", 120)
 
 
 def _kill_the_serverapp_in_mid_round(federation: Federation) -> None:
     """Kill the process that runs the ServerApp once the round's messages are out."""
     time.sleep(4)
-    group = federation.processes["coordinator-serverapp"].pid
-    apps = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and b"flwr-serverapp" in (entry / "cmdline").read_bytes():
-                pid = int(entry.name)
-                if os.getsid(pid) == group:
-                    apps.append(pid)
-        except OSError:
-            continue
+    apps = federation.apps("coordinator-serverapp", "flwr-serverapp")
     assert apps
     for pid in apps:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_round_counts_without_the_site_whose_worker_was_killed(outcome: Outcome) -> None:
-    records = {record.round: record for record in history.read(outcome.federation.run_folder)}
-    died = records[WORKER_DIES_IN]
-    assert died.counted
-    assert {name: site.status for name, site in died.sites.items()} == {"north": "ok", "east": "ok", "south": "refused"}
-    assert "worker-unreachable" in died.sites["south"].detail
-    assert "south refused" in outcome.first[1]
+@pytest.mark.parametrize(
+    ("name", "status", "detail"),
+    [
+        ("south", "refused", "worker-unreachable"),
+        ("west", "failed", "its SuperNode is gone"),
+        ("isle", "failed", "its app's process was ended"),
+    ],
+    ids=["worker", "SuperNode", "ClientApp"],
+)
+def test_a_round_counts_without_the_site_of_a_killed_process_and_names_it(
+    name: str, status: str, detail: str, outcome: Outcome
+) -> None:
+    spoilt = outcome.federation.records()[SITES_DIE_IN]
+    assert (spoilt.round, spoilt.counted) == (SITES_DIE_IN, True)
+    assert spoilt.sites[name].status == status
+    assert detail in spoilt.sites[name].detail
+    assert f"{name} {status}" in outcome.first[1]
 
 
-def test_the_site_is_back_in_a_later_round(outcome: Outcome) -> None:
-    later = [record for record in history.read(outcome.federation.run_folder) if record.round > WORKER_DIES_IN]
-    assert [record.sites["south"].status for record in later if "south" in record.sites][-1] == "ok"
+@pytest.mark.parametrize("name", ["south", "west", "isle"])
+def test_the_site_is_back_in_a_later_round(name: str, outcome: Outcome) -> None:
+    later = [record for record in outcome.federation.records() if record.round > SITES_DIE_IN]
+    assert [record.sites[name].status for record in later if name in record.sites][-1] == "ok"
+
+
+def test_a_site_that_stood_still_for_a_minute_is_waited_for(outcome: Outcome) -> None:
+    spoilt = outcome.federation.records()[SITES_DIE_IN]
+    assert spoilt.sites["north"].status == spoilt.sites["east"].status == "ok"
+    assert spoilt.sites["north"].seconds > FROZEN_S > spoilt.sites["east"].seconds
 
 
 def test_the_exit_code_of_a_killed_serverapp_is_not_zero(outcome: Outcome) -> None:
@@ -138,37 +147,18 @@ def test_the_exit_code_of_a_killed_serverapp_is_not_zero(outcome: Outcome) -> No
 
 def test_the_resumed_run_repeats_no_round(outcome: Outcome) -> None:
     assert outcome.rounds_before >= SERVER_DIES_IN
-    rounds = [record.round for record in history.read(outcome.federation.run_folder) if record.counted]
-    assert rounds == list(range(5))
+    assert [record.round for record in outcome.federation.records() if record.counted] == list(range(5))
 
 
-def test_the_model_is_that_of_an_undisturbed_run_with_the_same_participation(
-    outcome: Outcome, three: Sequence[Path], tmp_path: Path
-) -> None:
-    study = load_study(outcome.federation.study)
-    missing = {
-        (record.round, name)
-        for record in history.read(outcome.federation.run_folder)
-        for name, site in record.sites.items()
-        if site.status != "ok"
-    }
-    assert {name for _, name in missing} == {"south"}
-
-    def absent(request: bytes, reply: bytes) -> bytes:
-        header, _ = unpack(request)
-        assert isinstance(header, TaskRequest)
-        return pack(refusal("worker-unreachable")) if (header.round, "south") in missing else reply
-
-    change: Mapping[str, Change] = {"south": absent}
-    run_study(study, Between(workers(study, three), change), tmp_path)
-    assert (outcome.federation.run_folder / MODEL).read_bytes() == (tmp_path / MODEL).read_bytes()
+def test_the_model_is_that_of_an_undisturbed_run_with_the_same_participation(outcome: Outcome, tmp_path: Path) -> None:
+    model = (outcome.federation.run_folder / MODEL).read_bytes()
+    assert model == outcome.federation.undisturbed(tmp_path)
 
 
 def test_no_round_was_answered_twice(outcome: Outcome) -> None:
     for name in outcome.federation.names:
-        entries = read_ledger(outcome.federation.kits / name / "state" / "ledger.jsonl")
         answers: dict[int, set[str]] = {}
-        for entry in entries:
+        for entry in outcome.federation.ledger(name):
             if entry["direction"] == "out" and entry["round"] is not None and not entry["refusal"]:
                 answers.setdefault(entry["round"], set()).add(entry["sha256"])
         assert {len(different) for different in answers.values()} == {1}

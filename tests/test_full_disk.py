@@ -2,16 +2,18 @@
 
 import errno
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Finished
-from tiny import Remembered
+from disks import MOUNTS, fill_up, remount, small_disk
+from tiny import Remembered, write_study
 
 from common.errors import RunError
-from server import history
+from server import federation, history
 from server.history import RoundRecord
 from server.run import CHECKPOINT, MODEL, run_study
 from server.state import load_state, write_atomically
@@ -95,16 +97,12 @@ def test_a_file_in_the_checkpoints_place_is_named(finished: Finished, tmp_path: 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system of its own; only root may mount one."""
+    if not MOUNTS:
+        pytest.skip("may not mount a file system here")
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tiny", folder], capture_output=True).returncode:
-        pytest.skip("may not mount a file system here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def remount(folder: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+    with small_disk(folder, 4):
+        yield folder
 
 
 def test_a_disk_that_becomes_read_only(finished: Finished, disk: Path) -> None:
@@ -123,14 +121,26 @@ def test_a_disk_that_fills_up(finished: Finished, disk: Path) -> None:
 
     def fill(record: RoundRecord) -> None:
         if record.round == STOPPED_AFTER:
-            with filler.open("wb", buffering=0) as file:
-                try:
-                    while file.write(bytes(4096)):
-                        pass
-                except OSError as error:
-                    assert error.errno == errno.ENOSPC  # noqa: PT017
+            fill_up(filler)
 
     with pytest.raises(RunError, match=r"No space left.*--resume"):
         run_into(finished, disk / "run", fill)
     filler.unlink()
     goes_on(finished, disk / "run", STOPPED_AFTER)
+
+
+def test_no_run_is_submitted_that_could_not_be_written(finished: Finished, disk: Path) -> None:
+    submitted: list[object] = []
+    cli: Any = SimpleNamespace(address="localhost:1", ca=None, submit=lambda config: submitted.append(config) or "1")
+    study = write_study(disk.parent / "study.yaml")
+    for what, ready, undo in (
+        ("Read-only", lambda: remount(disk, "ro"), lambda: remount(disk, "rw")),
+        ("No space left", lambda: fill_up(disk / "filler"), (disk / "filler").unlink),
+    ):
+        ready()
+        with pytest.raises(RunError, match=what):
+            federation.start(cli, study, disk)
+        undo()
+        assert not submitted
+    assert federation.start(cli, study, disk) == "1"
+    assert not (disk / federation.ROOM).exists()

@@ -1,7 +1,7 @@
 """A round: replies that break the contract are named and count for nothing; the rest goes its way."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ class Replay:
     def __init__(self, replies: Mapping[str, bytes | Failure]) -> None:
         self.replies = replies
 
-    def enrol(self, request: bytes) -> Mapping[str, bytes | Failure]:
+    def enrol(
+        self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+    ) -> Mapping[str, bytes | Failure]:
         return self.replies
 
     def exchange(
@@ -162,6 +164,12 @@ def test_a_site_that_gave_no_reply_is_recorded_and_does_not_stop_the_others(code
     assert (record.sites["west"].status, record.sites["west"].detail) == (code, "no reply within 9 s")
     assert record.sites["east"].status == "ok"
     assert state.round == ROUND.index + 1
+
+
+def test_a_site_whose_worker_was_still_at_work_is_late(asked: Asked) -> None:
+    answer = pack(Refusal(code="worker-timeout", message="the site's worker did not finish"))
+    _, record = asked.follow(asked.replies | {"west": answer})
+    assert (record.sites["west"].status, record.sites["east"].status) == ("late", "ok")
 
 
 def test_a_round_below_quorum_changes_nothing_but_the_bytes_counted(asked: Asked) -> None:

@@ -1,6 +1,6 @@
 """A whole run: who may start it, when it repeats a round, rolls back, gives up, and which model it releases."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,9 @@ def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
     answer: bytes | Failure, why: str, pair: Sequence[Path], tmp_path: Path
 ) -> None:
     class Enrolling(LocalTransport):
-        def enrol(self, request: bytes) -> dict[str, bytes | Failure]:
+        def enrol(
+            self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+        ) -> dict[str, bytes | Failure]:
             return dict(super().enrol(request)) | {"east": answer}
 
     with pytest.raises(RunError, match=f"needs 1 target site.*found 0:\n  east: {why}"):
