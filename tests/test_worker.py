@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Finished
+from hospital import Stub
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import answer, one_stage, refusal, request, round_of, study, workers, write_site
@@ -144,6 +145,12 @@ def test_an_update_beyond_the_agreed_norm_does_not_leave(pair: Sequence[Path]) -
     of = study(participation={"max_norm": 1e-3})
     (worker,) = workers(of, pair[:1])
     assert refusal(worker.handle(request(of, "pretrain", "source"))).code == "absurd-norm"
+
+
+def test_a_number_outside_its_range_does_not_leave(pair: Sequence[Path], stub: Stub) -> None:
+    (worker,) = workers(study(), pair[:1])
+    stub.metrics = {"foreground_fraction": 5.0}
+    assert refusal(worker.handle(request(study(), "pretrain", "source"))).code == "out-of-range"
 
 
 def test_every_reply_can_be_repeated_bit_by_bit_whatever_was_asked_before(
