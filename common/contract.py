@@ -47,6 +47,8 @@ BASELINE = ("baseline.encoder", "baseline.decoder")
 PREDICTORS = ("baseline", "source_branch", "target_branch", "average", "infusion")
 MEASURES = ("dice", "iou", "hd95", "calibration_error")
 STATISTICS = ("mean", "low", "high", "difference", "difference_low", "difference_high", "patients")
+#: Of test frames. No count: the policy rounds counts of patients only.
+EMPTY_SHARES = ("empty_truth_share", "empty_prediction_share")
 
 #: The only numbers that each task may send. The privacy officer's table is made from this.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -57,7 +59,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "score": ("score", "val_dice"),
     "evaluate": (
         *("/".join(name) for name in itertools.product(PREDICTORS, MEASURES, STATISTICS)),
-        *("/".join(name) for name in itertools.product(PREDICTORS, ("empty_truth", "empty_prediction"))),
+        *("/".join(name) for name in itertools.product(PREDICTORS, EMPTY_SHARES)),
     ),
 }
 #: Beyond the ends of a metric's range: float32 sums of a share of 1 may be 1.0000001, of a loss of 0 be -1e-8.

@@ -240,8 +240,8 @@ RANGES: dict[str, tuple[str, float, float]] = {
     **{EVALUATED.format("hd95", part): ("evaluate", 0, 1e9) for part in ("mean", "low", "high", "patients")},
     **{EVALUATED.format("hd95", part): ("evaluate", -1e9, 1e9) for part in DIFFERENCES},
     **{EVALUATED.format(measure, "patients"): ("evaluate", 0, 1e9) for measure in SHARES},
-    "infusion/empty_truth": ("evaluate", 0, 1),
-    "infusion/empty_prediction": ("evaluate", 0, 1),
+    "infusion/empty_truth_share": ("evaluate", 0, 1),
+    "infusion/empty_prediction_share": ("evaluate", 0, 1),
 }
 
 

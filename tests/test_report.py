@@ -94,6 +94,17 @@ def test_measure_that_a_policy_withholds_hides_no_other(tmp_path: Path) -> None:
     assert html.count("<b>80.0</b>") == 8  # IoU and calibration error of four predictors
 
 
+def test_shares_of_empty_frames_are_shown_in_percent_and_unknown_ones_not_as_none(tmp_path: Path) -> None:
+    none = page(fabricate(tmp_path / "none", evaluated={"east": evaluation(None)}, study=tiny_study()))
+    assert "No frame had an empty truth" in none
+    some = evaluation(None) | {"infusion/empty_truth_share": 0.07, "infusion/empty_prediction_share": 0.29}
+    assert ">7 / 29</td>" in page(fabricate(tmp_path / "some", evaluated={"east": some}, study=tiny_study()))
+    unknown = {key: value for key, value in evaluation(None).items() if "empty" not in key}
+    html = page(fabricate(tmp_path / "unknown", evaluated={"east": unknown}, study=tiny_study()))
+    assert "empty truth or" not in html
+    assert "with an empty truth" not in html
+
+
 def test_unfinished_run_shows_progress_and_claims_nothing(tmp_path: Path) -> None:
     html = page(fabricate(tmp_path / "run", done=3))
     assert headline(html).startswith("Unfinished: 3 of 7 rounds are done, the next is in stage refine. Not validated")
