@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from clients.accountant import Accountant
 from clients.approval import Approval, approval_of, valid_approvals
 from clients.ledger import Ledger, LedgerError, entry
+from clients.memory import check_memory
 from clients.refusals import refusal
 from clients.site import Site
 from clients.state import Answered, State
@@ -35,7 +36,7 @@ class GuardedWorker:
 
     Raises:
         LedgerError: if the ledger is damaged.
-        SiteStateError: if the accountant's file is.
+        SiteStateError: if the accountant's file is, or if the folder knows less than its ledger.
     """
 
     def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
@@ -43,6 +44,7 @@ class GuardedWorker:
         self.ledger = Ledger(state.ledger)
         self._config = _site_yaml(site)
         self.accountant = Accountant(state.accountant)
+        check_memory(state, self.accountant)
         self._at_work = threading.Lock()
         self._worker: Worker | None = None
         self._start = 0
@@ -86,7 +88,9 @@ class GuardedWorker:
         # What leaves is what is written down: read back from the very bytes.
         answer, updates = unpack(reply)
         epsilon = self.accountant.stated(approval.study.privacy) if approval else None
-        self.ledger.append(entry("out", reply, answer, updates, header, epsilon))
+        start = self.state.answered(answer.study).start if isinstance(answer, TaskReply) else None
+        charges = self.accountant.count
+        self.ledger.append(entry("out", reply, answer, updates, header, epsilon, charges=charges, start=start))
         return reply
 
     def _approval(self, header: Message | None) -> Approval | None:

@@ -67,6 +67,9 @@ def entry(
     tensors: Mapping[str, np.ndarray],
     request: Message | None = None,
     epsilon: float | None = None,
+    *,
+    charges: int | None = None,
+    start: int | None = None,
 ) -> dict[str, Any]:
     """Return what the ledger says of a message.
 
@@ -74,9 +77,11 @@ def entry(
         header: of the message, or None for bytes that are no message of ours.
         request: what it answers; a refusal does not name its study, round and task itself.
         epsilon: of all that left the site so far, this message included; None where none holds.
+        charges: how many the accountant knows, this message's included; for `clients.memory`, as is
+        start: how often the study had been started over when a task of it was answered.
 
-    Keys: time (UTC), direction, kind, study, round, task, tensors (name -> shape), bytes, sha256 of the
-    whole payload, metrics as sent, epsilon, refusal code.
+    Keys: time (UTC), direction, kind, study, start, round, task, tensors (name -> shape), bytes, sha256 of
+    the whole payload, metrics as sent, epsilon, charges, refusal code.
     """
     names = sorted(name for name in tensors if _PLAIN.fullmatch(name))[:_MOST_TENSORS]
     about = request if isinstance(header, Refusal) else header
@@ -86,6 +91,7 @@ def entry(
         "direction": direction,
         "kind": getattr(header, "kind", "unreadable"),
         "study": getattr(about, "study", None),
+        "start": start,
         "round": task.round if task else None,
         "task": task.task if task else None,
         "tensors": {name: list(np.shape(tensors[name])) for name in names},
@@ -93,6 +99,7 @@ def entry(
         "sha256": digest(payload),
         "metrics": header.metrics if isinstance(header, TaskReply) else {},
         "epsilon": epsilon,
+        "charges": charges,
         "refusal": getattr(header, "code", None),
     }
 
