@@ -337,7 +337,8 @@ def test_a_state_folder_has_its_secret_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "text"), [(None, 0, "site init"), (b"x", 0o600, "32 bytes"), (SECRET, 0o644, "chmod 600")]
+    ("content", "mode", "text"),
+    [(None, 0, "site init"), (b"x", 0o600, "forget the ledger"), (SECRET, 0o644, "chmod 600")],
 )
 def test_a_state_folder_that_is_not_right_is_named_with_the_next_step(
     content: bytes | None, mode: int, text: str, tmp_path: Path
