@@ -135,7 +135,7 @@ class Ledger:
             body = json.dumps({**content, "prev": self.head}, separators=(",", ":"), allow_nan=False).encode()[:-1]
             line = body + b',"own":"' + digest(body).encode() + b'"}'
             try:
-                with open(self.path, "ab", buffering=0) as file:
+                with open(self.path, "ab", buffering=0, opener=_private) as file:
                     if os.fstat(file.fileno()).st_size != self._size:
                         raise LedgerError(f"{self.path} was changed by somebody else. Stop the worker and look at it.")
                     try:
@@ -156,6 +156,7 @@ class Ledger:
         """Remove a last line that a crash cut short. What it would have recorded never left."""
         try:
             with open(self.path, "rb+") as file:
+                os.fchmod(file.fileno(), 0o600)  # one that an earlier version left open to others
                 content = file.read()
                 whole = content.rfind(b"\n") + 1
                 if whole < len(content):
@@ -165,6 +166,10 @@ class Ledger:
             return
         except OSError as error:
             raise LedgerError(f"cannot read {self.path}: {error.strerror}. Run as the worker's user.") from None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def verify(path: Path, head: str | None = None) -> Verdict:

@@ -189,9 +189,9 @@ class State:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file of a site's state, whole or not at all. Raises SiteStateError."""
+    """Write a file of a site's state, whole or not at all, for its own user only. Raises SiteStateError."""
     try:
-        write_atomically(path, content, then=_THEN)
+        write_atomically(path, content, then=_THEN, private=True)
     except RunError as error:
         raise SiteStateError(str(error)) from None
 
