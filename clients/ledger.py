@@ -81,7 +81,9 @@ def entry(
         start: how often the study had been started over when a task of it was answered.
 
     Keys: time (UTC), direction, kind, study, start, round, task, tensors (name -> shape), bytes, sha256 of
-    the whole payload, metrics as sent, epsilon, charges, refusal code.
+    the     whole payload, metrics as sent, epsilon, charges, refusal code, and unwritten: how many messages were
+    refused as `too-many-messages` between the line before and this one.
+
     """
     names = sorted(name for name in tensors if _PLAIN.fullmatch(name))[:_MOST_TENSORS]
     about = request if isinstance(header, Refusal) else header
@@ -101,6 +103,7 @@ def entry(
         "epsilon": epsilon,
         "charges": charges,
         "refusal": getattr(header, "code", None),
+        "unwritten": 0,
     }
 
 
