@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from fabricated import SECRET, SOURCE, TARGET, entry, evaluation, fabricate
+from private import private
 from tiny import study as tiny_study
 
 from common.errors import StudyError
@@ -103,6 +104,12 @@ def test_shares_of_empty_frames_are_shown_in_percent_and_unknown_ones_not_as_non
     html = page(fabricate(tmp_path / "unknown", evaluated={"east": unknown}, study=tiny_study()))
     assert "empty truth or" not in html
     assert "with an empty truth" not in html
+
+
+def test_a_private_run_says_that_its_baseline_is_not_counted(tmp_path: Path) -> None:
+    html = " ".join(page(fabricate(tmp_path / "run", study=private())).split())
+    assert "Training the baseline is a run of its own and not in this run's epsilon" in html
+    assert "epsilon" not in page(fabricate(tmp_path / "open"))
 
 
 def test_unfinished_run_shows_progress_and_claims_nothing(tmp_path: Path) -> None:
