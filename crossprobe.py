@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from importlib import import_module
 
@@ -35,8 +37,25 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 a reported problem, 2 wrong usage, 130 Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run a command and return its exit code.
+
+    0 done, 1 a reported problem, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more (`| head`).
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # rich's way to say it
+            raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest of the output goes
+    return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str]) -> int:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(

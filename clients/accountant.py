@@ -108,6 +108,11 @@ class Accountant:
         if path is not None and path.exists():
             self.charges, self.unbounded = _read(path)
 
+    @property
+    def count(self) -> int:
+        """How much the accountant knows of: charges, and studies without privacy. It only ever grows."""
+        return len(self.charges) + len(self.unbounded)
+
     def epsilon(self, delta: float, *more: Charge) -> float:
         """Return the epsilon of all noisy steps so far, and of `more` besides.
 

@@ -82,9 +82,9 @@ _STATISTICS = {
     "difference_high": "upper end of that difference's 95 % interval",
     "patients": "number of test patients behind it, rounded and capped by your policy",
 }
-_COUNTS = {
-    "empty_truth": "number of test images on which nothing is marked in your labels",
-    "empty_prediction": "number of test images on which the model marks nothing",
+_SHARES = {
+    "empty_truth_share": "share of test images, to a hundredth, on which nothing is marked in your labels",
+    "empty_prediction_share": "share of test images, to a hundredth, on which the model marks nothing",
 }
 
 
@@ -94,7 +94,7 @@ def explain_metric(name: str) -> str:
     if len(parts) == 1:
         return _SINGLE[name]
     if len(parts) == 2:
-        return f"{_COUNTS[parts[1]]} ({_PREDICTORS[parts[0]]})"
+        return f"{_SHARES[parts[1]]} ({_PREDICTORS[parts[0]]})"
     predictor, measure, statistic = parts
     return f"{_MEASURES[measure]}, {_STATISTICS[statistic]} ({_PREDICTORS[predictor]})"
 
@@ -112,7 +112,7 @@ def explain_together(names: Iterable[str]) -> list[tuple[str, str]]:
         rows.append(("PREDICTOR/MEASURE/STATISTIC", "of the evaluation, one number for each combination of:"))
         for title, order, words, place in (
             ("PREDICTOR", PREDICTORS, _PREDICTORS, 0),
-            ("MEASURE", (*MEASURES, *_COUNTS), {**_MEASURES, **_COUNTS}, 1),
+            ("MEASURE", (*MEASURES, *_SHARES), {**_MEASURES, **_SHARES}, 1),
             ("STATISTIC", STATISTICS, _STATISTICS, 2),
         ):
             used = {parts[place] for parts in split if len(parts) > place}

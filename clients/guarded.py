@@ -11,8 +11,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from clients.accountant import Accountant
+from clients.allowance import Allowance
 from clients.approval import Approval, approval_of, valid_approvals
 from clients.ledger import Ledger, LedgerError, entry
+from clients.memory import check_memory
 from clients.refusals import refusal
 from clients.site import Site
 from clients.state import Answered, State
@@ -35,7 +37,7 @@ class GuardedWorker:
 
     Raises:
         LedgerError: if the ledger is damaged.
-        SiteStateError: if the accountant's file is.
+        SiteStateError: if the accountant's file is, or if the folder knows less than its ledger.
     """
 
     def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
@@ -43,7 +45,10 @@ class GuardedWorker:
         self.ledger = Ledger(state.ledger)
         self._config = _site_yaml(site)
         self.accountant = Accountant(state.accountant)
-        self._at_work = threading.Lock()
+        check_memory(state, self.accountant)
+        self.allowance = Allowance()
+        self._at_work, self._writing = threading.Lock(), threading.Lock()
+        self._turned_away = 0
         self._worker: Worker | None = None
         self._start = 0
 
@@ -56,9 +61,14 @@ class GuardedWorker:
         """Answer a message; raises nothing.
 
         A study without a valid approval gets `not-approved`, without a ledger head, whatever else might
-        be wrong. Where the ledger cannot be written, nothing leaves but `ledger-unwritable`.
+        be wrong. Where the ledger cannot be written, nothing leaves but `ledger-unwritable`. Beyond the
+        allowance every message gets `too-many-messages`, unread and always in the same bytes; the first
+        of these is in the ledger, and how many followed is in its next line.
         """
         try:
+            with self._writing:
+                if not self.allowance.left():
+                    return self._turn_away(payload)
             return self._logged(payload, cancelled)
         except LedgerError as error:
             log.error("%s", error)
@@ -75,7 +85,11 @@ class GuardedWorker:
             wrong = "" if isinstance(header, EnrolRequest | TaskRequest) else "not-a-request"
         except ContractError as error:
             wrong = error.code
-        head = self.ledger.append(entry("in", payload, header, tensors))
+        incoming = entry("in", payload, header, tensors)
+        with self._writing:
+            incoming["unwritten"] = max(0, self._turned_away - 1)
+            head = self.ledger.append(incoming)
+            self._turned_away = 0
         approval = self._approval(header)
         if approval is not None:
             reply = self._of_approved(approval, payload, header, head, cancelled)
@@ -86,8 +100,25 @@ class GuardedWorker:
         # What leaves is what is written down: read back from the very bytes.
         answer, updates = unpack(reply)
         epsilon = self.accountant.stated(approval.study.privacy) if approval else None
-        self.ledger.append(entry("out", reply, answer, updates, header, epsilon))
+        start = self.state.answered(answer.study).start if isinstance(answer, TaskReply) else None
+        charges = self.accountant.count
+        outgoing = entry("out", reply, answer, updates, header, epsilon, charges=charges, start=start)
+        self.ledger.append(outgoing)
+        if not isinstance(answer, TaskReply) or answer.ledger_head != head:  # else new, not given again
+            with self._writing:
+                self.allowance.use(incoming, outgoing)
         return reply
+
+    def _turn_away(self, payload: bytes) -> bytes:
+        reply = refusal("too-many-messages")
+        self._turned_away += 1
+        if self._turned_away == 1:
+            log.warning("%s: too many messages; until there are fewer, they are only counted", self.site.config.name)
+            lines = (entry("in", payload, None, {}), entry("out", pack(reply), reply, {}))
+            self.allowance.use(*lines)
+            for line in lines:
+                self.ledger.append(line)
+        return pack(reply)
 
     def _approval(self, header: Message | None) -> Approval | None:
         """Return the approval of a request's study as it is on disk now, if it holds."""

@@ -67,6 +67,9 @@ def entry(
     tensors: Mapping[str, np.ndarray],
     request: Message | None = None,
     epsilon: float | None = None,
+    *,
+    charges: int | None = None,
+    start: int | None = None,
 ) -> dict[str, Any]:
     """Return what the ledger says of a message.
 
@@ -74,9 +77,13 @@ def entry(
         header: of the message, or None for bytes that are no message of ours.
         request: what it answers; a refusal does not name its study, round and task itself.
         epsilon: of all that left the site so far, this message included; None where none holds.
+        charges: how many the accountant knows, this message's included; for `clients.memory`, as is
+        start: how often the study had been started over when a task of it was answered.
 
-    Keys: time (UTC), direction, kind, study, round, task, tensors (name -> shape), bytes, sha256 of the
-    whole payload, metrics as sent, epsilon, refusal code.
+    Keys: time (UTC), direction, kind, study, start, round, task, tensors (name -> shape), bytes, sha256 of
+    the     whole payload, metrics as sent, epsilon, charges, refusal code, and unwritten: how many messages were
+    refused as `too-many-messages` between the line before and this one.
+
     """
     names = sorted(name for name in tensors if _PLAIN.fullmatch(name))[:_MOST_TENSORS]
     about = request if isinstance(header, Refusal) else header
@@ -86,6 +93,7 @@ def entry(
         "direction": direction,
         "kind": getattr(header, "kind", "unreadable"),
         "study": getattr(about, "study", None),
+        "start": start,
         "round": task.round if task else None,
         "task": task.task if task else None,
         "tensors": {name: list(np.shape(tensors[name])) for name in names},
@@ -93,7 +101,9 @@ def entry(
         "sha256": digest(payload),
         "metrics": header.metrics if isinstance(header, TaskReply) else {},
         "epsilon": epsilon,
+        "charges": charges,
         "refusal": getattr(header, "code", None),
+        "unwritten": 0,
     }
 
 
@@ -128,7 +138,7 @@ class Ledger:
             body = json.dumps({**content, "prev": self.head}, separators=(",", ":"), allow_nan=False).encode()[:-1]
             line = body + b',"own":"' + digest(body).encode() + b'"}'
             try:
-                with open(self.path, "ab", buffering=0) as file:
+                with open(self.path, "ab", buffering=0, opener=_private) as file:
                     if os.fstat(file.fileno()).st_size != self._size:
                         raise LedgerError(f"{self.path} was changed by somebody else. Stop the worker and look at it.")
                     try:
@@ -149,6 +159,7 @@ class Ledger:
         """Remove a last line that a crash cut short. What it would have recorded never left."""
         try:
             with open(self.path, "rb+") as file:
+                os.fchmod(file.fileno(), 0o600)  # one that an earlier version left open to others
                 content = file.read()
                 whole = content.rfind(b"\n") + 1
                 if whole < len(content):
@@ -158,6 +169,10 @@ class Ledger:
             return
         except OSError as error:
             raise LedgerError(f"cannot read {self.path}: {error.strerror}. Run as the worker's user.") from None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def verify(path: Path, head: str | None = None) -> Verdict:

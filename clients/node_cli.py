@@ -141,6 +141,8 @@ def _show(path: Path, chosen: argparse.Namespace) -> int:
         numbers = [f"{name} {value:.4g}" for name, value in content["metrics"].items()]
         if content["epsilon"] is not None:
             numbers = [f"epsilon {content['epsilon']:.4g} after it", *numbers]
+        if content.get("unwritten"):
+            numbers = [f"before it {content['unwritten']} messages refused as too-many-messages", *numbers]
         if len(numbers) > 8:
             numbers = [*numbers[:8], f"and {len(numbers) - 8} more, see --json"]
         table.add_row(

@@ -9,6 +9,7 @@ SENTENCES = {
     "round-answered": "this site has already answered this round, to another request; see `site approve --restart`",
     "privacy-budget-spent": "the site's privacy budget is spent: another round would go over its epsilon cap",
     "busy": "the site is still at work on another request; ask again later",
+    "too-many-messages": "too many messages that bring nothing new came to this site; ask again in a minute",
     "cancelled": "the task was stopped: whoever asked for it is gone, or the site is shutting down",
     "task-failed": "the task failed at the site; see the site's log",
     "site-error": "the site's data do not fit the study; see its log",

@@ -74,7 +74,8 @@ class State:
         if len(secret) != SECRET_BYTES:
             raise SiteStateError(
                 f"{self._secret} is damaged: expected {SECRET_BYTES} bytes, found {len(secret)}. Restore it from "
-                "your backup; a new secret in a new state folder also works, and every study then starts over."
+                "your backup. A new state folder would have a new secret, but forget the ledger, the answered rounds "
+                "and the epsilon that was spent: that is for your privacy officer to decide."
             )
         self._secret_bytes = secret
 
@@ -155,8 +156,8 @@ class State:
             return Answered(**content, reply=reply)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SiteStateError(
-                f"{path} is damaged. Withdraw the study, then approve it again with --restart if the coordinator "
-                "starts it over."
+                f"{path} is damaged. Restore it from your latest backup; if there is none, remove it, and approve the "
+                "study again with --restart if the coordinator starts it over."
             ) from None
 
     def keep_answer(self, study_hash: str, answered: Answered) -> None:
@@ -188,9 +189,9 @@ class State:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file of a site's state, whole or not at all. Raises SiteStateError."""
+    """Write a file of a site's state, whole or not at all, for its own user only. Raises SiteStateError."""
     try:
-        write_atomically(path, content, then=_THEN)
+        write_atomically(path, content, then=_THEN, private=True)
     except RunError as error:
         raise SiteStateError(str(error)) from None
 

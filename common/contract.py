@@ -7,6 +7,7 @@ these bytes go over Flower, over gRPC and into the hash of a site's ledger.
 
 import hashlib
 import itertools
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -46,6 +47,8 @@ BASELINE = ("baseline.encoder", "baseline.decoder")
 PREDICTORS = ("baseline", "source_branch", "target_branch", "average", "infusion")
 MEASURES = ("dice", "iou", "hd95", "calibration_error")
 STATISTICS = ("mean", "low", "high", "difference", "difference_low", "difference_high", "patients")
+#: Of test frames. No count: the policy rounds counts of patients only.
+EMPTY_SHARES = ("empty_truth_share", "empty_prediction_share")
 
 #: The only numbers that each task may send. The privacy officer's table is made from this.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -56,9 +59,11 @@ METRICS: dict[str, tuple[str, ...]] = {
     "score": ("score", "val_dice"),
     "evaluate": (
         *("/".join(name) for name in itertools.product(PREDICTORS, MEASURES, STATISTICS)),
-        *("/".join(name) for name in itertools.product(PREDICTORS, ("empty_truth", "empty_prediction"))),
+        *("/".join(name) for name in itertools.product(PREDICTORS, EMPTY_SHARES)),
     ),
 }
+#: Beyond the ends of a metric's range: float32 sums of a share of 1 may be 1.0000001, of a loss of 0 be -1e-8.
+ROUNDING = 1e-6
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -245,14 +250,28 @@ def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Shapes, *, max_norm
         raise ContractError("absurd-norm", f"L2 norm {norm:.3g} is over the study's bound {max_norm:.3g}")
 
 
+def metric_range(name: str) -> tuple[float, float]:
+    """Return the least and the largest value that a metric of the contract can have."""
+    *_, measure, last = ("", *name.split("/"))
+    if last.startswith("difference"):
+        return (-math.inf, math.inf) if measure == "hd95" else (-1.0, 1.0)
+    # Losses are sums of cross-entropies, squared errors and 1 - Dice: none is below 0.
+    unlimited = measure == "hd95" or last == "patients" or last.endswith("loss")
+    return (0.0, math.inf if unlimited else 1.0)
+
+
 def check_metrics(task: str, metrics: Mapping[str, float]) -> None:
-    """Check that a task sends only finite numbers that the contract names.
+    """Check that a task sends only finite numbers that the contract names, each within its range.
 
     Raises:
-        ContractError: `unknown-metric` or `not-finite`.
+        ContractError: `unknown-metric`, `not-finite` or `out-of-range`.
     """
     unknown = sorted(metrics.keys() - set(METRICS[task]))
     if unknown:
         raise ContractError("unknown-metric", f"{len(unknown)} metric(s) that `{task}` may not send")
-    if not all(np.isfinite(value) for value in metrics.values()):
+    if not all(math.isfinite(value) for value in metrics.values()):
         raise ContractError("not-finite", "a metric is NaN or infinite")
+    for name, value in sorted(metrics.items()):
+        low, high = metric_range(name)
+        if not low - ROUNDING <= value <= high + ROUNDING:
+            raise ContractError("out-of-range", f"{name}: expected {low:g} to {high:g}, found {value:.6g}")

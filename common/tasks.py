@@ -157,7 +157,7 @@ class Infuse(TrainingTask):
     trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)
     learning_rate: float = Field(default=1e-2, gt=0, le=1)
     strength: float = Field(default=1.0, ge=0, le=1)
-    shrinkage: float = Field(default=1.0, ge=0)
+    shrinkage: float = Field(default=10.0, ge=0)
 
 
 class Score(Task):

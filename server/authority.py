@@ -79,8 +79,8 @@ def expiry(certificate: Path) -> datetime:
         raise RunError(f"cannot read the certificate {certificate}: {error}. Restore it from your backup.") from None
 
 
-def first_host(certificate: Path) -> str:
-    """Return the first name or address that a server's certificate was made for: the one that hospitals use.
+def hosts_of(certificate: Path) -> list[str]:
+    """Return the names and addresses that a server's certificate was made for; first the one that hospitals use.
 
     Raises:
         RunError: if it cannot be read.
@@ -90,7 +90,7 @@ def first_host(certificate: Path) -> str:
         names = content.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound) as error:
         raise RunError(f"cannot read the certificate {certificate}: {error}. Restore it from your backup.") from None
-    return str(next(iter(names)).value)
+    return [str(name.value) for name in names]
 
 
 def key_fingerprint(public_key: Path) -> str:

@@ -143,13 +143,48 @@ class FlowerCli:
         found = _LOGGED_ERROR.findall(done.stdout)
         return found[-1] if found else ""
 
+    def names(self) -> dict[str, str]:
+        """Return node id -> name of every registered SuperNode, which `flwr supernode list` does not tell.
+
+        Raises:
+            RunError: if the SuperLink does not answer.
+        """
+        import httpx
+        from flwr.proto.control_pb2 import ListNodesRequest
+        from flwr.supercore.control import ControlHttpClient
+
+        try:
+            ca = self.ca.read_bytes() if self.ca else None
+            client = ControlHttpClient.from_server_address(self.address, self.ca is None, ca, ())
+            nodes = client.ListNodes(ListNodesRequest()).nodes_info
+        except (httpx.HTTPError, OSError) as error:
+            raise RunError(self._why({"error-message": f"The SuperLink is unavailable ({error})."})) from None
+        return {str(node.node_id): node.name for node in nodes if node.status != "unregistered"}
+
+    def unregister(self, name: str) -> list[str]:
+        """Take a name from every key that has it, and return their node ids; none of them may connect any more.
+
+        Raises:
+            RunError: if no key has the name, or the SuperLink keeps one.
+        """
+        names = self.names()
+        nodes = [node for node, known in names.items() if known == name]
+        if not nodes:
+            known = ", ".join(sorted(set(names.values()))) or "none"
+            raise RunError(f"no key is registered as {name}, so there is nothing to take back. Registered: {known}.")
+        for node in nodes:
+            answer = self.call("supernode", "unregister", node, _LINK)
+            if not answer.get("success"):
+                raise RunError(f"{name} is still registered as node {node}: {self._why(answer)}")
+        return nodes
+
     def _why(self, answer: dict[str, Any]) -> str:
         """Return Flower's reason, and what to do where it is known."""
         text = str(answer.get("error-message", answer))
         # The first line only repeats the connection's name.
         reason = " ".join(line for line in text.splitlines() if line and not line.startswith("Using SuperLink"))
         if "already in use" in reason:
-            return f"{reason} This key has its site already; a site that lost its key makes a new one with keygen."
+            return f"{reason} This key has its site already, or was barred; the site makes a new one with keygen."
         if "unavailable" in reason:
             return (
                 f"nobody who is certified by {self.ca} answers at {self.address}. Check that the SuperLink runs "

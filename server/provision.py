@@ -5,6 +5,7 @@ coordinator/  compose.yaml, .env, certificates, the SuperExec's secret, proxy.co
 SITE/         compose.yaml, .env, ca.crt, README.md; its keys are made at the site
 """
 
+import filecmp
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from server.authority import (
     CA_KEY,
     SERVER_CERTIFICATE,
     expiry,
-    first_host,
+    hosts_of,
     make_authority,
     make_server_certificate,
     write_private,
@@ -118,6 +120,31 @@ def add_sites(study: Study, file: Path, out: Path, sites: Sequence[KitSite]) -> 
         raise RunError(f"cannot write the kits to {out}: {error.strerror}. Make room, or check its rights.") from None
 
 
+def renew_server(out: Path) -> datetime:
+    """Give the coordinator's kit a new server key and certificate of the same authority, and return their end.
+
+    The names are those of the certificate before. Nothing else is written: hospitals keep their `ca.crt`.
+
+    Raises:
+        RunError: if `out` has no authority or no coordinator's kit, the two do not belong together, the
+            authority itself has ended, or nothing can be written.
+    """
+    authority, kit = out / "ca", out / COORDINATOR
+    hosts = hosts_of(kit / SERVER_CERTIFICATE)
+    end = expiry(authority / CA_CERTIFICATE)
+    if not (kit / CA_CERTIFICATE).exists() or not filecmp.cmp(authority / CA_CERTIFICATE, kit / CA_CERTIFICATE, False):
+        raise RunError(
+            f"{authority} is not the authority of {kit}; nothing was changed. Bring back the folder `ca` of it."
+        )
+    if end < datetime.now(UTC):
+        raise RunError(
+            f"the authority itself ended on {end:%Y-%m-%d}; nothing was changed. Make a new one with --overwrite: "
+            "every hospital then needs its new ca.crt."
+        )
+    make_server_certificate(authority, kit, hosts)
+    return min(end, expiry(kit / SERVER_CERTIFICATE))
+
+
 def _check_names(sites: Sequence[KitSite]) -> None:
     if len({site.name for site in sites}) < len(sites):
         raise RunError(f"site names must differ, found {', '.join(site.name for site in sites)}. Change a --site.")
@@ -128,7 +155,7 @@ def _address_of(kit: Path) -> tuple[str, int]:
     try:
         lines = (kit / ".env").read_text(encoding="utf-8").splitlines()
         variables = dict(line.partition("=")[::2] for line in lines)
-        return first_host(kit / SERVER_CERTIFICATE), int(variables["COORDINATOR_PORT"])
+        return hosts_of(kit / SERVER_CERTIFICATE)[0], int(variables["COORDINATOR_PORT"])
     except (OSError, KeyError, ValueError):
         raise RunError(
             f"expected a coordinator's kit in {kit}, with its .env, found none. Give as --out the folder that "

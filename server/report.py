@@ -133,7 +133,7 @@ def _content(
         "glossary": {name: GLOSSARY[name] for name in shown or PREDICTORS},
         "dice_charts": _dice_charts(summary["dice"], shown, list(state.seats)) if summary else {},
         "hd95_unit": "mm" if study.image.geometry == "spacing" else "mm or pixels",
-        "empty_counts": _has_empty(summary),
+        "empty_shares": _has_empty(summary),
         "rounds": rounds,
         "released_score": next((r.score for r in rounds if r.round == state.released_round), None),
         "head_trained": _head_trained(study, state),
@@ -179,9 +179,10 @@ def _predictors(summary: dict[str, Any] | None) -> list[str]:
     return [name for name in PREDICTORS if name in shown]
 
 
-def _has_empty(summary: dict[str, Any] | None) -> bool:
-    counts = summary["empty"].values() if summary else ()
-    return any(own["truth"] or own["prediction"] for site in counts for own in site.values())
+def _has_empty(summary: dict[str, Any] | None) -> bool | None:
+    """Return whether a frame had an empty truth or prediction, or None where no site says so."""
+    shares = [own for site in (summary["empty"].values() if summary else ()) for own in site.values()]
+    return any(own["truth"] or own["prediction"] for own in shares) if shares else None
 
 
 def _dice_charts(

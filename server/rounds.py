@@ -241,7 +241,8 @@ def _follow(
         state,
         round=round_.index + 1,
         components=components,
-        foreground_prior=state.foreground_prior if prior is None else prior,
+        # A share may be over 1 by a rounding error, which the next request would not take.
+        foreground_prior=state.foreground_prior if prior is None else min(1.0, max(0.0, prior)),
     )
     return state, replace(record, score=score, released_round=state.released_round, rolled_back=rolled_back)
 

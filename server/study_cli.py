@@ -34,6 +34,7 @@ def study(arguments: list[str]) -> int:
             "examples:\n"
             "  crossprobe study check configs/demo.yaml\n"
             "  crossprobe study register north-clinic sites/north-clinic.pub --address localhost:8443 --ca ca.crt\n"
+            "  crossprobe study unregister north-clinic --address localhost:8443 --ca ca.crt\n"
             "  crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt\n"
             "  crossprobe study status runs/first\n"
             "  crossprobe study stop runs/first\n\n"
@@ -50,17 +51,26 @@ def study(arguments: list[str]) -> int:
     register = actions.add_parser("register", help="bind a site's name to its public key")
     register.add_argument("name", help="the `name` in its site.yaml")
     register.add_argument("public_key", type=Path, metavar="PUBKEY", help="the node.pub that the site sent")
+    unregister = actions.add_parser("unregister", help="bar the key behind a site's name, e.g. a stolen one")
+    unregister.add_argument("name", help="as it was registered")
     status = actions.add_parser("status", help="how a run does: rounds, and which sites are connected, slow or lost")
     stop = actions.add_parser("stop", help="stop a run; `run --resume` goes on from its last round")
     for action in (status, stop):
         action.add_argument("run", type=Path, help="folder of the run")
     for action in (check, status):
         action.add_argument("--json", action="store_true", help="print the result for machines")
-    for action in (run, register, status, stop):
+    for action in (run, register, unregister, status, stop):
         action.add_argument("--address", metavar="HOST:PORT", help="the SuperLink's, inside the coordinator's network")
         action.add_argument("--ca", type=Path, metavar="FILE", help="the kit's ca.crt")
     chosen = parser.parse_args(arguments)
-    actions_by_name = {"check": _check, "run": _run, "register": _register, "status": _status, "stop": _stop}
+    actions_by_name = {
+        "check": _check,
+        "run": _run,
+        "register": _register,
+        "unregister": _unregister,
+        "status": _status,
+        "stop": _stop,
+    }
     return actions_by_name[chosen.action](chosen)
 
 
@@ -78,22 +88,34 @@ def provision(arguments: list[str]) -> int:
             "  crossprobe provision configs/demo.yaml --out kits\n"
             "  crossprobe provision study.yaml --out kits --address fl.example.org --port 443 \\\n"
             "      --site north-clinic:source --site east-clinic:target\n"
-            "  crossprobe provision study.yaml --out kits --add --site west-clinic:target"
+            "  crossprobe provision study.yaml --out kits --add --site west-clinic:target\n"
+            "  crossprobe provision --out kits --renew"
         ),
     )
-    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument("study", type=Path, nargs="?", help="study file (YAML)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the kits; keep it out of version control")
     parser.add_argument("--address", metavar="HOST", help="by which hospitals reach the coordinator (proxy)")
     parser.add_argument("--port", type=int, help="port of it (9443)")
     parser.add_argument("--site", action="append", metavar="NAME:ROLE", help="a hospital; give one for each")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="only add the --site kits to those in OUT")
+    existing.add_argument("--renew", action="store_true", help="only renew the server's certificate; needs OUT/ca")
     existing.add_argument("--overwrite", action="store_true", help="replace an existing authority")
     chosen = parser.parse_args(arguments)
 
     from common.study import load_study
-    from server.provision import add_sites, parse_site, provision, valid_host
+    from server.provision import add_sites, parse_site, provision, renew_server, valid_host
 
+    if chosen.renew:
+        if (chosen.study, chosen.site, chosen.address, chosen.port) != (None, None, None, None):
+            parser.error("--renew takes --out only: names and authority stay as they are")
+        print(
+            f"the server's new certificate ends on {renew_server(chosen.out):%Y-%m-%d}; no hospital needs a new file."
+        )
+        print("Bring server.key and server.crt to the server, then there: docker compose restart superlink proxy")
+        return 0
+    if chosen.study is None:
+        parser.error("which study? Give its file")
     if chosen.add:
         if not chosen.site or (chosen.address, chosen.port) != (None, None):
             parser.error("--add needs --site; it takes address and port from the coordinator's kit in OUT")
@@ -164,6 +186,13 @@ def _register(chosen: argparse.Namespace) -> int:
     node = _connection(chosen).register(chosen.name, chosen.public_key)
     print(f"registered {chosen.name} as node {node}, key {found}")
     print("Compare this fingerprint with the hospital, by another way than the one the key came by.")
+    return 0
+
+
+def _unregister(chosen: argparse.Namespace) -> int:
+    nodes = _connection(chosen).unregister(chosen.name)
+    print(f"unregistered {chosen.name}: node {', '.join(nodes)} may not connect any more")
+    print("To let the hospital in again: a new key there with keygen, then `crossprobe study register`.")
     return 0
 
 

@@ -22,8 +22,8 @@ def summarise(run: Path) -> dict[str, Any]:
     """Return the summary of a finished run.
 
     `dice` and the other measures: site -> predictor -> {mean, ci95, patients}; in [0, 1], HD95 in mm
-    where the site has spacing, else in pixels. `difference_to_baseline`: paired by patient. A site
-    that may not show a number (too few patients) is missing from them, not zero.
+    where the site has spacing, else in pixels. `difference_to_baseline`: paired by patient. `empty`: shares of test
+    frames. A site that may not show a number (too few patients) is missing from them, not zero.
 
     Raises:
         RunError: if the folder holds no run, or an unfinished one.
@@ -98,9 +98,9 @@ def _differences(evaluated: dict[str, dict[str, float]], measure: str) -> dict[s
 def _empty(evaluated: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
     return {
         site: {
-            p: {"truth": int(m[f"{p}/empty_truth"]), "prediction": int(m[f"{p}/empty_prediction"])}
+            p: {"truth": m[f"{p}/empty_truth_share"], "prediction": m[f"{p}/empty_prediction_share"]}
             for p in PREDICTORS
-            if f"{p}/empty_truth" in m and f"{p}/empty_prediction" in m
+            if f"{p}/empty_truth_share" in m and f"{p}/empty_prediction_share" in m
         }
         for site, m in evaluated.items()
     }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from clients.accountant import charges_of, epsilon_of
 from clients.findings import SiteFolderError
 from clients.site import Site, check_site
 from common.contract import ROLES
@@ -115,9 +116,33 @@ def simulate(
     write_summary(out)
     examples = draw_examples(study, out, sites)
     extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware()}
+    extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
     render_report(out, examples)
     return summary
+
+
+def privacy_spent(study: Study, baseline: Study) -> dict[str, Any]:
+    """Return what a site of each role spends at most, of this study alone and with its baseline, for the summary.
+
+    The same patients train both. A simulated site's cap counts only the study at hand.
+    """
+    privacy = study.privacy
+    if privacy is None:
+        return {}
+
+    def epsilon(*studies: Study) -> dict[str, float]:
+        return {
+            role: epsilon_of([charge for own in studies for charge in charges_of(own, role)], privacy.delta)
+            for role in ROLES
+        }
+
+    return {
+        "privacy": {
+            "delta": privacy.delta,
+            "epsilon_at_most": {"study": epsilon(study), "with_baseline": epsilon(baseline, study)},
+        }
+    }
 
 
 def _seconds_so_far(out: Path) -> float:

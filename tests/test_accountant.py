@@ -26,7 +26,8 @@ from clients.proposal import propose
 from clients.site import Site, load_site
 from common.contract import EnrolReply, EnrolRequest, pack, unpack
 from common.errors import ContractError, RunError, SiteStateError
-from common.study import Study
+from common.study import Study, baseline_of
+from simulations.simulate import privacy_spent
 
 STUDY = private(rounds=6)
 FIRST, SECOND, THIRD = (request(STUDY, "pretrain", "source", step=step) for step in range(3))
@@ -259,6 +260,16 @@ def test_a_simulated_site_stops_at_the_same_round_whichever_process_answers(pair
         reply = one.handle(payload)
         assert one.handle(payload) == fresh.handle(payload) == reply
         assert getattr(unpack(reply)[0], "code", "") == code
+
+
+def test_a_simulations_summary_adds_the_baselines_epsilon() -> None:
+    spent = privacy_spent(STUDY, baseline_of(STUDY))["privacy"]
+    alone, both = spent["epsilon_at_most"]["study"], spent["epsilon_at_most"]["with_baseline"]
+    steps = 2 * STUDY.supervised_steps()
+    assert alone == pytest.approx({"source": cost(STUDY, 6), "target": cost(STUDY, 6)})
+    assert both["target"] == alone["target"]  # a baseline asks nothing of it
+    assert both["source"] >= cost(STUDY, steps // 2) > alone["source"]
+    assert privacy_spent(OPEN, baseline_of(OPEN)) == {}
 
 
 def test_the_example_in_the_documents_is_a_study() -> None:

@@ -26,6 +26,8 @@ from common.contract import (
 from common.errors import ContractError
 
 HASH = "ab" * 32
+SHARES = ("dice", "iou", "calibration_error")
+DIFFERENCES = ("difference", "difference_low", "difference_high")
 TENSORS = {
     "projector/out.bias": np.arange(3, dtype=np.float32),
     "infusion_head/out.weight": np.array([[1.5, -0.25]], np.float32),
@@ -220,6 +222,43 @@ def test_only_the_metrics_of_its_own_task_may_be_sent(task: str) -> None:
 def test_a_metric_that_is_no_number_is_refused(number: float) -> None:
     with pytest.raises(ContractError, match="not-finite"):
         check_metrics("score", {"score": number})
+
+
+EVALUATED = "infusion/{}/{}"
+RANGES: dict[str, tuple[str, float, float]] = {
+    "foreground_fraction": ("supervise", 0, 1),
+    "val_dice": ("infuse", 0, 1),
+    "confidence": ("self_train", 0, 1),
+    "pseudo_foreground_fraction": ("self_train", 0, 1),
+    "score": ("score", 0, 1),
+    "mean_weight": ("infuse", 0, 1),
+    "loss": ("supervise", 0, 1e9),
+    "reconstruction_loss": ("self_supervise", 0, 1e9),
+    "contrast_loss": ("self_supervise", 0, 1e9),
+    **{EVALUATED.format(measure, part): ("evaluate", 0, 1) for measure in SHARES for part in ("mean", "low", "high")},
+    **{EVALUATED.format(measure, part): ("evaluate", -1, 1) for measure in SHARES for part in DIFFERENCES},
+    **{EVALUATED.format("hd95", part): ("evaluate", 0, 1e9) for part in ("mean", "low", "high", "patients")},
+    **{EVALUATED.format("hd95", part): ("evaluate", -1e9, 1e9) for part in DIFFERENCES},
+    **{EVALUATED.format(measure, "patients"): ("evaluate", 0, 1e9) for measure in SHARES},
+    "infusion/empty_truth_share": ("evaluate", 0, 1),
+    "infusion/empty_prediction_share": ("evaluate", 0, 1),
+}
+
+
+def test_every_metric_has_its_range() -> None:
+    names = {name for metrics in METRICS.values() for name in metrics}
+    assert {name for name in names if "/" not in name or name.startswith("infusion/")} == RANGES.keys()
+
+
+@pytest.mark.parametrize(("name", "task", "low", "high"), [(name, *range_) for name, range_ in RANGES.items()])
+def test_a_metric_outside_its_range_is_refused_and_rounding_is_not(
+    name: str, task: str, low: float, high: float
+) -> None:
+    for value in (low, high, low - 1e-7, high + 1e-7):
+        check_metrics(task, {name: value})
+    for value in [low - 1e-5] * (low > -2) + [high + 1e-5] * (high < 2):
+        with pytest.raises(ContractError, match=f"out-of-range: {name}: expected {low:g} to "):
+            check_metrics(task, {name: value})
 
 
 def test_tensors_are_selected_by_whole_component_names() -> None:

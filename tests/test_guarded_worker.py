@@ -326,6 +326,18 @@ def test_the_secret_is_neither_in_the_ledger_nor_in_a_reply_nor_readable_by_othe
     assert isinstance(unpack(PRETRAIN)[0], TaskRequest)
 
 
+def test_nothing_in_the_state_folder_is_readable_by_others(north: Hospital, stub: Stub) -> None:
+    north.state.ledger.touch(0o644)
+    north.state.accountant.with_name(".accountant.json.part").touch(0o644)
+    assert north.reopened().code(PRETRAIN) == "ok"
+    files = {path.name: path.stat().st_mode & 0o777 for path in north.state.folder.rglob("*") if path.is_file()}
+    assert {"secret", "ledger.jsonl", "accountant.json", STUDY.hash(), f"{STUDY.hash()}.json"} <= files.keys()
+    assert set(files.values()) == {0o600}
+    north.state.ledger.unlink()
+    assert north.reopened().code(ENROL) == "ok"
+    assert north.state.ledger.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_state_folder_has_its_secret_made_once(tmp_path: Path) -> None:
     State.create(tmp_path / "state")
     secret = (tmp_path / "state" / "secret").read_bytes()
@@ -337,7 +349,8 @@ def test_a_state_folder_has_its_secret_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "text"), [(None, 0, "site init"), (b"x", 0o600, "32 bytes"), (SECRET, 0o644, "chmod 600")]
+    ("content", "mode", "text"),
+    [(None, 0, "site init"), (b"x", 0o600, "forget the ledger"), (SECRET, 0o644, "chmod 600")],
 )
 def test_a_state_folder_that_is_not_right_is_named_with_the_next_step(
     content: bytes | None, mode: int, text: str, tmp_path: Path

@@ -111,6 +111,7 @@ def test_an_entry_tells_what_was_in_the_message() -> None:
         "direction": "out",
         "kind": "done",
         "study": HASH,
+        "start": None,
         "round": 3,
         "task": "self_train",
         "tensors": {"projector/out.bias": [3]},
@@ -118,7 +119,9 @@ def test_an_entry_tells_what_was_in_the_message() -> None:
         "sha256": digest(payload),
         "metrics": {"loss": 0.5},
         "epsilon": None,
+        "charges": None,
         "refusal": None,
+        "unwritten": 0,
     }
 
 

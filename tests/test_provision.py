@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from tiny import write_study
 
 from clients.node_key import fingerprint, make_node_keys
 from common.errors import RunError, SiteStateError
 from common.study import load_study
 from crossprobe import main
-from server.authority import expiry, key_fingerprint
-from server.provision import KitSite, add_sites, parse_site, provision, valid_host
+from server.authority import expiry, hosts_of, key_fingerprint, make_server_certificate
+from server.provision import KitSite, add_sites, parse_site, provision, renew_server, valid_host
 
 SITES = [KitSite("north", "source"), KitSite("east", "target")]
 
@@ -87,6 +88,48 @@ def test_a_site_is_added_while_the_authority_is_in_a_safe(study: Path, tmp_path:
     (tmp_path / "kits" / "ca").rename(tmp_path / "safe")
     add_sites(load_study(study), study, tmp_path / "kits", [KitSite("west", "target")])
     assert (tmp_path / "kits" / "west" / "ca.crt").read_bytes() == (tmp_path / "safe" / "ca.crt").read_bytes()
+
+
+@pytest.mark.parametrize("host", ["fl.example.org", "2001:db8::1"])
+def test_the_servers_certificate_is_renewed_under_the_same_authority_and_nothing_else_changes(
+    host: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, kit = tmp_path / "kits", tmp_path / "kits" / "coordinator"
+    provision(load_study(study), study, out, SITES, host=host, port=443)
+    names = hosts_of(kit / "server.crt")
+    make_server_certificate(out / "ca", kit, names, days=1)
+    before = content(out)
+    assert main(["provision", "--out", str(out), "--renew"]) == 0
+    assert f"ends on {datetime.now(UTC).year + 2}" in capsys.readouterr().out
+    after = content(out)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "coordinator/server.crt",
+        "coordinator/server.key",
+    }
+    assert stat.S_IMODE((kit / "server.key").stat().st_mode) == 0o600
+    assert hosts_of(kit / "server.crt") == names
+    certificate = x509.load_pem_x509_certificate((kit / "server.crt").read_bytes())
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate((out / "north" / "ca.crt").read_bytes()))
+    key = serialization.load_pem_private_key((kit / "server.key").read_bytes(), password=None)
+    assert key.public_key() == certificate.public_key()
+
+
+def test_a_certificate_that_cannot_be_renewed_stays(study: Path, tmp_path: Path) -> None:
+    make(study, tmp_path / "kits")
+    make(study, tmp_path / "other")
+    before = content(tmp_path / "kits" / "coordinator")
+    (tmp_path / "kits" / "ca").rename(tmp_path / "safe")
+    with pytest.raises(RunError, match="cannot read the certificate"):
+        renew_server(tmp_path / "kits")
+    (tmp_path / "other" / "ca").rename(tmp_path / "kits" / "ca")
+    with pytest.raises(RunError, match="is not the authority of"):
+        renew_server(tmp_path / "kits")
+    for more in ([str(study)], ["--site", "west:target"], ["--address", "x"], ["--add"], ["--overwrite"]):
+        with pytest.raises(SystemExit):
+            main(["provision", "--out", str(tmp_path / "kits"), "--renew", *more])
+    with pytest.raises(SystemExit):
+        main(["provision", "--out", str(tmp_path / "kits")])
+    assert content(tmp_path / "kits" / "coordinator") == before
 
 
 def test_a_site_that_cannot_be_added_changes_nothing(study: Path, tmp_path: Path) -> None:

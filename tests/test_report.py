@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from fabricated import SECRET, SOURCE, TARGET, entry, evaluation, fabricate
+from private import private
 from tiny import study as tiny_study
 
 from common.errors import StudyError
@@ -92,6 +93,23 @@ def test_measure_that_a_policy_withholds_hides_no_other(tmp_path: Path) -> None:
     html = page(fabricate(tmp_path / "run", evaluated={"east": allowed}, study=tiny_study()))
     assert "lets no Dice be shown" in headline(html)
     assert html.count("<b>80.0</b>") == 8  # IoU and calibration error of four predictors
+
+
+def test_shares_of_empty_frames_are_shown_in_percent_and_unknown_ones_not_as_none(tmp_path: Path) -> None:
+    none = page(fabricate(tmp_path / "none", evaluated={"east": evaluation(None)}, study=tiny_study()))
+    assert "No frame had an empty truth" in none
+    some = evaluation(None) | {"infusion/empty_truth_share": 0.07, "infusion/empty_prediction_share": 0.29}
+    assert ">7 / 29</td>" in page(fabricate(tmp_path / "some", evaluated={"east": some}, study=tiny_study()))
+    unknown = {key: value for key, value in evaluation(None).items() if "empty" not in key}
+    html = page(fabricate(tmp_path / "unknown", evaluated={"east": unknown}, study=tiny_study()))
+    assert "empty truth or" not in html
+    assert "with an empty truth" not in html
+
+
+def test_a_private_run_says_that_its_baseline_is_not_counted(tmp_path: Path) -> None:
+    html = " ".join(page(fabricate(tmp_path / "run", study=private())).split())
+    assert "Training the baseline is a run of its own and not in this run's epsilon" in html
+    assert "epsilon" not in page(fabricate(tmp_path / "open"))
 
 
 def test_unfinished_run_shows_progress_and_claims_nothing(tmp_path: Path) -> None:

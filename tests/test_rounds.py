@@ -114,6 +114,7 @@ POISONS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "of another task": (header_with(task="score", metrics={}), "other-request"),
     "with a free text for a stage": (header_with(stage="Anna Schmidt, born 2014"), "other-request"),
     "unknown metric": (header_with(metrics={"patient_7": 0.5}), "unknown-metric"),
+    "negative loss": (header_with(metrics={"loss": -1.0}), "out-of-range"),
     "metric without a number": (header_with(metrics={"loss": float("nan")}), "not-"),
 }
 
@@ -218,6 +219,28 @@ def test_patients_weigh_the_sources_foreground_and_the_targets_score(asked: Aske
     state, record = asked.follow(replies)
     assert state.foreground_prior == pytest.approx((6 * 0.1 + 9 * 0.4) / 15)
     assert record.score == state.best_score == pytest.approx((6 * 0.5 + 6 * 0.9) / 12)
+
+
+@pytest.mark.parametrize(
+    ("site", "name", "number"), [("south", "foreground_fraction", 5.0), ("west", "score", 1e9), ("west", "score", -1.0)]
+)
+def test_a_number_outside_its_range_moves_neither_prior_nor_released_model(
+    site: str, name: str, number: float, asked: Asked
+) -> None:
+    state, record = asked.follow(asked.replies | {site: header_with(metrics={name: number})(asked.replies[site])})
+    without, _ = asked.follow({other: reply for other, reply in asked.replies.items() if other != site})
+    assert record.sites[site].detail.startswith(f"out-of-range: {name}: expected 0 to 1, found {number:g}")
+    assert (state.foreground_prior, state.best_score) == (without.foreground_prior, without.best_score)
+    assert requests_of(STUDY, state, round_of(STUDY, "score"))
+
+
+def test_a_share_that_rounding_brought_over_1_can_still_be_asked_on(asked: Asked) -> None:
+    over = header_with(metrics={"foreground_fraction": 1 + 1e-7})
+    replies = {site: over(reply) if site in ("north", "south") else reply for site, reply in asked.replies.items()}
+    state, record = asked.follow(replies)
+    assert record.counted
+    assert state.foreground_prior == 1.0
+    assert requests_of(STUDY, state, round_of(STUDY, "score"))
 
 
 def test_the_metrics_of_every_poison_free_reply_keep_the_contract(asked: Asked) -> None:

@@ -1,15 +1,18 @@
 """The worker: every request is answered, and what is not agreed is refused with a code and nothing else."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Finished
+from hospital import Stub, with_policy
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import answer, one_stage, refusal, request, round_of, study, workers, write_site
 
+from clients.site import load_site
 from clients.training import TaskContext
 from clients.worker import Worker
 from common.contract import (
@@ -22,6 +25,7 @@ from common.contract import (
     pack,
     unpack,
 )
+from common.metrics import FrameMeasures
 from common.study import Round, Study
 
 STUDY = study()
@@ -146,6 +150,12 @@ def test_an_update_beyond_the_agreed_norm_does_not_leave(pair: Sequence[Path]) -
     assert refusal(worker.handle(request(of, "pretrain", "source"))).code == "absurd-norm"
 
 
+def test_a_number_outside_its_range_does_not_leave(pair: Sequence[Path], stub: Stub) -> None:
+    (worker,) = workers(study(), pair[:1])
+    stub.metrics = {"foreground_fraction": 5.0}
+    assert refusal(worker.handle(request(study(), "pretrain", "source"))).code == "out-of-range"
+
+
 def test_every_reply_can_be_repeated_bit_by_bit_whatever_was_asked_before(
     finished: Finished, pair: Sequence[Path]
 ) -> None:
@@ -244,6 +254,25 @@ def test_an_evaluation_reports_paired_differences_to_a_given_baseline(pair: Sequ
         )
         assert metrics[f"{predictor}/dice/patients"] == 5
     assert not any(name.startswith("baseline/") and "difference" in name for name in metrics)
+
+
+def test_an_evaluation_sends_no_count_but_the_rounded_one_of_patients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = load_site(write_site(tmp_path / "east", "target", patients={"train": 6, "test": 6}))
+    worker = Worker(with_policy(site, patients_rounded_to=4), STUDY, b"s" * 32)
+    calls = itertools.count()
+
+    def measured(*_: object) -> FrameMeasures:
+        first = next(calls) < 4  # of six frames, under each of four predictors
+        return FrameMeasures(0.5, 0.5, 0.5, 0.5, empty_truth=first, empty_prediction=not first)
+
+    monkeypatch.setattr("clients.tasks.evaluate.measure_frame", measured)
+    metrics = answer(worker, request(STUDY, "evaluate", "target"))[0].metrics
+    assert {value for name, value in metrics.items() if name.endswith("/patients")} == {4}
+    assert {value for name, value in metrics.items() if name.count("/") == 2} == {4, 0.5}
+    assert {value for name, value in metrics.items() if name.endswith("/empty_truth_share")} == {0.17}
+    assert {value for name, value in metrics.items() if name.endswith("/empty_prediction_share")} == {0.83}
 
 
 def test_a_stage_without_a_task_for_a_role_is_refused_there(pair: Sequence[Path]) -> None:

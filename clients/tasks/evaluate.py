@@ -66,8 +66,9 @@ def run(context: TaskContext) -> Metrics:
     metrics: Metrics = {}
     for predictor in predictors:
         every = [m for own in measured[predictor].values() for m in own]
-        metrics[f"{predictor}/empty_truth"] = float(sum(m.empty_truth for m in every))
-        metrics[f"{predictor}/empty_prediction"] = float(sum(m.empty_prediction for m in every))
+        # To a hundredth: an exact share of few frames would tell how many there are.
+        metrics[f"{predictor}/empty_truth_share"] = round(float(np.mean([m.empty_truth for m in every])), 2)
+        metrics[f"{predictor}/empty_prediction_share"] = round(float(np.mean([m.empty_prediction for m in every])), 2)
         for measure in MEASURES:
             values = by_patient(measured[predictor], measure)
             metrics |= _described(f"{predictor}/{measure}", values, "")
