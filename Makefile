@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: install demo test federation-test lint clean
+.PHONY: install demo test federation-test fault-test lint clean
 
 install: $(STAMP)
 
@@ -29,9 +29,13 @@ lint: install
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# Faults of a whole federation on loopback: killed processes, lost roles, read-only disks, poisoned replies, wrong keys.
+# A whole federation on loopback: what its ports refuse.
 federation-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m federation
+
+# A whole federation on loopback with processes killed and stopped, disks full, replies poisoned: about ten minutes.
+fault-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -152,7 +152,7 @@ def run_study(
         RunError: if the folder is in use by another run, nothing can be written, or a role stays below
             quorum for as many attempts as the study allows. The last checkpoint stays.
     """
-    with _only_one(run, wait_s):
+    with only_one(run, wait_s):
         pause.clear(run)
         try:
             return _run_study(study, transport, run, resume, on_round, enrol_s)
@@ -239,8 +239,12 @@ def _time_in(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _only_one(run: Path, wait_s: float) -> Iterator[None]:
-    """Hold the run's lock, which ends with the process however it ends: two writers would mix two runs."""
+def only_one(run: Path, wait_s: float) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process however it ends: two writers would mix two runs.
+
+    Raises:
+        RunError: if another process holds it for longer than `wait_s`, or nothing can be written.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = os.open(run / LOCK, os.O_RDONLY | os.O_CREAT)
@@ -250,9 +254,7 @@ def _only_one(run: Path, wait_s: float) -> Iterator[None]:
         deadline = time.monotonic() + wait_s
         while not _locked(lock):
             if time.monotonic() > deadline:
-                raise RunError(
-                    f"another process is still running the study in {run}. Wait for it to end, or stop it first."
-                )
+                raise RunError(f"another process is still at work in {run}. Wait for it to end, or stop it first.")
             time.sleep(0.5)
         yield
     finally:

@@ -4,6 +4,7 @@ Per-patient numbers stay in the ablation's own folder; what is published are mea
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -20,6 +21,8 @@ from common.errors import StudyError
 from common.files import write_atomically
 from common.study import Stage, Study, baseline_of, load_study
 from common.tasks import Settings
+from server.history import RoundRecord
+from server.run import only_one
 from server.state import fused_tensors
 from simulations.chain import CLOSING, Chain
 from simulations.demo import write_sites
@@ -133,11 +136,15 @@ class Cell:
 def run_cell(cell: Cell) -> None:
     """Train and measure every variant of a cell that has no numbers yet."""
     study = load_study(cell.ablation.study).model_copy(update={"seed": cell.seed})
+    parent = os.getppid()
+
+    def on_round(record: RoundRecord) -> None:
+        _log(cell, f"  {record.stage} {record.round}")
+        if os.getppid() != parent:  # the command was killed: two of its kind must not write one folder
+            os._exit(1)  # an exception would only make the pool take the next cell
 
     def chain(folders: list[Path], whose: Study) -> Chain:
-        return Chain(
-            study, open_sites(folders, whose), cell.out / "stages", lambda r: _log(cell, f"  {r.stage} {r.round}")
-        )
+        return Chain(study, open_sites(folders, whose), cell.out / "stages", on_round)
 
     usual = chain(cell.data.folders(cell.seed, cell.out), study)
     # the oracle's target is a source as it trains, and a target as it is measured
@@ -146,12 +153,12 @@ def run_cell(cell: Cell) -> None:
         oracle = variant.where == "oracle"
         own = chain(cell.data.oracle_folders(cell.seed, cell.out), baseline_of(study)) if oracle else usual
         stages, pooled = variant.stages(study), variant.where == "pooled"
-        known = own.folder(stages, pooled).name
+        known = {"stages": own.folder(stages, pooled).name, "predictors": dict(variant.rows)}
         file = cell.file(variant)
-        if file.exists() and json.loads(file.read_text(encoding="utf-8"))["stages"] == known:
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("made_of") == known:
             continue
         _log(cell, f"{variant.name} begins")
-        content = {"stages": known, **_measure(own, variant, stages, pooled, roles)}
+        content = {"made_of": known, **_measure(own, variant, stages, pooled, roles)}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(content, indent=1).encode())
         _log(cell, f"{variant.name} ends; {content['seconds']:.0f} s of training")
@@ -206,15 +213,13 @@ def run_ablation(ablation: Ablation, out: Path, jobs: int, on_progress: Callable
     Raises:
         CrossProbeError: of the folders, the study or a run; what was trained stays.
     """
-    begun = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
     cells = [Cell(ablation, data, seed, out) for data in ablation.data for seed in ablation.seeds]
     total = sum(len(cell.variants()) for cell in cells)
 
     def progress() -> None:
         on_progress(sum(cell.file(v).exists() for cell in cells for v in cell.variants()), total)
 
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with only_one(out, 0.0), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_cell, cell) for cell in cells}
         try:
             while waiting:
@@ -227,9 +232,6 @@ def run_ablation(ablation: Ablation, out: Path, jobs: int, on_progress: Callable
                 process.terminate()  # every round is on disk; what a process is at now is done again
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    summary = summarise(ablation, cells) | {
-        "minutes": round((time.monotonic() - begun) / 60, 1),
-        "hardware": hardware(),
-    }
+    summary = summarise(ablation, cells) | {"hardware": hardware()}
     write_atomically(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     return summary

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
@@ -12,14 +11,14 @@ from common.files import write_atomically
 from server.charts import Interval, axis_over, interval_chart
 
 #: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
-STYLE = Markup(
+STYLE = (
     "<style>text{font:12px sans-serif;fill:#777}.grid{stroke:#8884}.reference{stroke:#777;stroke-dasharray:3 3}"
     ".whisker{stroke:#2a78b8;stroke-width:2}.dot{fill:#2a78b8}.whisker.oracle{stroke:#999}.dot.oracle{fill:#999}"
     "</style>"
 )
 
 
-def chart(name: str, table: dict[str, Any]) -> Markup:
+def chart(name: str, table: dict[str, Any]) -> str:
     """Return the differences to the baseline on the target, in Dice points, as an SVG document."""
     rows = []
     for row, own in table["rows"].items():
@@ -31,7 +30,7 @@ def chart(name: str, table: dict[str, Any]) -> Markup:
     svg = interval_chart(
         rows, axis, title=f"{name}: difference to the baseline, Dice points", reference=0.0, labels=270
     )
-    return Markup(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1))
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
 
 
 def section(summary: dict[str, Any], folder: str) -> str:
@@ -46,8 +45,7 @@ def section(summary: dict[str, Any], folder: str) -> str:
         "",
         f"`{summary['command']}`",
         "",
-        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}, {summary['jobs']} at a time; "
-        f"{summary['minutes']:.0f} minutes in all, stages shared between variants trained once.",
+        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}.",
         "",
     ]
     for name, table in summary["data"].items():
@@ -114,7 +112,7 @@ def publish(summary: dict[str, Any], folder: Path) -> None:
     own.mkdir(parents=True, exist_ok=True)
     write_atomically(own / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode())
     for name, table in summary["data"].items():
-        write_atomically(own / f"{name}.svg", (str(chart(name, table)) + "\n").encode())
+        write_atomically(own / f"{name}.svg", (chart(name, table) + "\n").encode())
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
@@ -134,4 +132,3 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
                 f"{100 * closed[row]:.0f} %" if found and row in closed else "",
             )
         console.print(view)
-    console.print(f"{summary['minutes']:.1f} minutes in all")

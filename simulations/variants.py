@@ -71,6 +71,12 @@ def _without(weight: str) -> Callable[[Study], list[Stage]]:
 
 VARIANTS = (
     Variant("baseline", _baseline, {"baseline": "source_branch"}),
+    # On phantoms the baseline gets worse on the other probe the longer it trains on its own: show it.
+    Variant(
+        "short-baseline",
+        lambda study: _baseline(study.model_copy(update={"stages": tuple(_without_refine(study))})),
+        {"baseline with the paper's recipe's steps": "source_branch"},
+    ),
     Variant(
         "two-baselines", lambda study: _two(study, study.supervised_steps() // 2), {"two averaged baselines": "average"}
     ),

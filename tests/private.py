@@ -73,6 +73,6 @@ def seen(worker: Worker, role: Role, monkeypatch: pytest.MonkeyPatch) -> Seen:
     task = worker.study.stages[0].task_of(role)
     assert task is not None
     with monkeypatch.context() as patch:
-        patch.setattr(f"clients.tasks.{task.task}.fit", fit)
+        patch.setattr("clients.training.fit", fit)
         worker.handle(request(worker.study, "pretrain", role))
     return found[0]

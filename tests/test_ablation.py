@@ -1,6 +1,9 @@
 """`crossprobe ablate`: the variants train what they say, shared stages once, and a stopped one goes on."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from common.errors import StudyError
 from common.study import baseline_of
 from server import history
 from server.state import load_state
-from simulations.ablation import Ablation, load_ablation, run_ablation
+from simulations.ablation import LOG, Ablation, load_ablation, run_ablation
 from simulations.ablation_page import publish, section
 from simulations.chain import Chain
 from simulations.results import page
@@ -105,6 +108,7 @@ def test_every_variant_spends_the_same_supervised_steps_as_its_reference() -> No
     total = study.supervised_steps()
     for name in ("baseline", "two-baselines", "only-refine", "all", "pooled", "oracle"):
         assert total <= steps[name] <= total + 20, name  # whole steps a round are rounded up
+    assert steps["paper"] <= steps["short-baseline"] <= steps["paper"] + 20
     assert steps["paper"] < total
 
 
@@ -190,3 +194,23 @@ def test_an_unknown_variant_and_a_missing_study_are_named(tmp_path: Path) -> Non
     (tmp_path / "b.yaml").write_text(yaml.safe_dump({"name": "x", "data": [{"name": "d"}]}))
     with pytest.raises(StudyError, match=r"study: Field required\n  seeds: .*\n  data\.0: .*give either `sites` or"):
         load_ablation(tmp_path / "b.yaml")
+
+
+def test_a_killed_ablation_leaves_no_process_that_goes_on(
+    finished: tuple[Ablation, Path, dict], tmp_path: Path
+) -> None:
+    """Two that write one folder would mix their stages, so whoever is left stops after its round."""
+    log = tmp_path / "out" / LOG
+    command = ["ablate", str(finished[1].parent / "ablation.yaml"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    running = subprocess.Popen([sys.executable, "-m", "crossprobe", *command], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "  baseline 1" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    time.sleep(3)
+    seen = log.read_text()
+    assert "paper" not in seen  # it would still have had much to do
+    time.sleep(3)
+    assert log.read_text() == seen

@@ -1,4 +1,4 @@
-"""Killed or frozen in mid-round, a federation goes on and ends with the same bits. Minutes: `make federation-test`."""
+"""Killed or frozen in mid-round, a federation goes on and ends with the same bits. Minutes: `make fault-test`."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tiny import content, write_site, write_study
 from server.federation import NODES
 from server.run import MODEL
 
-pytestmark = pytest.mark.federation
+pytestmark = pytest.mark.faults
 
 #: Rounds of the study below: pretrain, refine, refine, score, evaluate.
 SITES_DIE_IN, SERVER_DIES_IN = 0, 2

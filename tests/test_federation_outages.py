@@ -1,4 +1,4 @@
-"""A role, the SuperLink and the disk go away and come back to the same bits. Minutes, so `make federation-test`."""
+"""A role, the SuperLink and the disk go away and come back to the same bits. Minutes, so `make fault-test`."""
 
 import contextlib
 import signal
@@ -20,7 +20,7 @@ from server.pause import PAUSED, Pause
 from server.run import CHECKPOINT, MODEL
 from server.state import load_state
 
-pytestmark = pytest.mark.federation
+pytestmark = pytest.mark.faults
 
 #: Rounds of the study below: pretrain, refine, refine, refine, score, evaluate.
 ROLE_GOES_IN, LINK_DIES_IN, READ_ONLY_AFTER, ROUNDS = 0, 1, 2, 6

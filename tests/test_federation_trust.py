@@ -1,4 +1,4 @@
-"""Nobody in a federation is trusted: another study, poisoned replies, old requests. Minutes: `make federation-test`."""
+"""Nobody in a federation is trusted: another study, poisoned replies, old requests. Minutes: `make fault-test`."""
 
 import contextlib
 import subprocess
@@ -21,7 +21,7 @@ from common.contract import TaskReply, TaskRequest, Tensors, digest, pack, unpac
 from common.study import load_study
 from server.run import MODEL
 
-pytestmark = pytest.mark.federation
+pytestmark = pytest.mark.faults
 
 ROUNDS = 8
 #: A worker with a full disk refuses by one of these, whichever file it could not write.

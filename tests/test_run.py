@@ -209,7 +209,7 @@ def test_a_second_process_cannot_write_into_the_same_run(pair: Sequence[Path], t
     of = study()
 
     def second(record: object) -> None:
-        with pytest.raises(RunError, match="another process is still running the study"):
+        with pytest.raises(RunError, match="another process is still at work"):
             run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", resume=True)
         raise KeyboardInterrupt
 
