@@ -27,9 +27,8 @@ def chart(name: str, table: dict[str, Any]) -> str:
             kind = own["variant"] if own["variant"] == "oracle" else "method"
             rows.append(Interval(row, kind, *(100 * found[key] for key in ("mean", "low", "high"))))
     axis = axis_over([0.0, *(v for row in rows for v in (row.low, row.high))])
-    svg = interval_chart(
-        rows, axis, title=f"{name}: difference to the baseline, Dice points", reference=0.0, labels=270
-    )
+    title = f"{name}: difference to the baseline, Dice points"
+    svg = str(interval_chart(rows, axis, title=title, reference=0.0, labels=270))
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
 
 
