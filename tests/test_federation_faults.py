@@ -81,8 +81,8 @@ def _spoil_the_first_round(federation: Federation) -> None:
     """
     for name in ("south", "west", "isle", "north"):
         federation.stop_worker(name)
-    frozen = time.monotonic()
     federation.at_the_worker("south", "west", "isle", "north")
+    frozen = time.monotonic()  # from here on the round lasts
     assert not federation.records()
     federation.end("south-worker", signal.SIGKILL)
     federation.end("west-supernode", signal.SIGKILL)
