@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -323,23 +323,27 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     return study.model_copy(update={"name": f"{study.name}-baseline", "stages": (stage,), "initial": {}})
 
 
-def parse_study(content: object, *, origin: str) -> Study:
-    """Return the study in `content`, a mapping as YAML gives it.
+SettingsKind = TypeVar("SettingsKind", bound=Settings)
+
+
+def parse_settings(kind: type[SettingsKind], content: object, *, what: str, origin: str) -> SettingsKind:
+    """Return the settings in `content`, a mapping as YAML gives it.
+
+    Args:
+        what: the word for such settings, e.g. `study`.
 
     Raises:
         StudyError: with every problem at once, each with the key it stands at.
     """
     try:
-        return Study.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or 'study'}: {item['msg']}" for item in error.errors()
-        ]
-        raise StudyError(f"{origin} is not a valid study:\n" + "\n".join(lines)) from None
+        lines = [f"  {'.'.join(str(part) for part in item['loc']) or what}: {item['msg']}" for item in error.errors()]
+        raise StudyError(f"{origin} is not a valid {what}:\n" + "\n".join(lines)) from None
 
 
-def load_study(path: Path) -> Study:
-    """Read and validate a study file.
+def read_settings(kind: type[SettingsKind], path: Path, *, what: str) -> SettingsKind:
+    """Return the settings in a YAML file.
 
     Raises:
         StudyError: if the file cannot be read, is not YAML, or breaks the model.
@@ -347,10 +351,20 @@ def load_study(path: Path) -> Study:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}. Check the path.") from None
+        raise StudyError(f"cannot read the {what} {path}: {error.strerror}. Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    study = parse_study(content, origin=str(path))
+    return parse_settings(kind, content, what=what, origin=str(path))
+
+
+def parse_study(content: object, *, origin: str) -> Study:
+    """Return the study in `content`; see `parse_settings`."""
+    return parse_settings(Study, content, what="study", origin=origin)
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file; see `read_settings`."""
+    study = read_settings(Study, path, what="study")
     # A weights file is named from where the study file lies, so that both can be moved together.
     initial = {
         name: weights.model_copy(update={"file": path.parent / weights.file}) for name, weights in study.initial.items()

@@ -13,13 +13,11 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from clients.manifest import Role
-from common.errors import StudyError
 from common.files import write_atomically
-from common.study import Stage, Study, baseline_of, load_study
+from common.study import Stage, Study, baseline_of, load_study, read_settings
 from common.tasks import Settings
 from server.history import RoundRecord
 from server.run import only_one
@@ -99,17 +97,9 @@ def load_ablation(path: Path) -> Ablation:
     """Read and validate an ablation's file.
 
     Raises:
-        StudyError: with every problem at once, each with the key it stands at.
+        StudyError: with every problem at once, or naming an unknown variant.
     """
-    try:
-        ablation = Ablation.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise StudyError(f"cannot read the ablation {path}: {error.strerror}. Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in item['loc']) or 'ablation'}: {item['msg']}" for item in error.errors()]
-        raise StudyError(f"{path} is not a valid ablation:\n" + "\n".join(lines)) from None
+    ablation = read_settings(Ablation, path, what="ablation")
     chosen(ablation.variants)
     data = [d.model_copy(update={"sites": tuple(path.parent / site for site in d.sites)}) for d in ablation.data]
     return ablation.model_copy(update={"study": path.parent / ablation.study, "data": tuple(data)})
