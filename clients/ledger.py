@@ -77,13 +77,12 @@ def entry(
         header: of the message, or None for bytes that are no message of ours.
         request: what it answers; a refusal does not name its study, round and task itself.
         epsilon: of all that left the site so far, this message included; None where none holds.
-        charges: how many the accountant knows, this message's included; for `clients.memory`, as is
-        start: how often the study had been started over when a task of it was answered.
+        charges: how many the accountant knows, this message's included; for `clients.memory`.
+        start: how often the study had been started over when a task of it was answered; for `clients.memory`.
 
     Keys: time (UTC), direction, kind, study, start, round, task, tensors (name -> shape), bytes, sha256 of
-    the     whole payload, metrics as sent, epsilon, charges, refusal code, and unwritten: how many messages were
+    the whole payload, metrics as sent, epsilon, charges, refusal code, and unwritten: how many messages were
     refused as `too-many-messages` between the line before and this one.
-
     """
     names = sorted(name for name in tensors if _PLAIN.fullmatch(name))[:_MOST_TENSORS]
     about = request if isinstance(header, Refusal) else header

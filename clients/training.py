@@ -81,7 +81,18 @@ def train(context: TaskContext, objective: Callable[[TaskContext, Seen], LossOf]
     assert isinstance(task, TrainingTask)
     seen: Seen = defaultdict(list)
     loss = fit(context, task, trained_modules(context), objective(context, seen), split)
-    return {name: sum(values) / len(values) for name, values in seen.items()} | {"loss": loss}
+    return means(seen) | {"loss": loss}
+
+
+def note(seen: Seen, metrics: Metrics) -> None:
+    """Add measured numbers to what a round has seen."""
+    for name, value in metrics.items():
+        seen[name].append(value)
+
+
+def means(seen: Seen) -> Metrics:
+    """Return each metric as the mean of its values."""
+    return {name: sum(values) / len(values) for name, values in seen.items()}
 
 
 def learning_rate(context: TaskContext, task: TrainingTask, step: int) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.contract import ROLES
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
 from common.study import load_study
@@ -61,10 +62,7 @@ def main(grid: Grid, context: Context) -> None:
 
     try:
         study = load_study(Path(str(config["study"])))
-        quorum = [
-            least for role, least in study.participation.quorum.items() if any(s.task_of(role) for s in study.stages)
-        ]
-        transport = GridTransport(grid, sum(quorum), on_enrolled=enrolled)
+        transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
         enrol_s = 0.0 if config["sites"] else START_S  # nobody joins a simulation later
         run_study(study, transport, out, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
     except CrossProbeError as error:

@@ -159,7 +159,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Return cost, and site -> row -> patient -> Dice of a variant's released model."""
     state = chain.train(stages, pooled)
-    if len(set(variant.rows.values()) - {"source_branch"}) > 0 and not pooled:
+    if set(variant.rows.values()) != {"source_branch"} and not pooled:
         # As the server ends every fused study: the last model is scored, so that it can be the released one.
         state = chain.train([*stages, CLOSING])
     measured = chain.measure({**fused_tensors(state.components), **state.released}, sorted(set(variant.rows.values())))

@@ -24,7 +24,7 @@ def chart(name: str, table: dict[str, Any]) -> str:
     for row, own in table["rows"].items():
         found = own["target"].get("difference")
         if found:
-            kind = own["variant"] if own["variant"] == "oracle" else "method"
+            kind = "oracle" if own["variant"] == "oracle" else "method"
             rows.append(Interval(row, kind, *(100 * found[key] for key in ("mean", "low", "high"))))
     axis = axis_over([0.0, *(v for row in rows for v in (row.low, row.high))])
     title = f"{name}: difference to the baseline, Dice points"

@@ -17,7 +17,7 @@ from common.contract import BASELINE, PREDICTORS, select
 from common.errors import RunError
 from common.geometry import from_grid
 from common.infusion import predict_maps
-from common.metrics import measure_frame
+from common.metrics import frame_dice
 from common.networks import Networks
 from common.study import Study
 from server.report import Example
@@ -102,7 +102,7 @@ def _candidates(networks: Networks, study: Study, data: Dataset) -> list[Candida
         dice = None
         if labelled:
             fused = _maps(networks, study, data, frame)["infusion"]
-            dice = measure_frame(fused, read_mask(frame), frame.spacing_mm).dice
+            dice = frame_dice(fused, read_mask(frame))
         found.append(Candidate(frame, index + 1, dice))
     return sorted(found, key=lambda candidate: -(candidate.dice or 0.0))
 
@@ -136,7 +136,7 @@ def _example(networks: Networks, study: Study, data: Dataset, candidate: Candida
     truth = read_mask(frame) if candidate.dice is not None else None
     dice = {}
     if truth is not None:
-        dice = {p: measure_frame(maps[p], truth, frame.spacing_mm).dice for p in PREDICTORS if p in maps}
+        dice = {p: frame_dice(maps[p], truth) for p in PREDICTORS if p in maps}
     return Example(
         site=data.site.config.name,
         role=data.site.config.role,

@@ -16,11 +16,12 @@ from clients.policy import Policy
 from clients.simulated import simulated_secret
 from clients.site import Site, Split
 from clients.tasks import objective_of
-from clients.training import MAX_GRADIENT_NORM, LossOf, Seen, TaskContext, learning_rate
+from clients.training import MAX_GRADIENT_NORM, LossOf, Seen, TaskContext, learning_rate, means
 from common.contract import ROLES, Role
 from common.networks import Networks
 from common.study import Round, Stage, Study
 from common.tasks import TrainingTask
+from server.rounds import weighted
 from server.state import Seat, ServerState
 
 
@@ -62,19 +63,11 @@ def train_pooled(study: Study, state: ServerState, sites: Sequence[Site], data: 
         for own_step in range(max(site.task.steps for own in contexts.values() for site in own)):
             _step(stage, optimizer, groups, contexts, step, own_step)
         networks.requires_grad_(False)
-        fractions = [
-            (s.seen["foreground_fraction"][0], s.patients)
-            for s in contexts["source"]
-            if "foreground_fraction" in s.seen
-        ]
-        if fractions:
-            prior = sum(f * n for f, n in fractions) / sum(n for _, n in fractions)
+        metrics = {site.context.data.site.config.name: means(site.seen) for site in contexts["source"]}
+        found = weighted(state.seats, metrics, "foreground_fraction")
+        prior = prior if found is None else found
     components = {**state.components, **networks.export(trained)}
     return replace(state, components=components, foreground_prior=prior, released={}, round=stage.rounds)
-
-
-def _measured(site: _Site) -> dict[str, float]:
-    return {name: sum(values) / len(values) for name, values in site.seen.items()}
 
 
 def _contexts(

@@ -27,7 +27,7 @@ from clients.site import Site
 from common.files import write_atomically
 from common.geometry import from_grid
 from common.infusion import predict_maps
-from common.metrics import bootstrap_interval, measure_frame
+from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
 from common.study import Study, parse_study
 from server.run import MODEL, run_study
@@ -86,7 +86,7 @@ def dice_of_patients(study: Study, site: Site, model: Path) -> np.ndarray:
         for frame in frames:
             sample = data.sample(frame)
             found = predict_maps(networks, study, sample.image, sample.valid)["source_branch"]
-            own.append(measure_frame(from_grid(found, sample.place).numpy(), read_mask(frame), None).dice)
+            own.append(frame_dice(from_grid(found, sample.place).numpy(), read_mask(frame)))
         values.append(sum(own) / len(own))
     return np.array(values)
 

@@ -23,7 +23,7 @@ from clients.approval import approve
 from clients.consent import show
 from clients.policy import Policy
 from clients.proposal import propose
-from clients.site import Site, load_site
+from clients.site import Site
 from common.contract import EnrolReply, EnrolRequest, pack, unpack
 from common.errors import ContractError, RunError, SiteStateError
 from common.study import Study, baseline_of
@@ -82,16 +82,6 @@ def test_epsilon_adds_up_over_studies_grows_with_steps_and_falls_with_noise() ->
     assert max(epsilon_of([one], 1e-5), epsilon_of([two], 1e-5)) < both
     assert both < epsilon_of([one], 1e-5) + epsilon_of([two], 1e-5)
     assert epsilon_of([charge(0.1, 3.0, 50)], 1e-5) < epsilon_of([one], 1e-5) < epsilon_of([one], 1e-6)
-
-
-@pytest.fixture(scope="module")
-def site(pair: Sequence[Path]) -> Site:
-    return load_site(pair[0])
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
-    return Stub().install(monkeypatch)
 
 
 def cost(of: Study, rounds: int) -> float:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clients.dataset import tiles
 from clients.frames import Frame
 from clients.scoring import fused_dice
-from clients.training import LossOf, Metrics, Seen, TaskContext, train
+from clients.training import LossOf, Metrics, Seen, TaskContext, note, train
 from common.augment import augment
 from common.geometry import standardise
 from common.infusion import fuse
@@ -28,8 +28,7 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
     """Return the head's loss on labelled frames; the received model is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, Infuse)
-    for name, value in fused_dice(context).items():
-        seen[name].append(value)
+    note(seen, fused_dice(context))
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         samples = [context.data.labelled(frame) for frame in frames]

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from clients.dataset import tiles
 from clients.frames import Frame
 from clients.scoring import mean_area, received_views, score_received
-from clients.training import LossOf, Metrics, Seen, TaskContext, train, trained_branches
+from clients.training import LossOf, Metrics, Seen, TaskContext, note, train, trained_branches
 from common.augment import augment
 from common.geometry import standardise
 from common.infusion import predict_maps
@@ -52,8 +52,7 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_views(context)
-    for name, value in score_received(context, received.values()).items():
-        seen[name].append(value)
+    note(seen, score_received(context, received.values()))
     plain = [views.plain for views in received.values()]
     threshold = prior_threshold(plain, context.foreground_prior, task.prior_tolerance, study.image.size)
     teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round

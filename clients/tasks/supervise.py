@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from clients.dataset import tiles
 from clients.frames import Frame
 from clients.scoring import fused_dice, is_fused, mean_foreground
-from clients.training import LossOf, Metrics, Seen, TaskContext, train, trained_branches
+from clients.training import LossOf, Metrics, Seen, TaskContext, note, train, trained_branches
 from common.augment import augment
 from common.geometry import standardise
 from common.losses import dice_cross_entropy
@@ -24,8 +24,8 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
     task, study, networks = context.task, context.study, context.networks
     if study.privacy is None:  # no number leaves under privacy, so none is measured
         seen["foreground_fraction"].append(mean_foreground(context))
-        if is_fused(task) and (measured := fused_dice(context)):  # of the model as it was received
-            seen["val_dice"].append(measured["val_dice"])
+        if is_fused(task):
+            note(seen, fused_dice(context))  # of the model as it was received
     branches = trained_branches(context)
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
