@@ -338,30 +338,6 @@ def test_nothing_in_the_state_folder_is_readable_by_others(north: Hospital, stub
     assert north.state.ledger.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_state_folder_has_its_secret_made_once(tmp_path: Path) -> None:
-    State.create(tmp_path / "state")
-    secret = (tmp_path / "state" / "secret").read_bytes()
-    assert len(set(secret)) > 8
-    with pytest.raises(Exception, match="already has its secret"):
-        State.create(tmp_path / "state")
-    assert (tmp_path / "state" / "secret").read_bytes() == secret
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["answered", "approvals", "secret"]
-
-
-@pytest.mark.parametrize(
-    ("content", "mode", "text"),
-    [(None, 0, "site init"), (b"x", 0o600, "forget the ledger"), (SECRET, 0o644, "chmod 600")],
-)
-def test_a_state_folder_that_is_not_right_is_named_with_the_next_step(
-    content: bytes | None, mode: int, text: str, tmp_path: Path
-) -> None:
-    if content is not None:
-        (tmp_path / "secret").write_bytes(content)
-        (tmp_path / "secret").chmod(mode)
-    with pytest.raises(Exception, match=text):
-        State(tmp_path)
-
-
 class Guarded(LocalTransport):
     """Calls guarded workers directly."""
 
