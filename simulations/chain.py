@@ -7,7 +7,7 @@ of its own, from the state that the stage before it left, by the very functions 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,12 +50,14 @@ class Chain:
     ) -> None:
         self.study, self.sites, self.cache, self.on_round = study, sites, cache, on_round
         self.data = {site.config.name: Dataset(site, study) for site in sites}
-        self._digest = f"{_sites_digest(sites)} {_code_digest()}"
+        self._sites_digest = _sites_digest(sites)
 
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
-        words = f"{settings.hash()} {self._digest} {'pooled' if pooled else 'federated'}"
+        tasks = {task.task for stage in stages for task in (stage.source, stage.target) if task is not None}
+        place = "pooled" if pooled else "federated"
+        words = f"{settings.hash()} {self._sites_digest} {_code_digest(tasks)} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
     def train(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState:
@@ -132,17 +134,17 @@ class Chain:
         return self.study.model_copy(update={"name": "chain", "stages": (stage,), "initial": {}})
 
 
-def _code_digest() -> str:
-    """Return a hash of the code that decides a trained state's numbers: other code may give other tensors."""
+def _code_digest(tasks: Iterable[str]) -> str:
+    """Return a hash of the code that decides the tensors of stages with these tasks: other code may give others."""
     root = Path(__file__).parent.parent
     parts = {
-        "common": ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study", "tasks"),
+        "common": ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study"),
         "clients": ("dataset", "frames", "scoring", "training"),
+        "clients/tasks": sorted(tasks),
         "server": ("aggregate", "rounds"),
         "simulations": ("pooled",),
     }
     files = [root / folder / f"{name}.py" for folder, names in parts.items() for name in names]
-    files += sorted(root.glob("clients/tasks/*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
