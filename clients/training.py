@@ -125,7 +125,7 @@ def fit(
     context.networks.requires_grad_(False)
     modules = [module.requires_grad_(True) for module in trained]
     parameters = [p for module in modules for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=context.study.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=context.study.weight_decay, fused=True)
     gradients = _gradients(context, modules, parameters, loss_of, split)
     total = 0.0
     for step in range(task.steps):

@@ -54,7 +54,9 @@ def train_pooled(study: Study, state: ServerState, sites: Sequence[Site], data: 
     networks.requires_grad_(False)
     trained = sorted({name for role in ROLES if (task := stage.task_of(role)) for name in task.trains})
     groups = {name: list(networks.component(name).parameters()) for name in trained}
-    optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], weight_decay=study.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [{"params": own} for own in groups.values()], weight_decay=study.weight_decay, fused=True
+    )
     prior = state.foreground_prior
     for step in range(stage.rounds):
         contexts = _contexts(study, Round(step, stage, step), networks, sites, data, state.seats, prior)

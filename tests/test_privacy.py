@@ -89,7 +89,9 @@ def test_one_gradient_a_patient_is_the_mean_of_opacus_gradients_of_its_frames(
     generator = torch.Generator().manual_seed(derive_seed(b"k" * 32, "views", 0, patient))
     order = torch.randperm(3, generator=generator).tolist()
     frames = [gradients.patients[patient][i] for i in order[:2]]
-    hooked = [GradSampleModule(module, loss_reduction="mean") for module in found.modules]
+    # opacus unfolds convolutions as if their inputs lay in memory channel by channel
+    plain = [module.to(memory_format=torch.contiguous_format) for module in found.modules]
+    hooked = [GradSampleModule(module, loss_reduction="mean") for module in plain]
     found.loss_of(frames, generator).mean().backward()
     parameters = [p for module in hooked for p in module.parameters()]
     unused = torch.zeros(2, 1)  # the projector's, without contrast
