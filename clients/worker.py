@@ -64,16 +64,24 @@ class Worker:
         secret: 32 bytes that never leave; all of the site's randomness is derived from them.
         accountant: of the site's privacy budget. None (simulations, whose processes come and go) has for
             each request one in memory, as if the site had answered all earlier rounds of this study once.
+        data: the site's images on the study's grid, where another worker of the process has them already.
     """
 
-    def __init__(self, site: Site, study: Study, secret: bytes, accountant: Accountant | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        study: Study,
+        secret: bytes,
+        accountant: Accountant | None = None,
+        data: Dataset | None = None,
+    ) -> None:
         self.site, self.study, self.secret = site, study, secret
         self.accountant = Accountant() if accountant is None else accountant
         self._simulated = accountant is None
         self.study_hash = study.hash()
         self.rounds = list(study.rounds())
         self.networks = Networks(study)
-        self.data = Dataset(site, study)
+        self.data = Dataset(site, study) if data is None else data
 
     def handle(
         self, payload: bytes, cancelled: Callable[[], bool] = lambda: False, *, ledger_head: str | None = None

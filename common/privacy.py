@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.tasks import Settings
+from common.settings import Settings
 
 
 class Privacy(Settings):

@@ -5,15 +5,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from common.contract import BASELINE, BRANCHES, COMPONENTS, ROLES, Role, Sha256
 from common.errors import StudyError
 from common.privacy import Privacy
-from common.tasks import AnyTask, Evaluate, Score, Settings, Supervise, TrainingTask
+from common.settings import Settings, parse_settings, read_settings
+from common.tasks import AnyTask, Evaluate, Score, Supervise, TrainingTask
 
 
 class ImageGrid(Settings):
@@ -321,40 +322,6 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     )
     stage = Stage(name="baseline", rounds=rounds, source=task)
     return study.model_copy(update={"name": f"{study.name}-baseline", "stages": (stage,), "initial": {}})
-
-
-SettingsKind = TypeVar("SettingsKind", bound=Settings)
-
-
-def parse_settings(kind: type[SettingsKind], content: object, *, what: str, origin: str) -> SettingsKind:
-    """Return the settings in `content`, a mapping as YAML gives it.
-
-    Args:
-        what: the word for such settings, e.g. `study`.
-
-    Raises:
-        StudyError: with every problem at once, each with the key it stands at.
-    """
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in item['loc']) or what}: {item['msg']}" for item in error.errors()]
-        raise StudyError(f"{origin} is not a valid {what}:\n" + "\n".join(lines)) from None
-
-
-def read_settings(kind: type[SettingsKind], path: Path, *, what: str) -> SettingsKind:
-    """Return the settings in a YAML file.
-
-    Raises:
-        StudyError: if the file cannot be read, is not YAML, or breaks the model.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read the {what} {path}: {error.strerror}. Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    return parse_settings(kind, content, what=what, origin=str(path))
 
 
 def parse_study(content: object, *, origin: str) -> Study:

@@ -5,17 +5,12 @@ Torch-free. What a task does is in `clients/tasks/<task>.py`.
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from common.contract import BRANCHES, COMPONENTS, FUSED
+from common.settings import Settings
 
 _HALVES = {branch: [f"{branch}.encoder", f"{branch}.decoder"] for branch in BRANCHES}
-
-
-class Settings(BaseModel):
-    """Base of everything in a study: unknown keys are refused, nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Task(Settings):

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from clients.manifest import Role
 from common.files import write_atomically
-from common.study import Stage, Study, baseline_of, load_study, read_settings
-from common.tasks import Settings
+from common.settings import Settings, read_settings
+from common.study import Stage, Study, baseline_of, load_study
 from server.history import RoundRecord
 from server.run import only_one
 from server.state import fused_tensors
@@ -60,9 +60,8 @@ class DataSet(Settings):
         """Return the site folders of a seed; phantom ones are written into `out` where they are missing."""
         if self.sites:
             return list(self.sites)
-        profiles: list[tuple[Role, str]] = [("source", p) for p in self.source]
-        profiles += [("target", p) for p in self.target]
-        return write_sites(out / "sites" / f"{self.name}-{seed}", profiles, seed=seed, overwrite=True)
+        folder = out / "sites" / f"{self.name}-{seed}"
+        return write_sites(folder, source=self.source, target=self.target, seed=seed, overwrite=True)
 
     def oracle_folders(self, seed: int, out: Path) -> list[Path]:
         """Return the same phantom sites, each target rendered anew as a source: with all of its labels."""

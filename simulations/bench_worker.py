@@ -104,7 +104,7 @@ def _phantom(folder: Path) -> Path:
     from simulations.demo import write_sites
 
     patients: dict = PATIENTS
-    return write_sites(folder, [("source", "lumify_like")], seed=0, patients=patients)[0]
+    return write_sites(folder, source=["lumify_like"], seed=0, patients=patients)[0]
 
 
 def _rounds(study: Study, count: int) -> Iterator[bytes]:

@@ -125,9 +125,8 @@ class Chain:
         }
 
     def _worker(self, site: Site, study: Study) -> Worker:
-        worker = Worker(site, study, simulated_secret(study, site.config.name))
-        worker.data = self.data[site.config.name]  # read once for all stages: the grid is the same
-        return worker
+        name = site.config.name
+        return Worker(site, study, simulated_secret(study, name), data=self.data[name])
 
     def _alone(self, stage: Stage) -> Study:
         """Return the study of one stage. Its name is fixed: it must not decide any randomness."""

@@ -48,11 +48,11 @@ def _demo(arguments: list[str]) -> int:
     from simulations.demo import write_sites
 
     study = _seeded_study(chosen)
-    profiles: list[tuple[Role, str]] = [("source", "lumify_like"), ("target", "telemed_like")]
     with _bar() as bar:
         folders = write_sites(
             chosen.out / "sites",
-            profiles,
+            source=["lumify_like"],
+            target=["telemed_like"],
             seed=study.seed,
             workers=os.cpu_count() or 1,
             overwrite=True,
@@ -168,7 +168,6 @@ def _phantom(arguments: list[str]) -> int:
 
     from simulations.demo import write_sites
 
-    profiles: list[tuple[Role, str]] = [("source", p) for p in chosen.source] + [("target", p) for p in chosen.target]
     counts: dict[Role, Any] = {
         role: {s: n if getattr(chosen, s) is None else getattr(chosen, s) for s, n in own.items()}
         for role, own in PATIENTS.items()
@@ -176,7 +175,8 @@ def _phantom(arguments: list[str]) -> int:
     with _bar() as bar:
         folders = write_sites(
             chosen.out,
-            profiles,
+            source=chosen.source,
+            target=chosen.target,
             seed=chosen.seed,
             patients=counts,
             frames=chosen.frames,

@@ -16,8 +16,9 @@ FRAMES = 3
 
 def write_sites(
     out: Path,
-    profiles: Sequence[tuple[Role, str]],
     *,
+    source: Sequence[str] = (),
+    target: Sequence[str] = (),
     seed: int,
     patients: Mapping[Role, Mapping[Split, int]] = PATIENTS,
     frames: int = FRAMES,
@@ -25,11 +26,13 @@ def write_sites(
     overwrite: bool = False,
     on_site: Callable[[str], Callable[[int, int], None] | None] = lambda name: None,
 ) -> list[Path]:
-    """Write one phantom site for each (role, profile) and return the folders. No patient is at two sites.
+    """Write one phantom site for each device profile and return the folders. No patient is at two sites.
 
     Args:
+        source, target: profiles of the sites of either role.
         on_site: is told each site's name and gives the callback for its progress.
     """
+    profiles: list[tuple[Role, str]] = [("source", p) for p in source] + [("target", p) for p in target]
     folders = []
     first = 0
     for number, (role, profile) in enumerate(profiles, 1):

@@ -1,0 +1,49 @@
+"""Settings as a person writes them in YAML: strict, and read with every problem named at once. Torch-free."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import StudyError
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SettingsKind = TypeVar("SettingsKind", bound=Settings)
+
+
+def parse_settings(kind: type[SettingsKind], content: object, *, what: str, origin: str) -> SettingsKind:
+    """Return the settings in `content`, a mapping as YAML gives it.
+
+    Args:
+        what: the word for such settings, e.g. `study`.
+
+    Raises:
+        StudyError: with every problem at once, each with the key it stands at.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in item['loc']) or what}: {item['msg']}" for item in error.errors()]
+        raise StudyError(f"{origin} is not a valid {what}:\n" + "\n".join(lines)) from None
+
+
+def read_settings(kind: type[SettingsKind], path: Path, *, what: str) -> SettingsKind:
+    """Return the settings in a YAML file.
+
+    Raises:
+        StudyError: if the file cannot be read, is not YAML, or breaks the model.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read the {what} {path}: {error.strerror}. Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    return parse_settings(kind, content, what=what, origin=str(path))
