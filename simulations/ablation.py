@@ -147,7 +147,8 @@ def run_cell(cell: Cell) -> None:
         if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("made_of") == known:
             continue
         _log(cell, f"{variant.name} begins")
-        content = {"made_of": known, **_measure(own, variant, stages, pooled, roles)}
+        measured = _course(own, stages, roles) if variant.each_round else _measure(own, variant, stages, pooled, roles)
+        content = {"made_of": known, **measured}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(content, indent=1).encode())
         _log(cell, f"{variant.name} ends; {content['seconds']:.0f} s of training")
@@ -175,6 +176,17 @@ def _measure(
             for site, own in measured.items()
         },
     }
+
+
+def _course(chain: Chain, stages: list[Stage], roles: Mapping[str, Role]) -> dict[str, Any]:
+    """Return cost, and after each round of the last stage the target's mean Dice in [0, 1] of the branches' average."""
+    course = []
+    for tensors in chain.each_round(stages):
+        found = chain.measure(tensors, ["average"])
+        dice = [value for site, own in found.items() if roles[site] == "target" for value in own["average"].values()]
+        course.append(sum(dice) / len(dice))
+    seconds, bytes_ = chain.cost(stages)
+    return {"seconds": seconds, "bytes": bytes_, "course": course}
 
 
 def summarise(ablation: Ablation, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from common.files import write_atomically
 from server.charts import Interval, axis_over, interval_chart
+from simulations.tally import RELEASED
 
 #: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
 STYLE = (
@@ -88,11 +89,32 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         lines.append(f"| {' | '.join(cells)} |")
     if table["gap"]:
         lines += ["", f"Gap between baseline and oracle: {100 * table['gap']['points']:.1f} points."]
+    released = table["rows"].get(RELEASED, {}).get("target")
+    if released:
+        half = 50 * (released["difference"]["high"] - released["difference"]["low"])
+        lines += [
+            "",
+            f"The {count} patients can show a difference of about {half:.1f} points (half the released "
+            "model's interval).",
+        ]
+    if released and table["courses"]:
+        lines += ["", *_courses(table["courses"], released["seeds"])]
     lines += ["", "| question | difference on the target [95 %] | seeds |", "| --- | --- | --- |"]
     for asked in table["contrasts"]:
         own = asked["difference"]
         lines.append(f"| {asked['row']} against {asked['against']} | {points(own)} | {_spread(own['seeds'])} |")
     return [*lines, ""]
+
+
+def _courses(courses: list[list[float]], released: list[float]) -> list[str]:
+    """Return how each seed's rounds of `refine` went, and how far the release is from their best."""
+    behind = [100 * (max(course) - own) for course, own in zip(courses, released, strict=True)]
+    runs = "; ".join(", ".join(f"{100 * dice:.1f}" for dice in course) for course in courses)
+    least = ", ".join(f"{difference:.1f}" for difference in behind)
+    return [
+        f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The released "
+        f"model, picked without labels, is behind the best of them by {least}."
+    ]
 
 
 def points(found: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ of its own, from the state that the stage before it left, by the very functions 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from clients.simulated import simulated_secret
 from clients.site import Site
 from clients.tasks.evaluate import measure_patients
 from clients.worker import Worker
+from common.contract import Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
@@ -25,7 +26,7 @@ from server import history
 from server.history import RoundRecord
 from server.rounds import initial_state, run_round
 from server.run import enrol, initial_components
-from server.state import ServerState, load_state, save_state
+from server.state import ServerState, fused_tensors, load_state, save_state
 from simulations.local import LocalTransport
 from simulations.pooled import train_pooled
 
@@ -74,7 +75,7 @@ class Chain:
         state = load_state(folder, study.hash())
         if state is not None and state.round == stage.rounds:
             return state
-        transport = LocalTransport([self._worker(site, study) for site in self.sites])
+        transport = self._transport(study)
         if state is None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / history.HISTORY).unlink(missing_ok=True)
@@ -96,6 +97,16 @@ class Chain:
             self.on_round(record)
             save_state(folder, state, study.hash())
         return state
+
+    def each_round(self, stages: Sequence[Stage]) -> Iterator[Tensors]:
+        """Train the last stage anew, as `train` does, and yield the fused tensors after each of its rounds."""
+        *before, stage = stages
+        study, state = self._alone(stage), replace(self.train(before), round=0)
+        transport = self._transport(study)
+        for step in range(stage.rounds):
+            state, record = run_round(study, state, Round(step, stage, step), transport)
+            self.on_round(record)
+            yield fused_tensors(state.components)
 
     def cost(self, stages: Sequence[Stage], pooled: bool = False) -> tuple[float, int]:
         """Return the seconds of training and the payload bytes behind the state after `stages`."""
@@ -124,9 +135,11 @@ class Chain:
             for site, own in found.items()
         }
 
-    def _worker(self, site: Site, study: Study) -> Worker:
-        name = site.config.name
-        return Worker(site, study, simulated_secret(study, name), data=self.data[name])
+    def _transport(self, study: Study) -> LocalTransport:
+        named = {site.config.name: site for site in self.sites}
+        return LocalTransport(
+            [Worker(site, study, simulated_secret(study, name), data=self.data[name]) for name, site in named.items()]
+        )
 
     def _alone(self, stage: Stage) -> Study:
         """Return the study of one stage. Its name is fixed: it must not decide any randomness."""

@@ -8,16 +8,17 @@ import numpy as np
 from simulations.comparison import BySeed, Difference, difference, holm
 from simulations.variants import Variant
 
+BASELINE, ORACLE = "baseline", "oracle: the target's labels too"
+RELEASED = "all stages, infusion head"
 #: Questions that are not about the baseline: (row, the row it is compared with).
 CONTRASTS = (
     ("+ both, infusion head: the paper's recipe", "two averaged baselines"),
     ("+ both, infusion head: the paper's recipe", "+ both (average)"),
-    ("all stages, infusion head", "all stages (average)"),
-    ("all stages, infusion head", "refine without pretraining"),
-    ("all stages, infusion head", "+ both, infusion head: the paper's recipe"),
-    ("all stages, infusion head", "all stages on pooled data"),
+    (RELEASED, "all stages (average)"),
+    (RELEASED, "refine without pretraining"),
+    (RELEASED, "+ both, infusion head: the paper's recipe"),
+    (RELEASED, "all stages on pooled data"),
 )
-BASELINE, ORACLE = "baseline", "oracle: the target's labels too"
 
 
 def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *, same_patients: bool) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
 
     Returns:
         `rows`: name -> {variant, minutes and bytes of one seed, `target` and `source`: {mean, seeds,
-        difference to the baseline}}; `contrasts`; `gap`: share of the gap to the oracle that each row closes.
+        difference to the baseline}}; `contrasts`; `gap`: share of the gap to the oracle that each row closes;
+        `courses`: for each seed, the target's mean Dice after each round of `refine`.
     """
     owner = {row: variant for variant in variants for row in variant.rows}
     values = {role: {row: _values(contents, owner[row], row, role) for row in owner} for role in ("target", "source")}
@@ -60,7 +62,13 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
         for row, other in CONTRASTS
         if row in owner and other in owner
     ]
-    return {"rows": rows, "contrasts": contrasts, "gap": _gap(rows), "same_patients": same_patients}
+    return {
+        "rows": rows,
+        "contrasts": contrasts,
+        "gap": _gap(rows),
+        "same_patients": same_patients,
+        "courses": [content[v.name]["course"] for content in contents for v in variants if v.each_round],
+    }
 
 
 def _values(contents: Sequence[Mapping[str, Any]], variant: Variant, row: str, role: str) -> BySeed:

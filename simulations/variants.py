@@ -21,12 +21,14 @@ class Variant:
         stages: of a study, the stages to train.
         rows: name of the row -> predictor.
         where: `federated`, `pooled` (all images in one place), or `oracle` (the target's labels too).
+        each_round: measure the model after each round of the last stage, for a line below the table.
     """
 
     name: str
     stages: Callable[[Study], list[Stage]]
     rows: Mapping[str, str]
     where: Where = "federated"
+    each_round: bool = False
 
 
 def _baseline(study: Study) -> list[Stage]:
@@ -52,6 +54,11 @@ def _only_refine(study: Study) -> list[Stage]:
     rest = [s for s in study.stages if isinstance(s.target, SelfTrain) or isinstance(s.source, Infuse)]
     done = study.model_copy(update={"stages": tuple(s for s in study.stages if s not in rest)})
     return [*_two(study, done.supervised_steps() // 2), *rest]
+
+
+def _through_refine(study: Study) -> list[Stage]:
+    last = max(i for i, stage in enumerate(study.stages) if isinstance(stage.target, SelfTrain))
+    return list(study.stages[: last + 1])
 
 
 def _without(weight: str) -> Callable[[Study], list[Stage]]:
@@ -103,6 +110,8 @@ VARIANTS = (
             "all stages, infusion head": "infusion",
         },
     ),
+    # Whether `refine` rises and then collapses, and whether the release, picked without labels, is near the best.
+    Variant("rounds", _through_refine, {}, each_round=True),
     Variant("pooled", lambda study: list(study.stages), {"all stages on pooled data": "infusion"}, "pooled"),
     Variant("oracle", _baseline, {"oracle: the target's labels too": "source_branch"}, "oracle"),
 )

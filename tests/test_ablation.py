@@ -23,7 +23,7 @@ from simulations.chain import Chain
 from simulations.results import page
 from simulations.variants import VARIANTS, chosen
 
-FAST = ["baseline", "two-baselines", "mim", "paper", "all"]
+FAST = ["baseline", "two-baselines", "mim", "paper", "all", "rounds"]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +154,22 @@ def test_every_row_has_means_differences_and_cost(finished: tuple[Ablation, Path
             assert found["mean"] == pytest.approx(own["target"]["mean"] - table["rows"]["baseline"]["target"]["mean"])
             assert found["p"] <= own["p_holm"] <= 1
     assert table["gap"] == {}
+
+
+def test_each_round_of_refine_is_measured_and_the_last_is_what_the_chain_goes_on_from(
+    finished: tuple[Ablation, Path, dict], sites: Sequence[Path], tmp_path: Path
+) -> None:
+    table = finished[2]["data"]["bands"]
+    stages = chosen(["rounds"])[0].stages(tiny.study())
+    assert [len(course) for course in table["courses"]] == [stages[-1].rounds] * 2
+    own = chain(sites, tmp_path)
+    states = list(own.each_round(stages))
+    after = own.train(stages)
+    assert all(np.array_equal(states[-1][name], after.components[name]) for name in states[-1])
+    behind = 100 * (max(table["courses"][0]) - table["rows"]["all stages, infusion head"]["target"]["seeds"][0])
+    assert f"behind the best of them by {behind:.1f}, " in section(
+        finished[2] | {"command": "crossprobe ablate tiny.yaml"}, "results/ablation"
+    )
 
 
 def test_no_patient_is_named_in_what_is_published(finished: tuple[Ablation, Path, dict], tmp_path: Path) -> None:
