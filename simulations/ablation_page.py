@@ -1,6 +1,7 @@
 """An ablation as Markdown tables and SVG charts, for docs/results.md."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from common.files import write_atomically
 from server.charts import Interval, axis_over, interval_chart
-from simulations.tally import RELEASED
+from simulations.tally import BASELINE, PAPER, RELEASED
 
 #: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
 STYLE = (
@@ -31,6 +32,29 @@ def chart(name: str, table: dict[str, Any]) -> str:
     title = f"{name}: difference to the baseline, Dice points"
     svg = str(interval_chart(rows, axis, title=title, reference=0.0, labels=270))
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
+
+
+def overview(summaries: Sequence[dict[str, Any]]) -> str:
+    """Return one line for each data set of all ablations: baseline, the paper's recipe, the released model."""
+    lines = [
+        "| data | baseline | paper's recipe | all stages | difference [95 %] | seeds | labelled probe | command |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for summary in summaries:
+        for name, table in summary["data"].items():
+            rows = table["rows"]
+            released = rows[RELEASED]
+            cells = [
+                name,
+                *(f"{100 * rows[row]['target']['mean']:.1f}" if row in rows else "" for row in (BASELINE, PAPER)),
+                f"{100 * released['target']['mean']:.1f}",
+                points(released["target"]["difference"]),
+                _spread(released["target"]["difference"]["seeds"]),
+                points(released["source"]["difference"]),
+                f"`{summary['command']}`",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def section(summary: dict[str, Any], folder: str) -> str:

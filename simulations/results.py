@@ -12,6 +12,7 @@ from typing import Any
 from common.contract import PREDICTORS
 from common.errors import RunError
 from common.files import write_atomically
+from simulations.ablation_page import overview
 from simulations.ablation_page import section as ablation_section
 
 
@@ -26,10 +27,11 @@ def page(folder: Path) -> str:
     ablations = sorted((folder / "ablation").glob("*.json"))
     if not (files or ablations) or not notes.exists():
         raise RunError(f"{folder} needs notes.md and a summary.json of each run, copied under the run's name.")
-    sections = [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
-    sections = [
-        ablation_section(json.loads(file.read_text(encoding="utf-8")), f"{folder.name}/ablation") for file in ablations
-    ] + sections
+    summaries = [json.loads(file.read_text(encoding="utf-8")) for file in ablations]
+    sections = [ablation_section(summary, f"{folder.name}/ablation") for summary in summaries]
+    sections += [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    if summaries:
+        sections.insert(0, f"## Ablations in short\n\nDice % on the target's test patients.\n\n{overview(summaries)}")
     head = "<!-- written by `python -m simulations.results docs/results`; edit docs/results/notes.md instead -->\n"
     return head + notes.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(sections)
 

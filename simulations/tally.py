@@ -9,14 +9,14 @@ from simulations.comparison import BySeed, Difference, difference, holm
 from simulations.variants import Variant
 
 BASELINE, ORACLE = "baseline", "oracle: the target's labels too"
-RELEASED = "all stages, infusion head"
+PAPER, RELEASED = "+ both, infusion head: the paper's recipe", "all stages, infusion head"
 #: Questions that are not about the baseline: (row, the row it is compared with).
 CONTRASTS = (
-    ("+ both, infusion head: the paper's recipe", "two averaged baselines"),
-    ("+ both, infusion head: the paper's recipe", "+ both (average)"),
+    (PAPER, "two averaged baselines"),
+    (PAPER, "+ both (average)"),
     (RELEASED, "all stages (average)"),
     (RELEASED, "refine without pretraining"),
-    (RELEASED, "+ both, infusion head: the paper's recipe"),
+    (RELEASED, PAPER),
     (RELEASED, "all stages on pooled data"),
 )
 
