@@ -122,7 +122,7 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
             "model's interval).",
         ]
     if released and table["courses"]:
-        lines += ["", *_courses(table["courses"], released["seeds"])]
+        lines += ["", _courses(table["courses"], released["seeds"])]
     lines += ["", "| question | difference on the target [95 %] | seeds |", "| --- | --- | --- |"]
     for asked in table["contrasts"]:
         own = asked["difference"]
@@ -130,15 +130,14 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
     return [*lines, ""]
 
 
-def _courses(courses: list[list[float]], released: list[float]) -> list[str]:
+def _courses(courses: list[list[float]], released: list[float]) -> str:
     """Return how each seed's rounds of `refine` went, and how far the release is from their best."""
-    behind = [100 * (max(course) - own) for course, own in zip(courses, released, strict=True)]
     runs = "; ".join(", ".join(f"{100 * dice:.1f}" for dice in course) for course in courses)
-    least = ", ".join(f"{difference:.1f}" for difference in behind)
-    return [
+    behind = ", ".join(f"{100 * (max(course) - own):.1f}" for course, own in zip(courses, released, strict=True))
+    return (
         f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The released "
-        f"model, picked without labels, is behind the best of them by {least}."
-    ]
+        f"model, picked without labels, is behind the best of them by {behind}."
+    )
 
 
 def points(found: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from clients.simulated import simulated_secret
 from clients.site import Site
 from clients.tasks.evaluate import measure_patients
 from clients.worker import Worker
-from common.contract import Tensors
+from common.contract import ROLES, Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
@@ -56,7 +56,7 @@ class Chain:
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
-        tasks = {task.task for stage in stages for task in (stage.source, stage.target) if task is not None}
+        tasks = {task.task for stage in stages for role in ROLES if (task := stage.task_of(role))}
         place = "pooled" if pooled else "federated"
         words = f"{settings.hash()} {self._sites_digest} {_code_digest(tasks)} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
