@@ -65,6 +65,7 @@ class Worker:
         accountant: of the site's privacy budget. None (simulations, whose processes come and go) has for
             each request one in memory, as if the site had answered all earlier rounds of this study once.
         data: the site's images on the study's grid, where another worker of the process has them already.
+        device: where the networks compute, see `common.networks.Networks`.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class Worker:
         secret: bytes,
         accountant: Accountant | None = None,
         data: Dataset | None = None,
+        device: str = "cpu",
     ) -> None:
         self.site, self.study, self.secret = site, study, secret
         self.accountant = Accountant() if accountant is None else accountant
         self._simulated = accountant is None
         self.study_hash = study.hash()
         self.rounds = list(study.rounds())
-        self.networks = Networks(study)
+        self.networks = Networks(study, device)
         self.data = Dataset(site, study) if data is None else data
 
     def handle(

@@ -134,9 +134,14 @@ class InfusionHead(nn.Module):
 
 
 class Networks(nn.Module):
-    """All networks of a study, addressed by component name, with plain numpy tensors in and out."""
+    """All networks of a study, addressed by component name, with plain numpy tensors in and out.
 
-    def __init__(self, study: Study) -> None:
+    Args:
+        device: where branches and pretraining heads compute, e.g. `cuda`. Images still come in and results go
+            out on the CPU, so that views, losses and all randomness are the same whatever the device.
+    """
+
+    def __init__(self, study: Study, device: str = "cpu") -> None:
         super().__init__()
         self.source_branch = Branch(study.network)
         self.target_branch = Branch(study.network)
@@ -146,6 +151,16 @@ class Networks(nn.Module):
         self.infusion_head = InfusionHead()
         # a step on a CPU takes an eighth less; torch's stubs leave this form of `to` out
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device != "cpu":
+            self._compute_on(device)
+
+    def _compute_on(self, device: str) -> None:
+        """Move all but the head, which is too small to be worth it, and have tensors cross at the edges."""
+        branches = [self.source_branch, self.target_branch, self.baseline]
+        for branch in branches:
+            branch.encoder.register_forward_pre_hook(lambda _, images: images[0].to(device))
+        for network in (*branches, self.mim_decoder, self.projector):
+            network.to(device).register_forward_hook(lambda *call: call[-1].cpu())
 
     def component(self, name: str) -> nn.Module:
         """Return the module of a component, e.g. `target_branch.encoder`."""

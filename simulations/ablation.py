@@ -13,6 +13,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from clients.manifest import Role
@@ -122,9 +123,16 @@ class Cell:
         return [v for v in chosen(self.ablation.variants) if self.data.phantom or v.where != "oracle"]
 
 
+def accelerator() -> str:
+    """Return the device to compute on: a GPU where torch sees one. `CUDA_VISIBLE_DEVICES=` in front hides it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def run_cell(cell: Cell) -> None:
     """Train and measure every variant of a cell that has no numbers yet."""
     study = load_study(cell.ablation.study).model_copy(update={"seed": cell.seed})
+    device = accelerator()
+    torch.backends.cudnn.deterministic = True  # of the ways to convolve on a GPU, one that gives the same bits again
     parent = os.getppid()
 
     def on_round(record: RoundRecord) -> None:
@@ -133,7 +141,7 @@ def run_cell(cell: Cell) -> None:
             os._exit(1)  # an exception would only make the pool take the next cell
 
     def chain(folders: list[Path], whose: Study) -> Chain:
-        return Chain(study, open_sites(folders, whose), cell.out / "stages", on_round)
+        return Chain(study, open_sites(folders, whose), cell.out / "stages", on_round, device)
 
     usual = chain(cell.data.folders(cell.seed, cell.out), study)
     # the oracle's target is a source as it trains, and a target as it is measured
@@ -233,6 +241,6 @@ def run_ablation(ablation: Ablation, out: Path, jobs: int, on_progress: Callable
                 process.terminate()  # every round is on disk; what a process is at now is done again
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    summary = summarise(ablation, cells) | {"hardware": hardware()}
+    summary = summarise(ablation, cells) | {"hardware": hardware(accelerator())}
     write_atomically(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     return summary

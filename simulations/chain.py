@@ -44,12 +44,18 @@ class Chain:
         study: its settings and seed count, its stages do not.
         sites: opened and checked.
         cache: folder for all chains; a stage's own folder in it is named by its hash.
+        device: where the networks compute; another device gives other tensors, so it is part of the hash.
     """
 
     def __init__(
-        self, study: Study, sites: Sequence[Site], cache: Path, on_round: Callable[[RoundRecord], None] = lambda r: None
+        self,
+        study: Study,
+        sites: Sequence[Site],
+        cache: Path,
+        on_round: Callable[[RoundRecord], None] = lambda r: None,
+        device: str = "cpu",
     ) -> None:
-        self.study, self.sites, self.cache, self.on_round = study, sites, cache, on_round
+        self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
         self._sites_digest = _sites_digest(sites)
 
@@ -57,7 +63,7 @@ class Chain:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
         tasks = {task.task for stage in stages for role in ROLES if (task := stage.task_of(role))}
-        place = "pooled" if pooled else "federated"
+        place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
         words = f"{settings.hash()} {self._sites_digest} {_code_digest(tasks)} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
@@ -85,7 +91,7 @@ class Chain:
                 state = initial_state(study, enrol(study, transport), initial_components(study))
         if pooled:
             begun = time.monotonic()
-            state = train_pooled(study, state, self.sites, self.data)
+            state = train_pooled(study, state, self.sites, self.data, self.device)
             (folder / SECONDS).write_text(str(time.monotonic() - begun))
             save_state(folder, state, study.hash())
             return state
@@ -121,7 +127,7 @@ class Chain:
 
     def measure(self, tensors: Mapping, predictors: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
         """Return site -> predictor -> test patient -> Dice in [0, 1], averaged over its labelled frames."""
-        networks = Networks(self.study)
+        networks = Networks(self.study, self.device)
         networks.load(tensors)
         found = {
             site.config.name: measure_patients(
@@ -138,7 +144,10 @@ class Chain:
     def _transport(self, study: Study) -> LocalTransport:
         named = {site.config.name: site for site in self.sites}
         return LocalTransport(
-            [Worker(site, study, simulated_secret(study, name), data=self.data[name]) for name, site in named.items()]
+            [
+                Worker(site, study, simulated_secret(study, name), data=self.data[name], device=self.device)
+                for name, site in named.items()
+            ]
         )
 
     def _alone(self, stage: Stage) -> Study:

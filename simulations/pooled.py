@@ -42,14 +42,16 @@ class _Site:
         (share * self.loss_of(frames, self.generator).mean()).backward()
 
 
-def train_pooled(study: Study, state: ServerState, sites: Sequence[Site], data: Mapping[str, Dataset]) -> ServerState:
+def train_pooled(
+    study: Study, state: ServerState, sites: Sequence[Site], data: Mapping[str, Dataset], device: str
+) -> ServerState:
     """Return the state after the only stage of `study`, trained on all sites together.
 
     The gradient of a component is the sum over roles of rho times the patient-weighted mean of the
     role's sites, the same weights that federation gives to updates.
     """
     (stage,) = study.stages
-    networks = Networks(study)
+    networks = Networks(study, device)
     networks.load(state.components)
     networks.requires_grad_(False)
     trained = sorted({name for role in ROLES if (task := stage.task_of(role)) for name in task.trains})

@@ -153,10 +153,11 @@ def _seconds_so_far(out: Path) -> float:
         return 0.0
 
 
-def hardware() -> str:
+def hardware(device: str = "cpu") -> str:
     """Return what a run's numbers were made on, for those who compare times."""
     version = torch.__version__.partition("+")[0]
-    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU used, one thread a site, torch {version}"
+    gpu = "no GPU used" if device == "cpu" else torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} cores ({platform.machine()}), {gpu}, one thread a site, torch {version}"
 
 
 def _write_study(study: Study, run: Path) -> Path:
