@@ -23,7 +23,7 @@ from common.study import Stage, Study, baseline_of, load_study
 from server.history import RoundRecord
 from server.run import only_one
 from server.state import fused_tensors
-from simulations.chain import CLOSING, Chain
+from simulations.chain import CLOSING, Chain, code_digest
 from simulations.demo import write_sites
 from simulations.simulate import hardware, open_sites
 from simulations.sites import RECORD, write_phantom_site
@@ -31,6 +31,8 @@ from simulations.tally import tally
 from simulations.variants import Variant, chosen
 
 LOG, SUMMARY = "ablation.log", "ablation.json"
+#: The code that decides what a trained model's Dice is.
+MEASURING = ("common/geometry", "common/infusion", "common/metrics", "clients/frames", "clients/tasks/evaluate")
 
 
 class DataSet(Settings):
@@ -48,7 +50,8 @@ class DataSet(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if bool(self.sites) == bool(self.source and self.target):
+        roles = bool(self.source), bool(self.target)
+        if roles != ((False, False) if self.sites else (True, True)):
             raise ValueError("give either `sites` or phantom profiles, `source` and `target`")
         return self
 
@@ -92,6 +95,16 @@ class Ablation(Settings):
     data: tuple[DataSet, ...] = Field(min_length=1)
     variants: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        names = [data.name for data in self.data]
+        twice = [str(x) for own in (names, self.seeds, self.variants) for x in sorted({*own}) if own.count(x) > 1]
+        if twice:
+            raise ValueError(f"given twice, and would be trained into the same folder: {', '.join(twice)}")
+        if self.variants and "baseline" not in self.variants:
+            raise ValueError("`variants` lack `baseline`, which every other one is compared with")
+        return self
+
 
 def load_ablation(path: Path) -> Ablation:
     """Read and validate an ablation's file.
@@ -132,6 +145,7 @@ def run_cell(cell: Cell) -> None:
     """Train and measure every variant of a cell that has no numbers yet."""
     study = load_study(cell.ablation.study).model_copy(update={"seed": cell.seed})
     device = accelerator()
+    torch.set_num_threads(1)  # pooled stages have no worker that would set it
     torch.backends.cudnn.deterministic = True  # of the ways to convolve on a GPU, one that gives the same bits again
     parent = os.getppid()
 
@@ -150,7 +164,11 @@ def run_cell(cell: Cell) -> None:
         oracle = variant.where == "oracle"
         own = chain(cell.data.oracle_folders(cell.seed, cell.out), baseline_of(study)) if oracle else usual
         stages, pooled = variant.stages(study), variant.where == "pooled"
-        known = {"stages": own.folder(stages, pooled).name, "predictors": dict(variant.rows)}
+        known = {
+            "stages": own.folder(stages, pooled).name,
+            "predictors": dict(variant.rows),
+            "measured_by": code_digest(MEASURING),
+        }
         file = cell.file(variant)
         if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("made_of") == known:
             continue
@@ -175,7 +193,6 @@ def _measure(
     return {
         "seconds": seconds,
         "bytes": bytes_,
-        "released_round": state.released_round,
         "sites": {
             site: {
                 "role": roles[site],

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from common.files import write_atomically
 from server.charts import Interval, axis_over, interval_chart
-from simulations.tally import BASELINE, PAPER, RELEASED
+from simulations.comparison import DETECTABLE
+from simulations.tally import AVERAGE, BASELINE, PAPER, RELEASED
 
 #: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
 STYLE = (
@@ -37,12 +38,15 @@ def chart(name: str, table: dict[str, Any]) -> str:
 def overview(summaries: Sequence[dict[str, Any]]) -> str:
     """Return one line for each data set of all ablations: baseline, the paper's recipe, the released model."""
     lines = [
-        "| data | baseline | paper's recipe | all stages | difference [95 %] | seeds | labelled probe | command |",
+        "| data | baseline | paper's recipe | all stages | all stages - baseline [95 % over patients] | "
+        "range over seeds | the same on the labelled probe | command |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for summary in summaries:
         for name, table in summary["data"].items():
             rows = table["rows"]
+            if RELEASED not in rows:
+                continue
             released = rows[RELEASED]
             cells = [
                 name,
@@ -79,9 +83,7 @@ def section(summary: dict[str, Any], folder: str) -> str:
 
 def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list[str]:
     closed = table["gap"].get("closed", {})
-    count = next(
-        own["target"]["difference"]["patients"] for own in table["rows"].values() if "difference" in own["target"]
-    )
+    count = next(own["patients"] for own in table["rows"].values())
     whom = (
         f"{count} test patients, the same for each seed" if table["same_patients"] else f"{count} test patients in all"
     )
@@ -90,8 +92,10 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         "",
         f"![differences to the baseline]({folder}/{name}.svg)",
         "",
-        f"Target: {whom}; {seeds} seed(s). Intervals over patients; the spread is of the seeds' means. p: signed-rank "
-        "test over patients, Holm's correction over the rows. Minutes and megabytes: of one seed, its training alone.",
+        f"Target: {whom}; {seeds} seed(s). Intervals and p are over patients, for these trained models: another "
+        "training run may differ by more, see the column of the seeds' means. p: signed-rank test, Holm's correction "
+        "over the variants, of which each has one row tested. Minutes and megabytes: of one seed (median), its "
+        "training alone.",
         "",
         "| row | target Dice % | difference [95 %] | seeds | p | gap closed | labelled probe: difference | min | MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -103,7 +107,7 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
             cells += [
                 points(target["difference"]),
                 _spread(target["difference"]["seeds"]),
-                f"{own['p_holm']:.2g}",
+                f"{own['p_holm']:.2g}" if "p_holm" in own else "",
                 f"{100 * closed[row]:.0f} %" if row in closed else "",
                 points(source["difference"]),
             ]
@@ -115,14 +119,12 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         lines += ["", f"Gap between baseline and oracle: {100 * table['gap']['points']:.1f} points."]
     released = table["rows"].get(RELEASED, {}).get("target")
     if released:
-        half = 50 * (released["difference"]["high"] - released["difference"]["low"])
-        lines += [
-            "",
-            f"The {count} patients can show a difference of about {half:.1f} points (half the released "
-            "model's interval).",
-        ]
-    if released and table["courses"]:
-        lines += ["", _courses(table["courses"], released["seeds"])]
+        lines += ["", detectable(count, released["difference"]["low"], released["difference"]["high"])]
+    average = table["rows"].get(AVERAGE, {}).get("target")
+    if average and table["courses"]:
+        lines += ["", _courses(table["courses"], average["seeds"])]
+    if not table["contrasts"]:
+        return [*lines, ""]
     lines += ["", "| question | difference on the target [95 %] | seeds |", "| --- | --- | --- |"]
     for asked in table["contrasts"]:
         own = asked["difference"]
@@ -130,13 +132,22 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
     return [*lines, ""]
 
 
+def detectable(patients: int, low: float, high: float) -> str:
+    """Return the sentence on the smallest difference in Dice that patients can show, from an interval of them."""
+    points = 100 * DETECTABLE * (high - low) / 2
+    return (
+        f"With {patients} patients a true difference of about {points:.1f} points would be found four times out of "
+        f"five ({DETECTABLE} times half the released model's interval)."
+    )
+
+
 def _courses(courses: list[list[float]], released: list[float]) -> str:
-    """Return how each seed's rounds of `refine` went, and how far the release is from their best."""
+    """Return how each seed's rounds of `refine` went, and how far the release's average is from their best."""
     runs = "; ".join(", ".join(f"{100 * dice:.1f}" for dice in course) for course in courses)
     behind = ", ".join(f"{100 * (max(course) - own):.1f}" for course, own in zip(courses, released, strict=True))
     return (
-        f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The released "
-        f"model, picked without labels, is behind the best of them by {behind}."
+        f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The release, "
+        f"picked without labels, is by the same average behind the best of them by {behind}."
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from clients.dataset import Dataset
 from clients.simulated import simulated_secret
 from clients.site import Site
@@ -33,6 +35,14 @@ from simulations.pooled import train_pooled
 #: File with the seconds of a pooled stage, which has no rounds to add up.
 SECONDS = "seconds"
 
+#: The code that decides the tensors of every stage; its tasks' own files come on top.
+TRAINING = (
+    *(f"common/{name}" for name in ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study")),
+    *(f"clients/{name}" for name in ("dataset", "frames", "scoring", "simulated", "training", "worker")),
+    *(f"server/{name}" for name in ("aggregate", "rounds", "run")),
+    "simulations/pooled",
+)
+
 #: What the server appends to a fused study: the last model is scored, so that it can be released.
 CLOSING = Stage(name="score", rounds=1, source=Score(), target=Score())
 
@@ -41,7 +51,7 @@ class Chain:
     """The sites of one data set under one study's settings, and every chain of stages trained on them.
 
     Args:
-        study: its settings and seed count, its stages do not.
+        study: its settings and its seed matter; its own stages are not used.
         sites: opened and checked.
         cache: folder for all chains; a stage's own folder in it is named by its hash.
         device: where the networks compute; another device gives other tensors, so it is part of the hash.
@@ -64,14 +74,16 @@ class Chain:
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
         tasks = {task.task for stage in stages for role in ROLES if (task := stage.task_of(role))}
         place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
-        words = f"{settings.hash()} {self._sites_digest} {_code_digest(tasks)} {place}"
+        files = (*TRAINING, *(f"clients/tasks/{task}" for task in sorted(tasks)))
+        words = f"{settings.hash()} {self._sites_digest} {code_digest(files)} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
     def train(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState:
-        """Return the state after `stages`, from the cache as far as it goes; a killed stage goes on.
+        """Return the state after `stages`, from the cache as far as it goes; a killed federated stage goes on.
 
         Args:
-            pooled: train on all sites' images together, as if they lay in one place.
+            pooled: train on all sites' images together, as if they lay in one place. Its stages have no rounds to
+                go on from: a killed one begins again.
 
         Raises:
             RunError: if a round falls short of its quorum, or the cache cannot be written.
@@ -96,11 +108,8 @@ class Chain:
             save_state(folder, state, study.hash())
             return state
         for step in range(state.round, stage.rounds):
-            state, record = run_round(study, state, Round(step, stage, step), transport)
-            if not record.counted:
-                raise RunError(f"stage `{stage.name}`: round {step} fell short of quorum: {record.sites}")
+            state, record = self._round(study, state, step, transport)
             history.append(folder, record)
-            self.on_round(record)
             save_state(folder, state, study.hash())
         return state
 
@@ -110,9 +119,18 @@ class Chain:
         study, state = self._alone(stage), replace(self.train(before), round=0)
         transport = self._transport(study)
         for step in range(stage.rounds):
-            state, record = run_round(study, state, Round(step, stage, step), transport)
-            self.on_round(record)
+            state, _ = self._round(study, state, step, transport)
             yield fused_tensors(state.components)
+
+    def _round(
+        self, study: Study, state: ServerState, step: int, transport: LocalTransport
+    ) -> tuple[ServerState, RoundRecord]:
+        (stage,) = study.stages
+        state, record = run_round(study, state, Round(step, stage, step), transport)
+        if not record.counted:
+            raise RunError(f"stage `{stage.name}`: round {step} fell short of quorum: {record.sites}")
+        self.on_round(record)
+        return state, record
 
     def cost(self, stages: Sequence[Stage], pooled: bool = False) -> tuple[float, int]:
         """Return the seconds of training and the payload bytes behind the state after `stages`."""
@@ -155,18 +173,15 @@ class Chain:
         return self.study.model_copy(update={"name": "chain", "stages": (stage,), "initial": {}})
 
 
-def _code_digest(tasks: Iterable[str]) -> str:
-    """Return a hash of the code that decides the tensors of stages with these tasks: other code may give others."""
+def code_digest(files: Iterable[str]) -> str:
+    """Return a hash of modules and of torch's version: others may give other numbers.
+
+    Args:
+        files: from the root of the project, without `.py`.
+    """
     root = Path(__file__).parent.parent
-    parts = {
-        "common": ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study"),
-        "clients": ("dataset", "frames", "scoring", "training"),
-        "clients/tasks": sorted(tasks),
-        "server": ("aggregate", "rounds"),
-        "simulations": ("pooled",),
-    }
-    files = [root / folder / f"{name}.py" for folder, names in parts.items() for name in names]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    parts = [torch.__version__.encode(), *((root / f"{file}.py").read_bytes() for file in files)]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def _sites_digest(sites: Sequence[Site]) -> str:

@@ -101,7 +101,8 @@ def _ablate(arguments: list[str]) -> int:
         prog="crossprobe ablate",
         description=(
             "Trains and measures the method's variants on every data set with every seed. Stages that variants share\n"
-            "are trained once. Start it again to go on where it was stopped; OUT/ablation.log tells where it is."
+            "are trained once. Start it again to go on where it was stopped; OUT/ablation.log tells where it is.\n"
+            "The networks compute on a GPU where torch sees one; put CUDA_VISIBLE_DEVICES= in front to hide it."
         ),
         formatter_class=RAW,
         epilog=(

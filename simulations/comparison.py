@@ -8,6 +8,8 @@ from scipy.stats import wilcoxon
 
 from common.metrics import bootstrap_interval
 
+#: A true difference of this many half-widths of a 95 % interval is found in 80 % of studies: (1.96 + 0.84) / 1.96.
+DETECTABLE = 1.43
 #: patient -> Dice in [0, 1], frames averaged; one mapping a seed.
 BySeed = Sequence[Mapping[str, float]]
 

@@ -12,7 +12,7 @@ from typing import Any
 from common.contract import PREDICTORS
 from common.errors import RunError
 from common.files import write_atomically
-from simulations.ablation_page import overview
+from simulations.ablation_page import detectable, overview
 from simulations.ablation_page import section as ablation_section
 
 
@@ -50,7 +50,8 @@ def section(name: str, summary: dict[str, Any]) -> str:
         f"training included; {megabytes['to_sites']} to sites, {megabytes['from_sites']} from sites; training "
         f"patients: {patients}.",
         "",
-        "| site | predictor | Dice % [95 %] | difference to baseline [95 %] | IoU % | HD95 | calibration error % |",
+        "| site | predictor | Dice % [95 %] | difference to baseline [95 %] | IoU % | HD95 (mm, or pixels without "
+        "spacing) | calibration error % |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for site, dice in summary["dice"].items():
@@ -61,7 +62,7 @@ def section(name: str, summary: dict[str, Any]) -> str:
         if role == "target" and found:
             low, high = found["ci95"]
             count = summary["dice"][site]["infusion"]["patients"]
-            lines += ["", f"{count} patients of {site} can show a difference of about {50 * (high - low):.1f} points."]
+            lines += ["", f"{site}: {detectable(count, low, high)}"]
     correlation = score["rank_correlation_with_source_val_dice"]
     relation = (
         "not validated (too few rounds with both numbers)"

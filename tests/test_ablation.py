@@ -1,6 +1,7 @@
 """`crossprobe ablate`: the variants train what they say, shared stages once, and a stopped one goes on."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,12 +19,12 @@ from common.study import baseline_of
 from server import history
 from server.state import load_state
 from simulations.ablation import LOG, Ablation, load_ablation, run_ablation
-from simulations.ablation_page import publish, section
+from simulations.ablation_page import chart, overview, publish, section
 from simulations.chain import Chain
 from simulations.results import page
 from simulations.variants import VARIANTS, chosen
 
-FAST = ["baseline", "two-baselines", "mim", "paper", "all", "rounds"]
+FAST = ["baseline", "short-two-baselines", "two-baselines", "mim", "paper", "all", "rounds"]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,8 @@ def test_every_variant_spends_the_same_supervised_steps_as_its_reference() -> No
     total = study.supervised_steps()
     for name in ("baseline", "two-baselines", "only-refine", "all", "pooled", "oracle"):
         assert total <= steps[name] <= total + 20, name  # whole steps a round are rounded up
-    assert steps["paper"] <= steps["short-baseline"] <= steps["paper"] + 20
+    for name in ("short-baseline", "short-two-baselines"):
+        assert steps["paper"] <= steps[name] <= steps["paper"] + 20
     assert steps["paper"] < total
 
 
@@ -152,7 +154,10 @@ def test_every_row_has_means_differences_and_cost(finished: tuple[Ablation, Path
             found = own["target"]["difference"]
             assert found["low"] <= found["mean"] <= found["high"]
             assert found["mean"] == pytest.approx(own["target"]["mean"] - table["rows"]["baseline"]["target"]["mean"])
-            assert found["p"] <= own["p_holm"] <= 1
+    tested = {row: own["p_holm"] for row, own in table["rows"].items() if "p_holm" in own}
+    assert list(tested) == [list(v.rows)[-1] for v in chosen(FAST) if v.rows and v.name != "baseline"]
+    for row, p in tested.items():
+        assert table["rows"][row]["target"]["difference"]["p"] <= p <= 1
     assert table["gap"] == {}
 
 
@@ -166,7 +171,7 @@ def test_each_round_of_refine_is_measured_and_the_last_is_what_the_chain_goes_on
     states = list(own.each_round(stages))
     after = own.train(stages)
     assert all(np.array_equal(states[-1][name], after.components[name]) for name in states[-1])
-    behind = 100 * (max(table["courses"][0]) - table["rows"]["all stages, infusion head"]["target"]["seeds"][0])
+    behind = 100 * (max(table["courses"][0]) - table["rows"]["all stages (average)"]["target"]["seeds"][0])
     assert f"behind the best of them by {behind:.1f}, " in section(
         finished[2] | {"command": "crossprobe ablate tiny.yaml"}, "results/ablation"
     )
@@ -202,7 +207,7 @@ def test_an_unknown_variant_and_a_missing_study_are_named(tmp_path: Path) -> Non
         "study": "s.yaml",
         "seeds": [0],
         "data": [{"name": "d", "sites": ["a"]}],
-        "variants": ["best"],
+        "variants": ["baseline", "best"],
     }
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(StudyError, match="unknown variant best; known: baseline, "):
@@ -210,6 +215,33 @@ def test_an_unknown_variant_and_a_missing_study_are_named(tmp_path: Path) -> Non
     (tmp_path / "b.yaml").write_text(yaml.safe_dump({"name": "x", "data": [{"name": "d"}]}))
     with pytest.raises(StudyError, match=r"study: Field required\n  seeds: .*\n  data\.0: .*give either `sites` or"):
         load_ablation(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"seeds": [0, 1, 0]}, "given twice, and would be trained into the same folder: 0"),
+        ({"data": [{"name": "d", "sites": ["a"]}, {"name": "d", "sites": ["b"]}]}, "into the same folder: d"),
+        ({"data": [{"name": "d", "sites": ["a"], "source": ["lumify_like"]}]}, "give either `sites` or phantom"),
+        ({"variants": ["all"]}, "`variants` lack `baseline`"),
+    ],
+)
+def test_a_file_that_could_only_fail_after_hours_is_refused(
+    tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    content = {"name": "x", "study": "s.yaml", "seeds": [0], "data": [{"name": "d", "sites": ["a"]}]}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content | change))
+    with pytest.raises(StudyError, match=re.escape(expected)):
+        load_ablation(tmp_path / "a.yaml")
+
+
+def test_a_page_is_written_of_the_baseline_alone(finished: tuple[Ablation, Path, dict]) -> None:
+    table = finished[2]["data"]["bands"]
+    alone = {**table, "rows": {"baseline": table["rows"]["baseline"]}, "contrasts": [], "courses": []}
+    summary = finished[2] | {"command": "crossprobe ablate tiny.yaml", "data": {"bands": alone}}
+    assert "| baseline | " in section(summary, "results/ablation")
+    assert "bands" not in overview([summary])
+    assert chart("bands", alone).endswith("</svg>")
 
 
 def test_a_killed_ablation_leaves_no_process_that_goes_on(
