@@ -23,7 +23,7 @@ class Fusion:
 
     @property
     def average(self) -> Tensor:
-        """The plain average of both branches."""
+        """The plain average of both branches, after each one's temperature."""
         return (self.source_branch + self.target_branch) / 2
 
 

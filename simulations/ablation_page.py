@@ -93,9 +93,9 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         f"![differences to the baseline]({folder}/{name}.svg)",
         "",
         f"Target: {whom}; {seeds} seed(s). Intervals and p are over patients, for these trained models: another "
-        "training run may differ by more, see the column of the seeds' means. p: signed-rank test, Holm's correction "
-        "over the variants, of which each has one row tested. Minutes and megabytes: of one seed (median), its "
-        "training alone.",
+        "training run may differ by more, see the column of the seeds' means. p: signed-rank test, before and after "
+        "Holm's correction over the variants, of which each has one row tested. Minutes and megabytes: "
+        "of one seed (median), its training alone.",
         "",
         "| row | target Dice % | difference [95 %] | seeds | p | gap closed | labelled probe: difference | min | MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -107,7 +107,7 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
             cells += [
                 points(target["difference"]),
                 _spread(target["difference"]["seeds"]),
-                f"{own['p_holm']:.2g}" if "p_holm" in own else "",
+                f"{target['difference']['p']:.2g}, {own['p_holm']:.2g}" if "p_holm" in own else "",
                 f"{100 * closed[row]:.0f} %" if row in closed else "",
                 points(source["difference"]),
             ]
@@ -119,7 +119,12 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         lines += ["", f"Gap between baseline and oracle: {100 * table['gap']['points']:.1f} points."]
     released = table["rows"].get(RELEASED, {}).get("target")
     if released:
-        lines += ["", detectable(count, released["difference"]["low"], released["difference"]["high"])]
+        found = released["difference"]
+        lines += [
+            "",
+            f"Of the released model: {found['gaining']} of {count} patients gain; the median of their differences is "
+            f"{100 * found['median']:+.1f} points. {detectable(count, found['low'], found['high'])}",
+        ]
     average = table["rows"].get(AVERAGE, {}).get("target")
     if average and table["courses"]:
         lines += ["", _courses(table["courses"], average["seeds"])]

@@ -23,6 +23,8 @@ class Difference:
         seeds: the mean difference of each seed.
         p: of the two-sided signed-rank test (Wilcoxon 1945) over patients; 1 where all differences are 0.
         patients: independent patients behind it.
+        median: of the patients' differences; far from the mean where a few patients make it.
+        gaining: patients whose difference is above 0.
     """
 
     mean: float
@@ -31,6 +33,8 @@ class Difference:
     seeds: tuple[float, ...]
     p: float
     patients: int
+    median: float
+    gaining: int
 
     def as_json(self) -> dict[str, object]:
         """Return the fields for a JSON file."""
@@ -61,7 +65,8 @@ def difference(row: BySeed, reference: BySeed, *, same_patients: bool) -> Differ
         values = np.concatenate(seeds)
         low, high = _stratified_interval(seeds)
     p = 1.0 if not values.any() else float(wilcoxon(values).pvalue)
-    return Difference(float(np.mean(means)), low, high, means, p, len(values))
+    gaining = int((values > 0).sum())
+    return Difference(float(np.mean(means)), low, high, means, p, len(values), float(np.median(values)), gaining)
 
 
 def _stratified_interval(seeds: Sequence[np.ndarray], *, draws: int = 2000) -> tuple[float, float]:

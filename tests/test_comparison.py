@@ -16,7 +16,16 @@ def test_the_difference_is_paired_by_patient_whatever_their_order() -> None:
     found = difference([better], [reference], same_patients=True)
     assert (found.mean, found.low, found.high) == pytest.approx((0.05, 0.05, 0.05))
     assert found.p < 1e-4
-    assert found.patients == 30
+    assert (found.patients, found.gaining) == (30, 30)
+    assert found.median == pytest.approx(0.05)
+
+
+def test_a_few_patients_that_make_the_mean_show_in_the_median() -> None:
+    reference = seed_of([0.5] * 9)
+    row = reference | {"p000": 1.0, "p001": 0.45}
+    found = difference([row], [reference], same_patients=True)
+    assert (found.median, found.gaining) == (0, 1)
+    assert found.mean == pytest.approx(0.05)
 
 
 def test_the_same_patients_under_several_seeds_are_counted_once() -> None:
