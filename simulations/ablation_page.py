@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.files import write_atomically
-from server.charts import Interval, axis_over, interval_chart
+from server.charts import LETTER_WIDTH, Interval, axis_over, interval_chart
 from simulations.comparison import DETECTABLE
 from simulations.tally import AVERAGE, BASELINE, PAPER, RELEASED
 
@@ -31,7 +31,8 @@ def chart(name: str, table: dict[str, Any]) -> str:
             rows.append(Interval(row, kind, *(100 * found[key] for key in ("mean", "low", "high"))))
     axis = axis_over([0.0, *(v for row in rows for v in (row.low, row.high))])
     title = f"{name}: difference to the baseline, Dice points"
-    svg = str(interval_chart(rows, axis, title=title, reference=0.0, labels=270))
+    longest = max((len(row.label) for row in rows), default=0)
+    svg = str(interval_chart(rows, axis, title=title, reference=0.0, labels=int(LETTER_WIDTH * longest)))
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
 
 
