@@ -150,7 +150,8 @@ def detectable(patients: int, low: float, high: float) -> str:
 def _courses(courses: list[list[float]], released: list[float]) -> str:
     """Return how each seed's rounds of `refine` went, and how far the release's average is from their best."""
     runs = "; ".join(", ".join(f"{100 * dice:.1f}" for dice in course) for course in courses)
-    behind = ", ".join(f"{100 * (max(course) - own):.1f}" for course, own in zip(courses, released, strict=True))
+    gaps = [100 * (max(course) - own) for course, own in zip(courses, released, strict=True)]
+    behind = ", ".join(f"{round(gap, 1) + 0.0:.1f}" for gap in gaps)  # + 0.0: no minus before a zero
     return (
         f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The release, "
         f"picked without labels, is by the same average behind the best of them by {behind}."
