@@ -177,7 +177,7 @@ def run_cell(cell: Cell) -> None:
         content = {"made_of": known, **measured}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(content, indent=1).encode())
-        _log(cell, f"{variant.name} ends; {content['seconds']:.0f} s of training")
+        _log(cell, f"{variant.name} ends")
 
 
 def _measure(
@@ -204,14 +204,13 @@ def _measure(
 
 
 def _course(chain: Chain, stages: list[Stage], roles: Mapping[str, Role]) -> dict[str, Any]:
-    """Return cost, and after each round of the last stage the target's mean Dice in [0, 1] of the branches' average."""
+    """Return the target's mean Dice in [0, 1], of the branches' average, after each round of the last stage."""
     course = []
     for tensors in chain.each_round(stages):
         found = chain.measure(tensors, ["average"])
         dice = [value for site, own in found.items() if roles[site] == "target" for value in own["average"].values()]
         course.append(sum(dice) / len(dice))
-    seconds, bytes_ = chain.cost(stages)
-    return {"seconds": seconds, "bytes": bytes_, "course": course}
+    return {"course": course}
 
 
 def summarise(ablation: Ablation, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def section(summary: dict[str, Any], folder: str) -> str:
 
 def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list[str]:
     closed = table["gap"].get("closed", {})
-    count = next(own["patients"] for own in table["rows"].values())
+    count = table["patients"]
     whom = (
         f"{count} test patients, the same for each seed" if table["same_patients"] else f"{count} test patients in all"
     )

@@ -36,11 +36,10 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
         same_patients: whether the test patients are the same people for every seed.
 
     Returns:
-        `rows`: name -> {variant, target patients, minutes (median) and bytes of one seed, `target` and `source`:
-        {mean, seeds, difference to the baseline}, `p_holm`: p on the target, corrected over the variants, for one row
-        of each};
+        `rows`: name -> {variant, minutes (median) and bytes of one seed, `target` and `source`: {mean, seeds,
+        difference to the baseline}, `p_holm`: p on the target, corrected over the variants, for one row of each};
         `contrasts`; `gap`: see `_gap`; `courses`: for each seed, the target's mean Dice after each round of `refine`;
-        `same_patients` as given.
+        `patients`: how many different people were tested at targets; `same_patients` as given.
     """
     owner = {row: variant for variant in variants for row in variant.rows}
     values = {role: {row: _values(contents, owner[row], row, role) for row in owner} for role in ("target", "source")}
@@ -52,6 +51,7 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
     against = {(role, row): compare(role, row, BASELINE) for role in values for row in others}
     # One row a variant, its last: the rows of one model say nearly the same. The oracle asks no question.
     tested = [list(v.rows)[-1] for v in variants if v.rows and v.where != "oracle" and BASELINE not in v.rows]
+    measured = values["target"][BASELINE]
     corrected = dict(zip(tested, holm([against["target", row].p for row in tested]), strict=True))
     rows: dict[str, dict[str, Any]] = {}
     for row, variant in owner.items():
@@ -59,7 +59,6 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
         rows[row] = {
             "variant": variant.name,
             "minutes": round(float(np.median([cost["seconds"] for cost in costs])) / 60, 1),
-            "patients": _patients(values["target"][row], same_patients),
             "bytes": int(np.median([cost["bytes"] for cost in costs])),
         }
         for role in values:
@@ -78,6 +77,7 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
         "rows": rows,
         "contrasts": contrasts,
         "gap": _gap(rows),
+        "patients": len(measured[0]) if same_patients else sum(len(own) for own in measured),
         "same_patients": same_patients,
         "courses": [content[v.name]["course"] for content in contents for v in variants if v.each_round],
     }
@@ -94,11 +94,6 @@ def _values(contents: Sequence[Mapping[str, Any]], variant: Variant, row: str, r
         }
         for content in contents
     ]
-
-
-def _patients(values: BySeed, same_patients: bool) -> int:
-    """Return how many different people stand behind a row."""
-    return len(values[0]) if same_patients else sum(len(own) for own in values)
 
 
 def _gap(rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,32 +35,25 @@ def _baseline(study: Study) -> list[Stage]:
     return list(baseline_of(study).stages)
 
 
-def _two(study: Study, steps: int, rounds: int = 10) -> list[Stage]:
-    """Return one stage of `steps` supervised steps of each branch, rounded up to whole rounds.
+def _two(study: Study, rounds: int = 10) -> list[Stage]:
+    """Return one stage in which both branches share the study's supervised steps, rounded up to whole rounds.
 
     The two models differ by their first weights and by the views that they see.
     """
-    task = _supervise(study).model_copy(update={"trains": BOTH, "steps": -(-steps // rounds)})
-    return [Stage(name="supervise", rounds=rounds, source=task)]
+    task = next(stage.source for stage in study.stages if isinstance(stage.source, Supervise))
+    steps = -(-(study.supervised_steps() // 2) // rounds)
+    return [Stage(name="supervise", rounds=rounds, source=task.model_copy(update={"trains": BOTH, "steps": steps}))]
 
 
-def _supervise(study: Study) -> Supervise:
-    return next(stage.source for stage in study.stages if isinstance(stage.source, Supervise))
-
-
-def _two_instead_of_pretraining(study: Study) -> list[Stage]:
-    """Return both branches supervised, with the supervised steps of all stages before `refine`."""
-    return _two(study, study.model_copy(update={"stages": tuple(_without_refine(study))}).supervised_steps() // 2)
-
-
-def _without_refine(study: Study) -> list[Stage]:
-    return [stage for stage in study.stages if not isinstance(stage.target, SelfTrain)]
+def _without_refine(study: Study) -> Study:
+    stages = tuple(stage for stage in study.stages if not isinstance(stage.target, SelfTrain))
+    return study.model_copy(update={"stages": stages})
 
 
 def _only_refine(study: Study) -> list[Stage]:
     """Return the method without pretraining: both branches supervised as long as the method does it, then the rest."""
     rest = [s for s in study.stages if isinstance(s.target, SelfTrain) or isinstance(s.source, Infuse)]
-    return [*_two_instead_of_pretraining(study), *rest]
+    return [*_two(_without_refine(study)), *rest]
 
 
 def _through_refine(study: Study) -> list[Stage]:
@@ -76,7 +69,7 @@ def _without(weight: str) -> Callable[[Study], list[Stage]]:
             stage.model_copy(update={"target": stage.target.model_copy(update={weight: 0.0})})
             if isinstance(stage.target, SelfSupervise)
             else stage
-            for stage in _without_refine(study)
+            for stage in _without_refine(study).stages
             if not isinstance(stage.source, Infuse)
         ]
 
@@ -88,23 +81,21 @@ VARIANTS = (
     # On phantoms the baseline gets worse on the other probe the longer it trains on its own: show it.
     Variant(
         "short-baseline",
-        lambda study: _baseline(study.model_copy(update={"stages": tuple(_without_refine(study))})),
+        lambda study: _baseline(_without_refine(study)),
         {"baseline with the paper's recipe's steps": "source_branch"},
     ),
     # The paper's recipe is two branches of fewer steps, averaged: this is what pretraining has to beat.
     Variant(
         "short-two-baselines",
-        _two_instead_of_pretraining,
+        lambda study: _two(_without_refine(study)),
         {"two averaged baselines with the paper's recipe's steps": "average"},
     ),
-    Variant(
-        "two-baselines", lambda study: _two(study, study.supervised_steps() // 2), {"two averaged baselines": "average"}
-    ),
+    Variant("two-baselines", _two, {"two averaged baselines": "average"}),
     Variant("mim", _without("contrast_weight"), {"+ masked modelling": "average"}),
     Variant("contrast", _without("reconstruction_weight"), {"+ contrast": "average"}),
     Variant(
         "paper",
-        _without_refine,
+        lambda study: list(_without_refine(study).stages),
         {
             "+ both (average)": "average",
             "+ both (source branch)": "source_branch",

@@ -22,6 +22,7 @@ from simulations.ablation import LOG, Ablation, load_ablation, run_ablation
 from simulations.ablation_page import chart, overview, publish, section
 from simulations.chain import Chain
 from simulations.results import page
+from simulations.tally import BASELINE, CONTRASTS, ORACLE
 from simulations.variants import VARIANTS, chosen
 
 FAST = ["baseline", "short-two-baselines", "two-baselines", "mim", "paper", "all", "rounds"]
@@ -112,6 +113,11 @@ def test_every_variant_spends_the_same_supervised_steps_as_its_reference() -> No
     for name in ("short-baseline", "short-two-baselines"):
         assert steps["paper"] <= steps[name] <= steps["paper"] + 20
     assert steps["paper"] < total
+
+
+def test_the_questions_are_about_rows_that_there_are() -> None:
+    rows = {row for variant in VARIANTS for row in variant.rows}
+    assert {row for asked in CONTRASTS for row in asked} | {BASELINE, ORACLE} <= rows
 
 
 def test_switching_a_term_off_leaves_everything_else() -> None:
