@@ -12,8 +12,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.channel import ask
-from clients.refusals import refusal
+from clients.node.channel import ask
+from clients.node.refusals import refusal
 from common.contract import METRICS, pack
 
 #: The worker's socket where the node's configuration does not name one.
@@ -31,7 +31,7 @@ def _ask_worker(payload: bytes, context: Context, timeout_s: float) -> bytes:
         if not socket:
             return pack(refusal("no-worker"))
         return ask(Path(str(socket)), payload, timeout_s)
-    from clients.simulated import cached_worker
+    from clients.node.simulated import cached_worker
 
     folder = str(context.run_config["sites"]).split(os.pathsep)[int(partition)]
     return cached_worker(str(context.run_config["study"]), folder).handle(payload)

@@ -15,12 +15,12 @@ RAW = argparse.RawDescriptionHelpFormatter
 def main(command: str, arguments: list[str]) -> int:
     """Run one of the hospital's commands and return its exit code."""
     if command == "site":
-        from clients import site_cli
+        from clients.governance import cli as site_cli
 
         return site_cli.main(arguments)
     if command == "predict":
         return _predict(arguments)
-    from clients import node_cli
+    from clients.node import cli as node_cli
 
     return node_cli.worker(arguments) if command == "worker" else node_cli.ledger(arguments)
 

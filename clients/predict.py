@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from clients.pictures import PictureError, decode_grey
+from clients.data.images import PictureError, decode_grey
 from common.contract import component_of
 from common.errors import RunError
 from common.geometry import from_grid, placement, to_grid

@@ -17,9 +17,9 @@ from common.contract import ROLES
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
 from common.study import load_study
-from server.federation import NODES
-from server.flower_cli import ERROR
-from server.grid import GridTransport
+from server.federation.deployment import NODES
+from server.federation.flower_cli import ERROR
+from server.federation.grid import GridTransport
 from server.run import run_study
 
 log = logging.getLogger("crossprobe.server")

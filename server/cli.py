@@ -10,7 +10,7 @@ def main(command: str, arguments: list[str]) -> int:
     """Run one of this module's commands and return its exit code."""
     if command == "report":
         return _report(arguments)
-    from server import study_cli
+    from server.federation import cli as study_cli
 
     return study_cli.study(arguments) if command == "study" else study_cli.provision(arguments)
 
@@ -26,8 +26,8 @@ def _report(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
 
     from common.errors import RunError
-    from server.report import render_report
-    from server.summary import write_summary
+    from server.report.page import render_report
+    from server.report.summary import write_summary
 
     try:
         write_summary(chosen.run)

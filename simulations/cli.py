@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from clients.manifest import Role
+from clients.data.manifest import Role
 from common.contract import PREDICTORS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _demo(arguments: list[str]) -> int:
     _add_run_options(parser)
     chosen = parser.parse_args(arguments)
 
-    from simulations.demo import write_sites
+    from simulations.phantom.demo import write_sites
 
     study = _seeded_study(chosen)
     with _bar() as bar:
@@ -119,9 +119,9 @@ def _ablate(arguments: list[str]) -> int:
     if chosen.jobs < 1:
         parser.error("--jobs must be at least 1")
 
-    from simulations.ablation import load_ablation, run_ablation
-    from simulations.ablation_page import print_summary, publish
-    from simulations.results import write_page
+    from simulations.ablation.cells import load_ablation, run_ablation
+    from simulations.ablation.page import print_summary, publish
+    from simulations.ablation.results import write_page
 
     ablation = load_ablation(chosen.ablation)
     out = chosen.out or Path("runs") / ablation.name
@@ -140,8 +140,8 @@ def _ablate(arguments: list[str]) -> int:
 
 
 def _phantom(arguments: list[str]) -> int:
-    from simulations.demo import FRAMES, PATIENTS
-    from simulations.devices import PROFILES
+    from simulations.phantom.demo import FRAMES, PATIENTS
+    from simulations.phantom.devices import PROFILES
 
     parser = argparse.ArgumentParser(
         prog="crossprobe phantom",
@@ -167,7 +167,7 @@ def _phantom(arguments: list[str]) -> int:
     if not chosen.source and not chosen.target:
         parser.error("give at least one --source or --target")
 
-    from simulations.demo import write_sites
+    from simulations.phantom.demo import write_sites
 
     counts: dict[Role, Any] = {
         role: {s: n if getattr(chosen, s) is None else getattr(chosen, s) for s, n in own.items()}
@@ -206,7 +206,7 @@ def _import(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
     chosen = parser.parse_args(arguments)
 
-    from simulations.busbra import import_busbra
+    from simulations.importers.busbra import import_busbra
 
     *given, out = chosen.folders
     if len(given) > 1 or (not given and not os.environ.get("BUSBRA_DIR")):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.errors import RunError
 from server.app import END_WITH
-from server.flower_cli import FlowerCli, tool
+from server.federation.flower_cli import FlowerCli, tool
 
 _START_S = 60.0
 

@@ -1,4 +1,4 @@
-"""Writing site folders in the format of `clients.site`, whole or not at all."""
+"""Writing site folders in the format of `clients.data.site`, whole or not at all."""
 
 import csv
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from clients.manifest import COLUMNS, Role
+from clients.data.manifest import COLUMNS, Role
 from common.errors import CrossProbeError
 
 

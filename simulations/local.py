@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from clients.worker import Worker
+from clients.node.worker import Worker
 from server.rounds import Failure
 
 

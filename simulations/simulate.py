@@ -13,20 +13,20 @@ from typing import Any
 import torch
 import yaml
 
-from clients.accountant import charges_of, epsilon_of
-from clients.findings import SiteFolderError
-from clients.site import Site, check_site
+from clients.data.findings import SiteFolderError
+from clients.data.site import Site, check_site
+from clients.governance.accountant import charges_of, epsilon_of
 from common.contract import ROLES
 from common.errors import RunError
 from common.files import write_atomically
 from common.study import InitialWeights, Study, baseline_of
 from server import history
 from server.history import RoundRecord
-from server.report import render_report
+from server.report.page import render_report
+from server.report.summary import SUMMARY, write_summary
 from server.run import MODEL
-from server.summary import SUMMARY, write_summary
+from simulations.examples import draw_examples
 from simulations.flower import Simulation
-from simulations.pictures import draw_examples
 
 BASELINE_RUN = "baseline"
 

@@ -1,20 +1,18 @@
 """One thread, repeatable properties, and tiny sites with one finished run that tests share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from finished import Finished
 from hospital import Hospital, Stub, hospital
 from hypothesis import HealthCheck, settings
 from tiny import Between, one_stage, repeated, study, workers, write_site
 
-from clients.site import Site, load_site
+from clients.data.site import Site, load_site
 from common.contract import BRANCHES, Tensors
-from common.study import Study
 from server.run import run_study
-from server.state import ServerState
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -26,16 +24,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("repeatable")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A whole run over one source and one target, with all that went over the wire."""
-
-    study: Study
-    run: Path
-    transport: Between
-    state: ServerState
 
 
 @pytest.fixture(scope="session")

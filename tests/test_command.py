@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hospital import SECRET
 
-from clients.ledger import Ledger, entry
-from clients.state import State
+from clients.governance.ledger import Ledger, entry
+from clients.governance.state import State
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["rich", "plain"])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from common.study import load_study
-from server.provision import KitSite, provision, select_services
+from server.federation.provision import KitSite, provision, select_services
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.leaves import of_contract, page
+from clients.governance.disclosure import of_contract, page
 from crossprobe import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
@@ -25,8 +25,8 @@ def functions(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_test_that_a_document_cites_exists(name: str) -> None:
-    cited = set(re.findall(r"(tests/\w+\.py)::(\w+)", TEXTS[name]))
-    assert TEXTS[name].count("::") == len(re.findall(r"tests/\w+\.py::test_\w+", TEXTS[name]))
+    cited = set(re.findall(r"(tests/[\w/]+\.py)::(\w+)", TEXTS[name]))
+    assert TEXTS[name].count("::") == len(re.findall(r"tests/[\w/]+\.py::test_\w+", TEXTS[name]))
     missing = [(file, test) for file, test in cited if test not in functions(ROOT / file)]
     assert missing == []
 

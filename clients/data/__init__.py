@@ -1,0 +1,1 @@
+"""A site's folder: manifest, images, findings, samples."""

@@ -1,0 +1,112 @@
+"""A site's images on the study's grid, cached in memory, and batches of them by patient."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from clients.data.frames import Frame, read_image, read_mask
+from clients.data.site import Site, Split
+from common.geometry import Placement, placement, to_grid
+from common.study import Study
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame on the grid: image [h, w] in [0, 1], valid [h, w] bool, truth [h, w] in {0, 1} or None."""
+
+    frame: Frame
+    place: Placement
+    image: Tensor
+    valid: Tensor
+    truth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles of several patients, each [B, 1, S, S]: image in [0, 1], valid and maps as floats.
+
+    `maps` are whatever the caller attached to the samples: truth, or pseudo-labels and their weight.
+    """
+
+    image: Tensor
+    valid: Tensor
+    maps: Tensor
+
+
+class Dataset:
+    """The frames of one site as a study sees them. Caches only what it can recompute."""
+
+    def __init__(self, site: Site, study: Study) -> None:
+        self.site = site
+        self.grid = study.image
+        self._samples: dict[Frame, Sample] = {}
+        self._truths: dict[Frame, Tensor] = {}
+
+    def sample(self, frame: Frame) -> Sample:
+        """Return a frame without its mask; the mask's file is not opened.
+
+        Raises:
+            StudyError: if the study needs a spacing that the frame lacks.
+        """
+        if frame not in self._samples:
+            place = placement(frame.height, frame.width, frame.spacing_mm, self.grid)
+            image, valid = to_grid(read_image(frame), place, self.grid)
+            self._samples[frame] = Sample(frame, place, image, valid)
+        return self._samples[frame]
+
+    def labelled(self, frame: Frame) -> Sample:
+        """Return a frame with its mask on the grid."""
+        sample = self.sample(frame)
+        if frame not in self._truths:
+            soft, _ = to_grid(read_mask(frame).astype(np.float32), sample.place, self.grid)
+            self._truths[frame] = (soft >= 0.5).float()
+        return replace(sample, truth=self._truths[frame])
+
+    def draw(self, split: Split, count: int, generator: Generator) -> list[Frame]:
+        """Draw `count` different patients of a split (all of them, with repeats, if fewer) and a frame of each."""
+        frames = by_patient(self.site.frames_of(split))
+        patients = sorted(frames)
+        order: list[int] = []
+        while len(order) < count:
+            order += torch.randperm(len(patients), generator=generator).tolist()
+        chosen = [frames[patients[i]] for i in order[:count]]
+        picks = torch.rand(count, generator=generator).tolist()
+        return [own[int(pick * len(own))] for own, pick in zip(chosen, picks, strict=True)]
+
+    def overview(self, split: Split, most: int) -> list[Frame]:
+        """Return the middle frame of up to `most` patients, evenly spaced in sorted order: always the same."""
+        frames = by_patient(self.site.frames_of(split))
+        patients = sorted(frames)
+        step = max(1.0, len(patients) / most)
+        chosen = [patients[int(i * step)] for i in range(min(most, len(patients)))]
+        return [frames[patient][len(frames[patient]) // 2] for patient in chosen]
+
+
+def by_patient(frames: list[Frame]) -> dict[str, list[Frame]]:
+    """Group frames by patient; the unit of sampling, metrics and privacy."""
+    groups: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[frame.patient].append(frame)
+    return dict(groups)
+
+
+def tiles(samples: list[Sample], maps: list[Tensor], side: int, generator: Generator | None) -> Batch:
+    """Cut one tile of each sample, at random, or from the middle without a generator.
+
+    Args:
+        samples: each at least `side` on both sides.
+        maps: [C, h, w] each, cut at the same place.
+    """
+    images, valids, cut_maps = [], [], []
+    for sample, own in zip(samples, maps, strict=True):
+        room = [sample.image.shape[0] - side, sample.image.shape[1] - side]
+        share = [0.5, 0.5] if generator is None else torch.rand(2, generator=generator).tolist()
+        top, left = (int(s * (r + 1)) if generator is not None else r // 2 for s, r in zip(share, room, strict=True))
+        window = (slice(top, top + side), slice(left, left + side))
+        images.append(sample.image[window][None])
+        valids.append(sample.valid[window][None].float())
+        cut_maps.append(own[(slice(None), *window)])
+    return Batch(torch.stack(images), torch.stack(valids), torch.stack(cut_maps))

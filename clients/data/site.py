@@ -1,0 +1,156 @@
+"""A site's folder: site.yaml, manifest.csv and PNG files; checked whole, then read frame by frame.
+
+Every problem is reported at once, as findings. What may be opened of a target's masks, and when,
+is in `clients.data.frames`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clients.data.findings import Finding, SiteFolderError
+from clients.data.frames import FileChecker, Frame, read_image, read_mask
+from clients.data.manifest import Role, Split, assign_splits, check_rows, read_manifest
+from clients.governance.policy import Policy
+
+__all__ = [
+    "Finding",
+    "Frame",
+    "Role",
+    "Site",
+    "SiteConfig",
+    "SiteFolderError",
+    "Split",
+    "check_site",
+    "load_site",
+    "read_image",
+    "read_mask",
+]
+
+Progress = Callable[[int, int], None]
+
+
+class SiteConfig(BaseModel):
+    """site.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    role: Role
+    # CPU threads the worker may use; one, since a hospital's machine has other work to do.
+    threads: int = Field(default=1, ge=1)
+    policy: Policy = Policy()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A folder without findings; `frames` in the order of the manifest."""
+
+    config: SiteConfig
+    folder: Path
+    frames: tuple[Frame, ...]
+
+    def frames_of(self, split: Split, labelled: bool | None = None) -> list[Frame]:
+        """The frames of a split; with `labelled`, only those with (True) or without a mask."""
+        return [frame for frame in self.frames if frame.split == split and labelled in (None, frame.mask is not None)]
+
+    def patients(self, split: Split, labelled: bool | None = None) -> list[str]:
+        """The patients behind `frames_of`, sorted, each once."""
+        return sorted({frame.patient for frame in self.frames_of(split, labelled)})
+
+    @property
+    def has_spacing(self) -> bool:
+        """Whether distances in mm can be measured here."""
+        return all(frame.spacing_mm is not None for frame in self.frames)
+
+
+def load_site(folder: Path, progress: Progress | None = None) -> Site:
+    """The site in a folder. Raises SiteFolderError with all findings together."""
+    site, findings = check_site(folder, progress)
+    if site is None:
+        raise SiteFolderError(findings)
+    return site
+
+
+def check_site(folder: Path, progress: Progress | None = None) -> tuple[Site | None, list[Finding]]:
+    """The site, or None and every finding. `progress(done, total)` is called after each row.
+
+    Every image is decoded, and every mask of a source.
+    """
+    if not folder.is_dir():
+        return None, [
+            Finding(
+                "missing-folder",
+                str(folder),
+                "expected a folder with site.yaml and manifest.csv, found none",
+                "Give the path of the site's folder",
+            )
+        ]
+    findings: list[Finding] = []
+    config, role = _read_config(folder / "site.yaml", findings)
+    rows = read_manifest(folder / "manifest.csv", findings)
+    check_rows(rows, role, findings)
+    splits = assign_splits(rows, role)
+    if rows and "train" not in splits.values():
+        findings.append(
+            Finding(
+                "no-train-patients",
+                "manifest.csv",
+                "expected at least one patient in split train, found none",
+                "Give more patients the split train",
+            )
+        )
+    checker = FileChecker(folder, role, findings)
+    frames = []
+    for done, row in enumerate(rows, start=1):
+        frames.append(checker.frame(row, splits[row.patient]))
+        if progress is not None:
+            progress(done, len(rows))
+    if config is None or findings:
+        return None, findings
+    return Site(config, folder, tuple(frames)), []
+
+
+def _read_config(path: Path, findings: list[Finding]) -> tuple[SiteConfig | None, Role | None]:
+    """site.yaml, and its role even where other keys are wrong, so that the rows can be checked."""
+
+    def wrong(code: str, message: str, remedy: str) -> None:
+        findings.append(Finding(code, path.name, message, remedy))
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        wrong(
+            "missing-site-yaml",
+            "expected this file, found none",
+            "Write it with `name:` and `role:` (source or target)",
+        )
+        return None, None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a 13th month
+        reason = " ".join(str(error).split())
+        wrong("invalid-yaml", f"expected YAML, found ({reason})", "Write one `key: value` a line")
+        return None, None
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        wrong("invalid-yaml", f"expected keys, found {found}", "Write one `key: value` a line")
+        return None, None
+    role = next((known for known in get_args(Role) if known == content.get("role")), None)
+    try:
+        return SiteConfig.model_validate(content), role
+    except ValidationError as error:
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                model = SiteConfig if len(problem["loc"]) == 1 else Policy
+                known = ", ".join(model.model_fields)
+                wrong("unknown-key", f"expected one of {known}; found {key}", "Remove or respell it")
+            elif problem["type"] == "missing":
+                wrong("missing-key", f"expected {key}, found none", f"Add `{key}:`")
+            else:
+                message = f"{key}: {problem['msg']}, found {problem['input']!r}"
+                wrong("wrong-value", message, f"Correct the value of {key}")
+        return None, role

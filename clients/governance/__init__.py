@@ -1,0 +1,1 @@
+"""What a hospital allows, approves and records."""

@@ -1,0 +1,133 @@
+"""A hospital's yes to one study: who gave it, when, and exactly what it is bound to.
+
+It holds the site's own copy of the study, from which the worker takes every setting. It is void as soon
+as the site's policy, name or role, the study, or the software's major or minor version is another.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from clients.data.findings import Finding
+from clients.data.site import Site, SiteConfig
+from clients.governance.state import State, write
+from common.errors import SiteStateError, StudyError
+from common.study import Study, parse_study
+from common.version import approved_line, software_version
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One approval.
+
+    Attributes:
+        by, when: who approved, by name, and when (UTC, ISO 8601).
+        study, study_hash: the approved study, with every default written out.
+        policy_hash, site, role, software: what it was approved for; see `void`.
+        patients: training patients as declared, fixed for the study.
+    """
+
+    by: str
+    when: str
+    study: Study
+    study_hash: str
+    policy_hash: str
+    site: str
+    role: str
+    software: str
+    patients: int
+
+    def void(self, config: SiteConfig) -> list[Finding]:
+        """Return why this approval does not hold any more; nothing if it does."""
+        pairs = (
+            ("the site's policy", self.policy_hash, config.policy.hash()),
+            ("the site's name", self.site, config.name),
+            ("the site's role", self.role, config.role),
+            ("the software's version", approved_line(self.software), approved_line(software_version())),
+        )
+        return [
+            Finding(
+                "approval-void",
+                f"study {self.study.name}, hash {self.study_hash[:12]}",
+                f"approved for {what} {was}, found {now}",
+                "Approve it again with `crossprobe site approve`, or withdraw it",
+            )
+            for what, was, now in pairs
+            if was != now
+        ]
+
+
+def approve(state: State, site: Site, study: Study, *, by: str) -> Approval:
+    """Record an approval and return it. Raises SiteStateError if it cannot be written."""
+    config = site.config
+    approval = Approval(
+        by=by,
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        study=study,
+        study_hash=study.hash(),
+        policy_hash=config.policy.hash(),
+        site=config.name,
+        role=config.role,
+        software=software_version(),
+        patients=config.policy.declared_in(study, len(site.patients("train"))),
+    )
+    content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}
+    write(state.approval(approval.study_hash), json.dumps(content, indent=1).encode())
+    return approval
+
+
+def withdraw(state: State, study_hash: str) -> bool:
+    """Take an approval back; return whether there was one. Ledger and answered rounds stay as they are.
+
+    Raises:
+        SiteStateError: if it cannot be removed.
+    """
+    path = state.approval(study_hash)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise SiteStateError(f"cannot remove {path}: {error.strerror}. The study is still approved.") from None
+    return True
+
+
+def approval_of(state: State, study_hash: str) -> Approval | None:
+    """Return the approval of a study as it is on disk now, valid or void, or None.
+
+    Raises:
+        SiteStateError: if its file is damaged or is not of this study.
+    """
+    path = state.approval(study_hash)
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        version = content.pop("version")
+        approval = Approval(**{**content, "study": parse_study(content["study"], origin=path.name)})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StudyError):
+        raise _damaged(state, study_hash) from None
+    if version != VERSION or approval.study.hash() != study_hash or approval.study_hash != study_hash:
+        raise _damaged(state, study_hash)
+    return approval
+
+
+def valid_approvals(state: State, config: SiteConfig) -> Mapping[str, Approval]:
+    """Return the approvals that hold, by study hash. A damaged file counts as none."""
+    found = {}
+    for path in state.approvals():
+        try:
+            approval = approval_of(state, path.stem)
+        except SiteStateError:
+            continue
+        if approval is not None and not approval.void(config):
+            found[path.stem] = approval
+    return found
+
+
+def _damaged(state: State, study_hash: str) -> SiteStateError:
+    return SiteStateError(f"{state.approval(study_hash)} is damaged. Withdraw the study, then approve it again.")

@@ -1,0 +1,99 @@
+"""The page that a hospital reads before it approves a study: a `Proposal` in plain words, on a terminal."""
+
+from math import prod
+
+from rich.console import Console
+from rich.table import Table
+
+from clients.governance.glossary import COMPONENTS, TASKS, explain_together
+from clients.governance.proposal import Budget, Proposal
+
+
+def show(proposal: Proposal, console: Console) -> None:
+    """Print what a study would do at the site and what would leave it."""
+    out = console.print
+    out(f"[bold]Study {proposal.study}[/bold] at {proposal.site}, a {proposal.role} site")
+    out(f"study hash  {proposal.study_hash}\npolicy hash {proposal.policy_hash}\n")
+
+    plan = _table(
+        f"What would be done here: {proposal.rounds} rounds",
+        ("stage", "rounds", "task", "steps a round", "bytes sent a round, at most"),
+    )
+    for stage in proposal.stages:
+        steps = f"{stage.steps:,}" if stage.steps else "-"
+        plan.add_row(stage.stage, str(stage.rounds), stage.task, steps, f"{stage.sent_bytes:,}")
+    out(plan)
+    for task in dict.fromkeys(stage.task for stage in proposal.stages):
+        out(f"  {task}: {TASKS[task]}")
+
+    leaves = _table("\nWhat would leave: changes to these networks", ("component", "tensors", "numbers", "what it is"))
+    for component, shapes in proposal.tensors.items():
+        values = sum(prod(shape) for shape in shapes.values())
+        leaves.add_row(component, str(len(shapes)), f"{values:,}", COMPONENTS[component])
+    out(leaves)
+    alike: dict[str, list[str]] = {}  # both branches are one kind of network: their names are listed once
+    for component, shapes in proposal.tensors.items():
+        alike.setdefault(", ".join(name.partition("/")[2] for name in shapes), []).append(component)
+    for names, components in alike.items():
+        out(f"  {' and '.join(components)}: {names}", highlight=False)
+
+    numbers = _table("\nWhat would leave: numbers, at most", ("name", "what it says"))
+    for name, meaning in explain_together(proposal.metrics):
+        numbers.add_row(name, meaning)
+    out(numbers)
+
+    tested = "takes part in the evaluation" if proposal.labelled_test else "has too few labelled test patients for it"
+    out(f"\nYour site declares {proposal.patients} training patients, fixed for the study, and {tested}.")
+    out(
+        "No image, label, file name or patient number leaves. "
+        + (
+            "What the changes to the networks could still tell about single patients is not bounded in this study: it "
+            "has no differential privacy.\n"
+            if proposal.budget is None
+            else "What the changes to the networks could tell about single patients is bounded as follows.\n"
+        )
+    )
+    if proposal.budget is not None:
+        _show_budget(proposal, proposal.budget, console)
+    out("[bold]Who stands behind what others receive[/bold]")
+    for sentence in proposal.warnings:
+        out(f"  {sentence}")
+    out()
+
+
+def _show_budget(proposal: Proposal, budget: Budget, console: Console) -> None:
+    """Print what the study would spend of the site's privacy budget."""
+    out, settings = console.print, budget.settings
+    costs = _table("Differential privacy, by patient: epsilon", ("stage", "after its first round", "at its end"))
+    for stage in proposal.stages:
+        if stage.epsilon is not None:
+            costs.add_row(stage.stage, *(f"{epsilon:.3f}" for epsilon in stage.epsilon))
+    out(costs)
+    out(
+        f"Epsilon {budget.alone:.3f} for all rounds of this study, {budget.after:.3f} with the {budget.before:.3f} of "
+        f"other rounds before, at delta {settings.delta:g}. The cap is {budget.cap:g}"
+        + (
+            f": your site stops after {budget.rounds_in_cap} of {budget.rounds} training rounds."
+            if budget.rounds_in_cap < budget.rounds
+            else ", which all of its rounds keep."
+        )
+    )
+    if budget.unbounded:
+        out(
+            f"This site answered {budget.unbounded} study or studies without differential privacy. No epsilon bounds "
+            "what all of its replies together tell about a patient; the above counts the noisy ones alone."
+        )
+    out(
+        "No number that is measured on your patients leaves while training, and your declared patient count is the "
+        "study's public number, not yours. Not covered: when and how long your site answers, and that it takes part."
+    )
+    if settings.evaluation == "outside":
+        out("Not covered either: the closing evaluation, whose numbers about your `test` patients have no noise.")
+    out()
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,218 @@
+"""What a site allows and what it agrees to tell the federation about itself: `policy:` in site.yaml.
+
+Torch-free. The same rules judge a whole study before its approval (`findings`) and each request and
+reply while it runs (`check_request`, `permitted`, `check_bytes`).
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
+from typing import Annotated, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from clients.data.findings import Finding
+from common.contract import COMPONENTS, METRICS, Role, TaskName
+from common.errors import ContractError
+from common.study import Study
+from common.tasks import AnyTask
+
+# YAML has lists only; pydantic's strict mode would refuse them for the tuples that a frozen model needs.
+_FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+_ALL_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
+#: The first word of every metric, which stands for all of the group: `infusion` for `infusion/dice/mean`.
+_METRIC_GROUPS = tuple(dict.fromkeys(name.partition("/")[0] for name in _ALL_METRICS))
+
+
+class Policy(BaseModel):
+    """The `policy:` section of site.yaml; every key has a default, an unknown key or value is refused.
+
+    Lists name what is allowed. A name stands for all that continue it after a `/` or a `.`:
+    `source_branch` for both of its halves, `infusion/dice` for `infusion/dice/mean` and the others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    # A mean over one or two patients is those patients; five is a common floor for small counts.
+    min_patients: int = Field(default=5, ge=1)
+
+    # 1 declares the true count, so that patient-weighted averages are exact; 10 blurs it.
+    patients_rounded_to: int = Field(default=1, ge=1)
+
+    # Above any one probe's archive, so it bounds a site's weight only where the site lowers it.
+    patients_cap: int = Field(default=100_000, ge=1)
+
+    # All: a study gives a role only what that role can do, and its approval shows each of them.
+    allowed_tasks: Annotated[tuple[TaskName, ...], _FromList] = get_args(TaskName)
+
+    # All that any task can train: a study without one of them is another method.
+    allowed_components: Annotated[tuple[str, ...], _FromList] = COMPONENTS
+
+    # All of the contract's: each is one number over at least `min_patients` patients, and without
+    # them nobody sees a run go wrong. What is not allowed is left out of the reply.
+    allowed_metrics: Annotated[tuple[str, ...], _FromList] = _METRIC_GROUPS
+
+    # Every round is one more look at the same patients. The shipped studies take 28; ten times that
+    # is a long study, and more should be a decision.
+    max_rounds: int = Field(default=280, ge=1)
+
+    # Two branches of 0.3 million parameters make 2.5 MB; this leaves room for networks 25 times as
+    # large and is still less than a folder of images.
+    max_round_bytes: int = Field(default=64 * 2**20, ge=1)
+
+    # False: what a first study shows without noise is the reference for the price of privacy. True
+    # refuses every study without differential privacy.
+    privacy_required: bool = False
+
+    # No cap while no privacy is asked for; a study without differential privacy is over any cap. It is
+    # on all studies together, at the delta of the study that asks.
+    epsilon_cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    # No end by itself; a contract with the coordinator often has one. The last day that counts, UTC.
+    expires: date | None = None
+
+    @field_validator("allowed_components")
+    @classmethod
+    def _known_components(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, COMPONENTS, COMPONENTS)
+
+    @field_validator("allowed_metrics")
+    @classmethod
+    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, _ALL_METRICS, _METRIC_GROUPS)
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the policy with every default written out; approvals are bound to it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def declared_patients(self, n: int) -> int:
+        """The patient count that may leave: `n` rounded down to the multiple, then capped.
+
+        A site with any patient declares at least one multiple, because a weight of zero would drop
+        it from the average. Raises ValueError for a negative count.
+        """
+        if n < 0:
+            raise ValueError(f"a patient count is 0 or more, found {n}")
+        if n == 0:
+            return 0
+        multiple = self.patients_rounded_to
+        return min(max(n // multiple * multiple, multiple), self.patients_cap)
+
+    def declared_in(self, study: Study, n: int) -> int:
+        """The patient count that may leave in a study: under privacy its public nominal number, whatever `n` is."""
+        return self.declared_patients(n) if study.privacy is None else study.privacy.nominal_patients
+
+    def permitted(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return those of a task's metrics that may leave."""
+        return {name: value for name, value in metrics.items() if self.permits_metric(name)}
+
+    def permits_metric(self, name: str) -> bool:
+        """Whether a metric of the contract may leave."""
+        return _covers(self.allowed_metrics, name)
+
+    def findings(self, study: Study, role: Role, *, today: date, sent_bytes: Mapping[str, int]) -> list[Finding]:
+        """Return everything in a study that this policy does not allow to a site of `role`.
+
+        Args:
+            today: UTC.
+            sent_bytes: stage name -> bytes of this site's reply in each of its rounds.
+        """
+        found = [*self._of_date(today), *self._of_study(study)]
+        for stage in (round_.stage for round_ in study.rounds() if round_.step == 0):
+            task = stage.task_of(role)
+            if task is not None:
+                found += self._of_task(task, f"stage {stage.name}")
+                found += self._of_bytes(sent_bytes.get(stage.name, 0), f"stage {stage.name}")
+        return found
+
+    def check_date(self, today: date) -> None:
+        """Check the day of a request. Raises ContractError `policy-expired`."""
+        _refuse(self._of_date(today))
+
+    def check_request(self, study: Study, task: AnyTask) -> None:
+        """Check a task before it runs.
+
+        Raises:
+            ContractError: `policy-rounds`, `privacy-required`, `policy-task` or `policy-component`.
+        """
+        _refuse([*self._of_study(study), *self._of_task(task, "the request")])
+
+    def check_bytes(self, count: int) -> None:
+        """Check a reply's size in bytes before it leaves. Raises ContractError `policy-bytes`."""
+        _refuse(self._of_bytes(count, "the reply"))
+
+    def _of_date(self, today: date) -> Iterator[Finding]:
+        if self.expires is not None and today > self.expires:
+            yield _finding(
+                "policy-expired",
+                "expires",
+                f"the policy ended on {self.expires}",
+                "Agree on a new date with your privacy officer, set `expires`, then approve again",
+            )
+
+    def _of_study(self, study: Study) -> Iterator[Finding]:
+        rounds = sum(1 for _ in study.rounds())
+        if rounds > self.max_rounds:
+            yield _finding(
+                "policy-rounds",
+                "max_rounds",
+                f"expected at most {self.max_rounds} rounds, found {rounds}",
+                "Ask the coordinator for a shorter study, or raise `max_rounds`",
+            )
+        # How far the cap reaches is the accountant's business: a study that comes above it stops there.
+        for key, asked in (("privacy_required", self.privacy_required), ("epsilon_cap", self.epsilon_cap is not None)):
+            if asked and study.privacy is None:
+                yield _finding(
+                    "privacy-required",
+                    key,
+                    "expected a study with differential privacy, found one without: its epsilon is unbounded",
+                    "Ask the coordinator for a study with differential privacy, or change the policy",
+                )
+
+    def _of_task(self, task: AnyTask, where: str) -> Iterator[Finding]:
+        if task.task not in self.allowed_tasks:
+            yield _finding(
+                "policy-task",
+                "allowed_tasks",
+                f"{where} asks for the task {task.task}, which is not allowed",
+                "Ask the coordinator for a study without it, or add it to `allowed_tasks`",
+            )
+        barred = [name for name in task.trains if not _covers(self.allowed_components, name)]
+        if barred:
+            yield _finding(
+                "policy-component",
+                "allowed_components",
+                f"{where} would send updates of {', '.join(barred)}, not allowed",
+                "Ask the coordinator for a study without them, or add them to `allowed_components`",
+            )
+
+    def _of_bytes(self, count: int, where: str) -> Iterator[Finding]:
+        if count > self.max_round_bytes:
+            yield _finding(
+                "policy-bytes",
+                "max_round_bytes",
+                f"{where} would send {count} bytes a round, expected at most {self.max_round_bytes}",
+                "Ask the coordinator for a smaller network, or raise `max_round_bytes`",
+            )
+
+
+def _finding(code: str, key: str, message: str, remedy: str) -> Finding:
+    return Finding(code, f"site.yaml policy.{key}", message, remedy)
+
+
+def _refuse(findings: Iterable[Finding]) -> None:
+    """Raise the first finding as what the site answers; its text stays in the site's log."""
+    for finding in findings:
+        raise ContractError(finding.code, finding.message)
+
+
+def _covers(allowed: Iterable[str], name: str) -> bool:
+    return any(name == entry or name.startswith((f"{entry}/", f"{entry}.")) for entry in allowed)
+
+
+def _known(names: tuple[str, ...], known: tuple[str, ...], shown: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = [name for name in names if not any(_covers([name], own) for own in known)]
+    if wrong:
+        raise ValueError(f"unknown: {', '.join(wrong)}; known are {', '.join(shown)}")
+    return names

@@ -1,0 +1,251 @@
+"""What a study would do at a site and what would leave it, as plain data: the text that a hospital approves."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from math import prod
+
+import numpy as np
+
+from clients.data.findings import Finding
+from clients.data.site import Site
+from clients.governance.accountant import Accountant, charges_of, smaller_cap
+from clients.governance.disclosure import possible_metrics
+from clients.node.worker import enrolment
+from common.contract import METRICS, ROLES, Role, Sha256, TaskReply, component_of, pack
+from common.networks import Networks
+from common.privacy import Privacy
+from common.study import Round, Stage, Study
+from common.tasks import AnyTask, TrainingTask
+
+#: Stands for a hash where only the length of a message counts.
+_ANY_HASH: Sha256 = "0" * 64
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What the site does in one stage.
+
+    Attributes:
+        steps: optimizer steps a round; 0 where nothing is trained.
+        sends: components whose updates leave in each round.
+        sent_bytes: of one round's reply at most, all metrics included.
+        metrics: names of the numbers that leave at most, after the policy.
+        epsilon: after the stage's first round and after its last, with all that the site spent before;
+            None where the stage costs nothing.
+    """
+
+    stage: str
+    rounds: int
+    task: str
+    steps: int
+    sends: tuple[str, ...]
+    sent_bytes: int
+    metrics: tuple[str, ...]
+    epsilon: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a study with differential privacy would spend at the site.
+
+    Attributes:
+        settings: the study's.
+        cap: the smaller of the study's and the policy's.
+        before: epsilon of all noisy steps that this site sent already, in other studies or in this one.
+        alone: epsilon of all of this study's rounds, had the site sent nothing before.
+        after: epsilon of both together.
+        rounds, rounds_in_cap: training rounds here, and how many of them the cap lets through.
+        unbounded: studies without privacy that were answered here; with any, no epsilon bounds all that left.
+    """
+
+    settings: Privacy
+    cap: float
+    before: float
+    alone: float
+    after: float
+    rounds: int
+    rounds_in_cap: int
+    unbounded: int
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A study as one site would take part in it.
+
+    Attributes:
+        rounds: all rounds in which this site does something.
+        tensors: component -> tensor name -> shape, of all that would leave.
+        patients: as declared, after rounding and cap.
+        quorum: role -> least number of sites behind an aggregate.
+        budget: of a study with differential privacy, else None.
+        warnings: what the least numbers mean, in sentences.
+        findings: what the site's policy does not allow; with any, the study cannot be approved.
+    """
+
+    study: str
+    study_hash: str
+    policy_hash: str
+    site: str
+    role: Role
+    rounds: int
+    stages: tuple[StagePlan, ...]
+    tensors: dict[str, dict[str, tuple[int, ...]]]
+    patients: int
+    labelled_test: bool
+    quorum: dict[str, int]
+    budget: Budget | None
+    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics of all stages, each once, in the contract's order."""
+        sent = {name for stage in self.stages for name in stage.metrics}
+        return tuple(dict.fromkeys(name for names in METRICS.values() for name in names if name in sent))
+
+
+def propose(study: Study, site: Site, *, today: date, accountant: Accountant | None = None) -> Proposal:
+    """Return what `study` would do at `site` and what its policy says to that.
+
+    Args:
+        today: UTC, for the policy's expiry.
+        accountant: the site's; None stands for one that has spent nothing.
+    """
+    accountant = accountant or Accountant()
+    config = site.config
+    policy, shapes = config.policy, Networks(study)
+    stages = []
+    for round_ in study.rounds():
+        task = round_.stage.task_of(config.role)
+        if task is None or round_.step > 0:
+            continue
+        metrics = tuple(name for name in possible_metrics(study, task, config.role) if policy.permits_metric(name))
+        stages.append(
+            StagePlan(
+                stage=round_.stage.name,
+                rounds=round_.stage.rounds,
+                task=task.task,
+                steps=task.steps if isinstance(task, TrainingTask) else 0,
+                sends=task.trains,
+                sent_bytes=_reply_bytes(round_, task, shapes.shapes(task.trains), metrics),
+                metrics=metrics,
+                epsilon=_epsilon_of_stage(study, config.role, round_.stage, accountant),
+            )
+        )
+    tensors: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.shapes(dict.fromkeys(c for s in stages for c in s.sends)).items():
+        tensors.setdefault(component_of(name), {})[name] = shape
+    quorum = {role: _least(study, role) for role in ROLES if any(s.task_of(role) for s in study.stages)}
+    return Proposal(
+        study=study.name,
+        study_hash=study.hash(),
+        policy_hash=policy.hash(),
+        site=config.name,
+        role=config.role,
+        rounds=sum(stage.rounds for stage in stages),
+        stages=tuple(stages),
+        tensors=tensors,
+        patients=policy.declared_in(study, len(site.patients("train"))),
+        labelled_test=enrolment(site, study).labelled_test,
+        quorum={str(role): least for role, least in quorum.items()},
+        budget=_budget(study, site, accountant),
+        warnings=tuple(_warnings(config.role, quorum)),
+        findings=(
+            *policy.findings(study, config.role, today=today, sent_bytes={s.stage: s.sent_bytes for s in stages}),
+            *_misfits(study, site),
+        ),
+    )
+
+
+def _epsilon_of_stage(study: Study, role: Role, stage: Stage, accountant: Accountant) -> tuple[float, float] | None:
+    own = {round_.index for round_ in study.rounds() if round_.stage.name == stage.name}
+    until = [charge for charge in charges_of(study, role) if charge.round <= max(own)]
+    first = [charge for charge in until if charge.round <= min(own)]
+    if study.privacy is None or not any(charge.round in own for charge in until):
+        return None
+    delta = study.privacy.delta
+    return accountant.epsilon(delta, *first), accountant.epsilon(delta, *until)
+
+
+def _budget(study: Study, site: Site, accountant: Accountant) -> Budget | None:
+    privacy = study.privacy
+    if privacy is None:
+        return None
+    charges, cap = charges_of(study, site.config.role), smaller_cap(privacy, site.config.policy.epsilon_cap)
+    spent = [accountant.epsilon(privacy.delta, *charges[:count]) for count in range(len(charges) + 1)]
+    return Budget(
+        settings=privacy,
+        cap=cap,
+        before=spent[0],
+        alone=Accountant().epsilon(privacy.delta, *charges),
+        after=spent[-1],
+        rounds=len(charges),
+        rounds_in_cap=sum(epsilon <= cap for epsilon in spent[1:]),
+        unbounded=len(accountant.unbounded),
+    )
+
+
+def _misfits(study: Study, site: Site) -> Iterator[Finding]:
+    """Yield why the site's images could not be used in the study."""
+    if study.image.geometry == "spacing" and not site.has_spacing:
+        yield Finding(
+            "no-spacing",
+            "manifest.csv",
+            "expected spacing_mm for every image, since the study resamples by it; found none",
+            "Fill it in, or ask the coordinator for a study with `geometry: letterbox`",
+        )
+    if not any(stage.task_of(site.config.role) for stage in study.stages):
+        yield Finding(
+            "no-task",
+            f"study {study.name}",
+            f"expected a task for {site.config.role} sites, found none",
+            "Ask the coordinator whether this is the right study",
+        )
+
+
+def _reply_bytes(round_: Round, task: AnyTask, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:
+    """Return the most bytes that a reply can have."""
+    header = TaskReply(
+        study=_ANY_HASH,
+        round=round_.index + round_.stage.rounds,
+        stage=round_.stage.name,
+        task=task.task,
+        request=_ANY_HASH,
+        metrics=dict.fromkeys(metrics, -0.12345678901234567e-100),  # as long as a number can be written
+        ledger_head=_ANY_HASH,
+    )
+    frame = len(pack(header, {name: np.zeros((0,), np.float32) for name in shapes}))
+    # Each empty tensor above lacks its values, and the digits of its shape and of its place in the blob.
+    return frame + sum(4 * prod(shape) + 40 for shape in shapes.values())
+
+
+def _least(study: Study, role: Role) -> int:
+    """Return the least number of sites of a role behind an aggregate; a quorum of 0 lets one site be all."""
+    return max(1, study.participation.quorum.get(role, 0))
+
+
+def _warnings(own: Role, quorum: Mapping[Role, int]) -> list[str]:
+    """Return what the least number of sites behind an aggregate means, for the person who approves."""
+    sentences = []
+    for role, least in quorum.items():
+        other = "target" if role == "source" else "source"
+        if least > 1:
+            text = f"Updates of at least {least} {role} hospitals are averaged before anybody receives them."
+            if least == 2:
+                text += " With two, each of the two can subtract its own and see the other's."
+        elif role == own:
+            text = (
+                f"One {role} hospital is enough for a round. If you are the only one, every {other} hospital receives "
+                "your own model, averaged with nobody else's."
+            )
+        else:
+            text = (
+                f"One {role} hospital is enough for a round. If there is only one, every {own} hospital, you "
+                "included, receives that hospital's own model."
+            )
+        sentences.append(text)
+    sentences.append(
+        "The coordinator sees each site's updates before they are averaged, and your site cannot check how many were."
+    )
+    return sentences

@@ -1,0 +1,45 @@
+"""Whether a state folder still remembers all that its ledger tells of.
+
+Each file is on the disk before the line of the ledger that follows from it. So a folder that knows less than
+its ledger has lost a file, or got one from an old backup: rounds would be answered twice, with the same
+randomness, and what was spent would be spent again.
+"""
+
+from clients.governance.accountant import Accountant
+from clients.governance.ledger import read
+from clients.governance.state import State
+from common.errors import SiteStateError
+
+_RESTORE = "it was deleted, or is from an old backup. Restore the whole folder from its latest backup. If there is"
+
+
+def check_memory(state: State, accountant: Accountant) -> None:
+    """Check accountant and answered rounds against the ledger.
+
+    Raises:
+        SiteStateError: naming the file that knows less than the ledger, and what to do.
+    """
+    charges, reached = 0, dict[str, tuple[int, int]]()
+    for line in read(state.ledger):
+        if line["direction"] == "out":
+            charges = max(charges, line.get("charges") or 0)
+            if line["kind"] == "done":
+                place = (line.get("start") or 0, line["round"])
+                reached[line["study"]] = max(place, reached.get(line["study"], place))
+    if accountant.count < charges:
+        raise SiteStateError(
+            f"{state.accountant} knows of {accountant.count} charges, the ledger of {charges}: {_RESTORE} none, "
+            "nothing more may leave for these patients until your privacy officer has decided: `crossprobe ledger "
+            "show` has the epsilon that was spent, and a new state folder would begin at 0."
+        )
+    for study_hash, place in sorted(reached.items()):
+        try:
+            answered = state.answered(study_hash)
+        except SiteStateError:
+            continue  # a damaged record answers nothing
+        if (answered.start, answered.round) < place:
+            raise SiteStateError(
+                f"{state.folder / 'answered' / study_hash} ends with round {answered.round}, the ledger with round "
+                f"{place[1]}: {_RESTORE} none, begin the study again, if the coordinator does: crossprobe site approve "
+                "STUDY --restart; give it once more if this comes again."
+            )

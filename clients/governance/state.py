@@ -1,0 +1,215 @@
+"""A site's state folder: what a hospital's worker must not lose, and what nobody else may read.
+
+    secret              32 random bytes, mode 0600, made once, never sent
+    approvals/HASH.json one file a study, see `clients.governance.approval`
+    ledger.jsonl        see `clients.governance.ledger`
+    answered/HASH       one file a study: the highest round answered, and that very reply
+    accountant.json     what was spent of the privacy budget, see `clients.governance.accountant`
+    lock                held by the process that answers
+
+It is apart from the folder with the images, which the worker needs only to read.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.contract import digest
+from common.errors import RunError, SiteStateError
+from common.files import write_atomically
+from common.seeds import derive
+
+SECRET_BYTES = 32
+VERSION = 1
+#: What to do once a write failed, for the person who reads the error.
+_THEN = "start the worker or the command again"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How far a study has come at this site.
+
+    Attributes:
+        start: how often the study was started over here; each start has randomness of its own.
+        round: highest round that was answered, or -1.
+        request: SHA-256 of the request that it answered, or empty.
+        reply: the bytes that answered it.
+    """
+
+    start: int = 0
+    round: int = -1
+    request: str = ""
+    reply: bytes = b""
+
+
+class State:
+    """The state folder of one site.
+
+    Raises:
+        SiteStateError: if the folder was not made by `crossprobe site init`, or its secret is damaged or
+            readable by others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._secret = folder / "secret"
+        try:
+            mode = self._secret.stat().st_mode
+            secret = self._secret.read_bytes()
+        except FileNotFoundError:
+            raise SiteStateError(
+                f"{folder} is not a site's state folder: it holds no secret. Make it with: "
+                f"crossprobe site init --state {folder}"
+            ) from None
+        except OSError as error:
+            raise SiteStateError(f"cannot read {self._secret}: {error.strerror}. Run as the worker's user.") from None
+        if mode & 0o077:
+            raise SiteStateError(f"others can read {self._secret}. Close it with: chmod 600 {self._secret}")
+        if len(secret) != SECRET_BYTES:
+            raise SiteStateError(
+                f"{self._secret} is damaged: expected {SECRET_BYTES} bytes, found {len(secret)}. Restore it from "
+                "your backup. A new state folder would have a new secret, but forget the ledger, the answered rounds "
+                "and the epsilon that was spent: that is for your privacy officer to decide."
+            )
+        self._secret_bytes = secret
+
+    @classmethod
+    def create(cls, folder: Path, secret: bytes | None = None) -> "State":
+        """Make a state folder with a new secret.
+
+        Args:
+            secret: 32 bytes instead of random ones, for stand-ins that must be repeatable.
+
+        Raises:
+            SiteStateError: if the folder has a secret already or cannot be written.
+        """
+        path = folder / "secret"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if path.exists():
+                raise SiteStateError(f"{folder} already has its secret, which is made once. Nothing was changed.")
+            (folder / "approvals").mkdir(exist_ok=True)
+            (folder / "answered").mkdir(exist_ok=True)
+            temporary = folder / f".secret.{os.getpid()}.part"
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(secrets.token_bytes(SECRET_BYTES) if secret is None else secret)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(temporary, path)  # unlike a rename, fails if somebody else made one meanwhile
+            finally:
+                temporary.unlink()
+        except OSError as error:
+            raise SiteStateError(f"cannot make the state folder {folder}: {error.strerror}.") from None
+        return cls(folder)
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's file."""
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def accountant(self) -> Path:
+        """The accountant's file."""
+        return self.folder / "accountant.json"
+
+    def approval(self, study_hash: str) -> Path:
+        """Return the file of a study's approval, which need not exist."""
+        return self.folder / "approvals" / f"{study_hash}.json"
+
+    def approvals(self) -> list[Path]:
+        """Return the files of all approvals."""
+        return sorted((self.folder / "approvals").glob("*.json"))
+
+    def secret(self, start: int) -> bytes:
+        """Return the 32 bytes from which a study's randomness is derived at its `start`-th start here.
+
+        A round that is asked again with other tensors must not meet the same noise: the difference of
+        the two replies would be free of it.
+        """
+        return self._secret_bytes if start == 0 else derive(self._secret_bytes, "start", start)
+
+    def answered(self, study_hash: str) -> Answered:
+        """Return how far a study has come here.
+
+        Raises:
+            SiteStateError: if the record is damaged; without it an old round could be answered twice.
+        """
+        path = self._answered(study_hash)
+        try:
+            head, _, reply = path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return Answered()
+        except OSError as error:
+            raise SiteStateError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from None
+        try:
+            content = json.loads(head)
+            if content.pop("version") != VERSION or content.pop("sha256") != digest(reply):
+                raise ValueError
+            return Answered(**content, reply=reply)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise SiteStateError(
+                f"{path} is damaged. Restore it from your latest backup; if there is none, remove it, and approve the "
+                "study again with --restart if the coordinator starts it over."
+            ) from None
+
+    def keep_answer(self, study_hash: str, answered: Answered) -> None:
+        """Bring a round and its reply to the disk in one step, before the reply leaves.
+
+        Raises:
+            SiteStateError: if that fails; the record before it is intact.
+        """
+        content = {"version": VERSION, "sha256": digest(answered.reply), **asdict(answered)}
+        del content["reply"]
+        write(self._answered(study_hash), json.dumps(content).encode() + b"\n" + answered.reply)
+
+    def start_over(self, study_hash: str) -> None:
+        """Let a study begin again at its first round, with randomness of its own."""
+        self.keep_answer(study_hash, Answered(start=self.answered(study_hash).start + 1))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for as long as the block runs.
+
+        Raises:
+            SiteStateError: if another process holds it.
+        """
+        with exclusive(self.folder / "lock", f"another worker already uses the state folder {self.folder}"):
+            yield
+
+    def _answered(self, study_hash: str) -> Path:
+        return self.folder / "answered" / study_hash
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file of a site's state, whole or not at all, for its own user only. Raises SiteStateError."""
+    try:
+        write_atomically(path, content, then=_THEN, private=True)
+    except RunError as error:
+        raise SiteStateError(str(error)) from None
+
+
+@contextmanager
+def exclusive(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        SiteStateError: with the text `taken` if another process holds it, or if it cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SiteStateError(f"cannot make the lock file {path}: {error.strerror}.") from None
+    with contextlib.closing(os.fdopen(descriptor, "rb+")) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SiteStateError(f"{taken}. Stop it first; two would answer the same messages.") from None
+        yield

@@ -1,0 +1,126 @@
+"""Numbers about the model that a site received: label-free score, Dice on `val`, foreground."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clients.data.frames import Frame, read_mask
+from clients.learning.training import Metrics, TaskContext
+from common.augment import device_shift
+from common.contract import FUSED
+from common.geometry import from_grid
+from common.infusion import predict_maps
+from common.metrics import frame_dice
+from common.tasks import AnyTask
+
+#: Patients behind a score; more would cost a round's time and hardly move the mean.
+SCORED_PATIENTS = 32
+#: How strong the simulated change of device is in a patient's second view.
+SCORE_STRENGTH = 0.5
+#: Factor by which the mean foreground may differ from the sources' before the score falls. Without a common
+#: spacing the same anatomy is larger or smaller by how deep the image reaches.
+FOREGROUND_TOLERANCE = {"spacing": 1.5, "letterbox": 3.0}
+
+
+def is_fused(task: AnyTask) -> bool:
+    """Whether a request of this task carries the whole fused model."""
+    return set(FUSED) <= set(task.components())
+
+
+@dataclass(frozen=True)
+class Views:
+    """The received model's foreground probability on one frame, [h, w] in [0, 1] and 0 on padding.
+
+    Attributes:
+        plain: of the image as it is.
+        shifted: of the image under simulated device shift.
+    """
+
+    plain: Tensor
+    shifted: Tensor
+
+
+def mean_area(maps: Iterable[Tensor], threshold: float, side: int) -> float:
+    """Return the mean foreground of maps [h, w], in tiles of `side` x `side` pixels.
+
+    An area on the study's grid, not a share of the image: devices show more or less around the anatomy.
+    """
+    areas = [float((p > threshold).sum()) / side**2 for p in maps]
+    return sum(areas) / len(areas)
+
+
+def label_free_score(views: Sequence[Views], prior: float | None, side: int, tolerance: float) -> float:
+    """Score predictions without labels, in [0, 1]; higher is better.
+
+    Args:
+        views: one a patient.
+        prior: the sources' mean foreground in tiles, or None.
+        side: of a tile in pixels.
+        tolerance: factor by which the mean foreground may differ from the prior.
+
+    The mean over patients of the soft Dice between the prediction and that under simulated device
+    shift, times 1 while the mean foreground is within `tolerance` of the prior, and less in proportion
+    beyond. Agreement on the foreground, rather than on all pixels, gives a collapsed model 0.
+    """
+    agreements = []
+    for own in views:
+        overlap = 2 * float((own.plain * own.shifted).sum())
+        agreements.append(overlap / max(1.0, float((own.plain.square() + own.shifted.square()).sum())))
+    agreement = sum(agreements) / len(agreements)
+    if prior is None or prior <= 0:
+        return agreement
+    ratio = mean_area((own.plain for own in views), 0.5, side) / prior
+    return agreement * min(1.0, tolerance * min(ratio, 1 / max(ratio, 1e-6)))
+
+
+def received_views(context: TaskContext) -> dict[Frame, Views]:
+    """Return the received fused model's predictions on one frame of each of many unlabelled training patients.
+
+    Always the same frames under the same shift, so that rounds can be compared; whole images, since a
+    tile of a deep one may hold nothing but noise.
+    """
+    # Fixed for the study, not the round: scores of different rounds must be comparable.
+    generator = torch.Generator().manual_seed(context.study.seed)
+    views = {}
+    for frame in context.data.overview("train", SCORED_PATIENTS):
+        sample = context.data.sample(frame)
+        shifted = device_shift(sample.image[None, None], generator, SCORE_STRENGTH)[0, 0]
+        maps = [
+            predict_maps(context.networks, context.study, image, sample.valid)["infusion"] * sample.valid
+            for image in (sample.image, shifted)
+        ]
+        views[frame] = Views(*maps)
+    return views
+
+
+def score_received(context: TaskContext, views: Iterable[Views]) -> Metrics:
+    """Return `score` of the received fused model from its `received_views`, unless too few patients stand behind it."""
+    if len(context.data.site.patients("train")) < context.policy.min_patients:
+        return {}
+    grid = context.study.image
+    tolerance = FOREGROUND_TOLERANCE[grid.geometry]
+    return {"score": label_free_score(list(views), context.foreground_prior, grid.size, tolerance)}
+
+
+def fused_dice(context: TaskContext) -> Metrics:
+    """Return `val_dice` of the received fused model: the mean over validation patients, on original pixels."""
+    if len(context.data.site.patients("val", labelled=True)) < context.policy.min_patients:
+        return {}
+    values = []
+    for frame in context.data.overview("val", SCORED_PATIENTS):
+        sample = context.data.sample(frame)
+        maps = predict_maps(context.networks, context.study, sample.image, sample.valid, baseline=False)
+        values.append(frame_dice(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame)))
+    return {"val_dice": sum(values) / len(values)}
+
+
+def mean_foreground(context: TaskContext) -> float:
+    """Return the mean foreground of all labelled training patients, in tiles, at most 1.
+
+    Of all: lesions differ so much in size that a sample of 32 patients was off by half on real data.
+    """
+    everyone = context.data.overview("train", len(context.data.site.patients("train")))
+    truths = [context.data.labelled(frame).truth for frame in everyone]
+    return min(1.0, mean_area((t for t in truths if t is not None), 0.5, context.study.image.size))

@@ -1,0 +1,1 @@
+"""The hospital's processes: the worker, its gatekeeper and the ways in."""

@@ -1,0 +1,203 @@
+"""The worker as a hospital runs it: around `Worker`, what must be true before anything leaves.
+
+For each message: it is in the ledger; its study is approved, by an approval that still holds; the policy
+has not expired; its round was not answered before. Only then a task runs, and its reply is on the disk
+and in the ledger before it leaves.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from clients.data.site import Site
+from clients.governance.accountant import Accountant
+from clients.governance.approval import Approval, approval_of, valid_approvals
+from clients.governance.ledger import Ledger, LedgerError, entry
+from clients.governance.rate_limit import Allowance
+from clients.governance.rollback_check import check_memory
+from clients.governance.state import Answered, State
+from clients.node.refusals import refusal
+from clients.node.worker import Worker, enrolment
+from common.contract import EnrolRequest, Message, TaskReply, TaskRequest, Tensors, digest, pack, unpack
+from common.errors import ContractError, SiteStateError
+
+log = logging.getLogger("crossprobe.worker")
+
+#: How long a request waits for the one before, in seconds: a task that was cancelled ends its step first.
+BUSY_WAIT_S = 2.0
+
+
+class GuardedWorker:
+    """Answers messages for one site; one task at a time, from any number of threads.
+
+    Args:
+        site: a checked site folder.
+        state: its state folder, held by this process alone (`State.locked`).
+
+    Raises:
+        LedgerError: if the ledger is damaged.
+        SiteStateError: if the accountant's file is, or if the folder knows less than its ledger.
+    """
+
+    def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
+        self.site, self.state, self.busy_wait_s = site, state, busy_wait_s
+        self.ledger = Ledger(state.ledger)
+        self._config = _site_yaml(site)
+        self.accountant = Accountant(state.accountant)
+        check_memory(state, self.accountant)
+        self.allowance = Allowance()
+        self._at_work, self._writing = threading.Lock(), threading.Lock()
+        self._turned_away = 0
+        self._worker: Worker | None = None
+        self._start = 0
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a task runs now."""
+        return self._at_work.locked()
+
+    def handle(self, payload: bytes, cancelled: Callable[[], bool] = lambda: False) -> bytes:
+        """Answer a message; raises nothing.
+
+        A study without a valid approval gets `not-approved`, without a ledger head, whatever else might
+        be wrong. Where the ledger cannot be written, nothing leaves but `ledger-unwritable`. Beyond the
+        allowance every message gets `too-many-messages`, unread and always in the same bytes; the first
+        of these is in the ledger, and how many followed is in its next line.
+        """
+        try:
+            with self._writing:
+                if not self.allowance.left():
+                    return self._turn_away(payload)
+            return self._logged(payload, cancelled)
+        except LedgerError as error:
+            log.error("%s", error)
+            return pack(refusal("ledger-unwritable"))
+        except Exception:
+            log.exception("%s: a message could not be handled", self.site.config.name)
+            return pack(refusal("task-failed"))
+
+    def _logged(self, payload: bytes, cancelled: Callable[[], bool]) -> bytes:
+        header: Message | None = None
+        tensors: Tensors = {}
+        try:
+            header, tensors = unpack(payload)
+            wrong = "" if isinstance(header, EnrolRequest | TaskRequest) else "not-a-request"
+        except ContractError as error:
+            wrong = error.code
+        incoming = entry("in", payload, header, tensors)
+        with self._writing:
+            incoming["unwritten"] = max(0, self._turned_away - 1)
+            head = self.ledger.append(incoming)
+            self._turned_away = 0
+        approval = self._approval(header)
+        if approval is not None:
+            reply = self._of_approved(approval, payload, header, head, cancelled)
+        elif wrong and valid_approvals(self.state, self.site.config):
+            reply = pack(refusal(wrong, ledger_head=head))
+        else:
+            reply = pack(refusal("not-approved"))
+        # What leaves is what is written down: read back from the very bytes.
+        answer, updates = unpack(reply)
+        epsilon = self.accountant.stated(approval.study.privacy) if approval else None
+        start = self.state.answered(answer.study).start if isinstance(answer, TaskReply) else None
+        charges = self.accountant.count
+        outgoing = entry("out", reply, answer, updates, header, epsilon, charges=charges, start=start)
+        self.ledger.append(outgoing)
+        if not isinstance(answer, TaskReply) or answer.ledger_head != head:  # else new, not given again
+            with self._writing:
+                self.allowance.use(incoming, outgoing)
+        return reply
+
+    def _turn_away(self, payload: bytes) -> bytes:
+        reply = refusal("too-many-messages")
+        self._turned_away += 1
+        if self._turned_away == 1:
+            log.warning("%s: too many messages; until there are fewer, they are only counted", self.site.config.name)
+            lines = (entry("in", payload, None, {}), entry("out", pack(reply), reply, {}))
+            self.allowance.use(*lines)
+            for line in lines:
+                self.ledger.append(line)
+        return pack(reply)
+
+    def _approval(self, header: Message | None) -> Approval | None:
+        """Return the approval of a request's study as it is on disk now, if it holds."""
+        if not isinstance(header, EnrolRequest | TaskRequest):
+            return None
+        try:
+            approval = approval_of(self.state, header.study)
+        except SiteStateError as error:
+            log.error("%s", error)
+            return None
+        for finding in approval.void(self.site.config) if approval else ():
+            log.warning("%s", finding)
+            return None
+        if _site_yaml(self.site) != self._config:
+            log.warning("%s: site.yaml was changed; restart the worker, and approve again", self.site.config.name)
+            return None
+        return approval
+
+    def _of_approved(
+        self, approval: Approval, payload: bytes, header: Message | None, head: str, cancelled: Callable[[], bool]
+    ) -> bytes:
+        """Return the reply to a request of an approved study; raises nothing."""
+        try:
+            self.site.config.policy.check_date(datetime.now(UTC).date())
+            if not isinstance(header, TaskRequest):  # an enrolment needs no image, and waits for no task
+                declared = enrolment(self.site, approval.study)
+                # As approved: a count that followed the folder would tell when a patient came or went.
+                return pack(declared.model_copy(update={"patients": approval.patients}))
+            if not self._at_work.acquire(timeout=self.busy_wait_s):
+                raise ContractError("busy", "another task is running")
+            try:
+                return self._once(approval, payload, header, head, cancelled)
+            finally:
+                self._at_work.release()
+        except ContractError as error:
+            log.warning("%s: refused: %s", self.site.config.name, error)
+            code = error.code
+        except SiteStateError as error:
+            log.error("%s", error)
+            code = "state-failed"
+        except Exception:
+            log.exception("%s: a request could not be handled", self.site.config.name)
+            code = "task-failed"
+        return pack(refusal(code, ledger_head=head))
+
+    def _once(
+        self, approval: Approval, payload: bytes, header: TaskRequest, head: str, cancelled: Callable[[], bool]
+    ) -> bytes:
+        """Run a task, unless its round was answered: then only the very same request gets its very same reply."""
+        answered = self.state.answered(approval.study_hash)
+        if digest(payload) == answered.request:
+            return answered.reply
+        if header.round < answered.round:
+            raise ContractError("old-round", f"round {answered.round} was already answered")
+        if header.round == answered.round:
+            raise ContractError("round-answered", "the round was already answered, to another request")
+        approved = self.state.approval(approval.study_hash).exists
+        worker = self._worker_of(approval, answered.start)
+        reply = worker.handle(payload, lambda: cancelled() or not approved(), ledger_head=head)
+        if not approved():  # withdrawn while the task ran
+            return pack(refusal("not-approved"))
+        if isinstance(unpack(reply)[0], TaskReply):
+            kept = Answered(answered.start, header.round, digest(payload), reply)
+            self.state.keep_answer(approval.study_hash, kept)
+        return reply
+
+    def _worker_of(self, approval: Approval, start: int) -> Worker:
+        """Return the worker of a study; only the last is kept, since it holds the images in memory."""
+        known = self._worker
+        if known is None or (known.study_hash, self._start) != (approval.study_hash, start):
+            self._worker, self._start = None, start
+            self._worker = Worker(self.site, approval.study, self.state.secret(start), self.accountant)
+        assert self._worker is not None
+        return self._worker
+
+
+def _site_yaml(site: Site) -> bytes | None:
+    """Return the file that holds the policy as it is now: one that was tightened must not wait for a restart."""
+    try:
+        return (site.folder / "site.yaml").read_bytes()
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""Between hospitals: Flower, certificates and startup kits."""

@@ -1,0 +1,176 @@
+"""A study between hospitals, as the coordinator drives it: submit, follow, look, stop, go on."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.errors import CrossProbeError, RunError
+from common.files import write_atomically
+from common.study import load_study, read_study_of_run
+from server import history, pause
+from server.federation.flower_cli import ERROR, FlowerCli
+from server.history import RoundRecord
+from server.pause import Pause
+
+#: In a run's folder: which Flower run it is, and where.
+RUN = "flower.json"
+#: Written to a run's folder and removed before it is submitted.
+ROOM, ROOM_BYTES = ".room", 2**16
+#: In a run's folder, written by the ServerApp: the node id behind each site's name.
+NODES = "nodes.json"
+#: Of a round's deadline; a site that takes longer than this share may well miss the next one.
+SLOW_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """The Flower run that writes a run's folder."""
+
+    run_id: str
+    address: str
+    ca: str
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """How a site does.
+
+    Attributes:
+        state: `connected`, `slow` (answered its last round late or after half the deadline), `lost` (its
+            SuperNode is offline, or its last reply never came) or `refused` (it said no, see `detail`).
+    """
+
+    state: str
+    last_round: int | None
+    seconds: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run does: Flower's word for it, the last round, the sites, the ServerApp's error if it left one.
+
+    Attributes:
+        paused: the sites that the run waits for, or None.
+    """
+
+    flower: str
+    rounds_done: int
+    rounds: int
+    stage: str
+    sites: Mapping[str, SiteStatus]
+    error: str
+    paused: Pause | None = None
+
+
+def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> str:
+    """Submit a study and return Flower's id of the run.
+
+    With `resume`, the Flower run that wrote the folder before is stopped first: two would write one checkpoint.
+
+    Raises:
+        RunError: if the folder holds a run and `resume` is not given, or the SuperLink does not accept it.
+    """
+    load_study(study)  # its errors here, not a minute later from the ServerApp
+    if (out / "checkpoint" / "state.json").exists() and not resume:
+        raise RunError(f"{out} already holds a run. Continue it with --resume, or choose another --out folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ERROR).unlink(missing_ok=True)
+        write_atomically(out / ROOM, bytes(ROOM_BYTES))  # a full disk is told now, not by a run that cannot say so
+        (out / ROOM).unlink()
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror}. Choose another --out folder.") from None
+    if resume and (out / RUN).exists():
+        stop(cli, out)
+    run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
+    run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
+    write_atomically(out / RUN, json.dumps(asdict(run)).encode())
+    return run_id
+
+
+def run_of(out: Path) -> FlowerRun:
+    """Return the Flower run that writes a folder. Raises RunError if none was started there."""
+    try:
+        return FlowerRun(**json.loads((out / RUN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise RunError(
+            f"{out} holds no run that was started by `crossprobe study run`. Start one with: "
+            f"crossprobe study run STUDY --out {out}"
+        ) from None
+
+
+def stop(cli: FlowerCli, out: Path) -> bool:
+    """Stop the Flower run that writes a folder; return whether it was still going.
+
+    Raises:
+        RunError: if there is none, or it cannot be stopped.
+    """
+    run = run_of(out)
+    if cli.status(run.run_id).startswith("finished"):
+        return False
+    cli.stop(run.run_id)
+    return True
+
+
+def follow(cli: FlowerCli, run_id: str, out: Path, on_round: Callable[[RoundRecord], None]) -> None:
+    """Wait for a run's end, telling each new record of its history. Raises RunError if it failed."""
+    seen = len(history.read(out))
+
+    def poll() -> None:
+        nonlocal seen
+        records = history.read(out)
+        seen = min(seen, len(records))  # a resumed run dropped what its checkpoint does not hold
+        for record in records[seen:]:
+            on_round(record)
+        seen = len(records)
+
+    cli.follow(run_id, out, poll)
+
+
+def status(cli: FlowerCli, out: Path) -> Status:
+    """Return how a run does.
+
+    Raises:
+        RunError: if no run was started there or the SuperLink does not answer.
+    """
+    run = run_of(out)
+    flower = cli.status(run.run_id)
+    online = {node["node-id"] for node in cli.nodes() if node["status"] == "online"}
+    records = history.read(out)
+    try:
+        study = read_study_of_run(out)
+        rounds, deadline_s = len(list(study.rounds())), study.participation.deadline_s
+    except CrossProbeError:  # still enrolling
+        rounds, deadline_s = 0, 0.0
+    names = sorted({name for record in records for name in record.sites} | nodes_of(out).keys())
+    sites = {name: _site(name, records, nodes_of(out).get(name), online, deadline_s) for name in names}
+    counted = [record for record in records if record.counted]
+    error = (out / ERROR).read_text(encoding="utf-8") if (out / ERROR).exists() else ""
+    stage = records[-1].stage if records else "enrolment"
+    # A run that was killed in its pause left the file.
+    paused = None if flower.startswith("finished") else pause.read(out)
+    return Status(flower, counted[-1].round + 1 if counted else 0, rounds, stage, sites, error, paused)
+
+
+def nodes_of(out: Path) -> dict[str, str]:
+    """Return the node id behind each site's name, as the ServerApp found them at enrolment."""
+    try:
+        nodes: dict[str, str] = json.loads((out / NODES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return nodes
+
+
+def _site(name: str, records: list[RoundRecord], node: str | None, online: set[str], deadline_s: float) -> SiteStatus:
+    last = next((record for record in reversed(records) if name in record.sites), None)
+    seen = last.sites[name] if last else None
+    state = "connected"
+    if (node is not None and node not in online) or (seen is not None and seen.status == "failed"):
+        state = "lost"
+    elif seen is not None and seen.status == "refused":
+        state = "refused"
+    elif seen is not None and (seen.status == "late" or seen.seconds > SLOW_SHARE * deadline_s > 0):
+        state = "slow"
+    return SiteStatus(state, last.round if last else None, seen.seconds if seen else 0.0, seen.detail if seen else "")

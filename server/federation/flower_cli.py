@@ -1,0 +1,237 @@
+"""The `flwr` command as a child process with a home of its own: submit a run, follow it, stop it.
+
+Used for the simulation and for a federation between hospitals. `flwr run --stream` would exit 0 when the
+ServerApp crashed; here the run's status decides, and the ServerApp's own message is the error.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.errors import RunError
+
+#: The folder with pyproject.toml, which Flower bundles as the app.
+APP = Path(__file__).resolve().parents[2]
+#: Holds the message of the error that ended a run; `flwr` itself only says that it failed.
+ERROR = "error.txt"
+#: The one connection in a home's config.toml.
+_LINK = "coordinator"
+_POLL_S = 1.0
+#: Each look at the run's status starts a Python process of its own; every second would take a quarter of a core.
+_STATUS_EVERY_S = 5.0
+#: A SuperLink that is being restarted is away for about 25 s; this many looks in a row may fail.
+_STATUS_PATIENCE = 24
+COMPLETED = "finished:completed"
+#: One of our errors in Flower's log: where the disk is full, the ServerApp can leave no message in the run's folder.
+_LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
+
+
+def tool(name: str) -> str:
+    """Return a program of the environment that runs us, whatever PATH says."""
+    return str(Path(sys.executable).parent / name)
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Return the environment for Flower's programs: nothing is reported, looked up or installed at run time."""
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
+    }
+
+
+class FlowerCli:
+    """`flwr` against one SuperLink.
+
+    Args:
+        address: host:port of the SuperLink.
+        ca: certificate of the authority behind it, or None for a loopback one without TLS.
+        home: existing folder for config.toml; default: a temporary one.
+    """
+
+    def __init__(self, address: str, ca: Path | None, home: Path | None = None) -> None:
+        self.address, self.ca = address, ca
+        self._temporary = None if home else tempfile.TemporaryDirectory(prefix="crossprobe-flwr-")
+        self.home = home or Path(self._temporary.name if self._temporary else "")
+        # JSON's strings are TOML's basic strings.
+        trust = f"root-certificates = {json.dumps(str(ca.resolve()))}" if ca else "insecure = true"
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\naddress = {json.dumps(address)}\n{trust}\n'
+        )
+        self.environment = flower_environment(self.home)
+
+    def call(self, *arguments: str) -> dict[str, Any]:
+        """Run `flwr ARGUMENTS --format json` and return its answer, also one that says it failed.
+
+        Raises:
+            RunError: if there is no answer.
+        """
+        done = subprocess.run(
+            [tool("flwr"), *arguments, "--format", "json"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            content = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            raise RunError(f"`flwr {arguments[0]}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None
+        return content if isinstance(content, dict) else {}
+
+    def submit(self, config: dict[str, str | bool], *, federation: str = "") -> str:
+        """Bundle the app, start a run of it, and return the run's id.
+
+        Raises:
+            RunError: if the SuperLink does not accept it.
+        """
+        # JSON's strings and booleans are TOML's.
+        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        more = ("--federation-config", federation) if federation else ()
+        answer = self.call("run", str(APP), _LINK, "--run-config", pairs, *more)
+        if not answer.get("success") or answer.get("run-id") is None:
+            raise RunError(f"Flower did not accept the run: {self._why(answer)}")
+        return str(answer["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """Return a run's status, `finished:completed` if all went well. Raises RunError."""
+        answer = self.call("ls", _LINK, "--run-id", run_id)
+        runs = answer.get("runs")
+        if not runs:
+            raise RunError(f"no answer about run {run_id}: {self._why(answer)}")
+        return str(runs[0].get("status", ""))
+
+    def stop(self, run_id: str) -> None:
+        """Stop a run. Raises RunError if it goes on."""
+        answer = self.call("stop", run_id, _LINK)
+        if not answer.get("success") and not self.status(run_id).startswith("finished"):
+            raise RunError(f"cannot stop run {run_id}: {self._why(answer)}")
+
+    def nodes(self) -> list[dict[str, str]]:
+        """Return all registered SuperNodes with `node-id` and `status`. Raises RunError."""
+        answer = self.call("supernode", "list", _LINK)
+        if not answer.get("success"):
+            raise RunError(f"no answer about the sites: {self._why(answer)}")
+        return [{str(key): str(value) for key, value in node.items()} for node in answer.get("nodes", ())]
+
+    def register(self, name: str, public_key: Path) -> str:
+        """Bind a site's name to its public key and return its node id. Raises RunError."""
+        answer = self.call("supernode", "register", str(public_key), _LINK, "--name", name)
+        if not answer.get("success"):
+            raise RunError(f"{name} was not registered: {self._why(answer)}")
+        return str(answer["node-id"])
+
+    def error_in_log(self, run_id: str) -> str:
+        """Return the message of the error that ended a run's ServerApp, as Flower logged it, or an empty text."""
+        done = subprocess.run(
+            [tool("flwr"), "log", run_id, _LINK, "--show"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = _LOGGED_ERROR.findall(done.stdout)
+        return found[-1] if found else ""
+
+    def names(self) -> dict[str, str]:
+        """Return node id -> name of every registered SuperNode, which `flwr supernode list` does not tell.
+
+        Raises:
+            RunError: if the SuperLink does not answer.
+        """
+        import httpx
+        from flwr.proto.control_pb2 import ListNodesRequest
+        from flwr.supercore.control import ControlHttpClient
+
+        try:
+            ca = self.ca.read_bytes() if self.ca else None
+            client = ControlHttpClient.from_server_address(self.address, self.ca is None, ca, ())
+            nodes = client.ListNodes(ListNodesRequest()).nodes_info
+        except (httpx.HTTPError, OSError) as error:
+            raise RunError(self._why({"error-message": f"The SuperLink is unavailable ({error})."})) from None
+        return {str(node.node_id): node.name for node in nodes if node.status != "unregistered"}
+
+    def unregister(self, name: str) -> list[str]:
+        """Take a name from every key that has it, and return their node ids; none of them may connect any more.
+
+        Raises:
+            RunError: if no key has the name, or the SuperLink keeps one.
+        """
+        names = self.names()
+        nodes = [node for node, known in names.items() if known == name]
+        if not nodes:
+            known = ", ".join(sorted(set(names.values()))) or "none"
+            raise RunError(f"no key is registered as {name}, so there is nothing to take back. Registered: {known}.")
+        for node in nodes:
+            answer = self.call("supernode", "unregister", node, _LINK)
+            if not answer.get("success"):
+                raise RunError(f"{name} is still registered as node {node}: {self._why(answer)}")
+        return nodes
+
+    def _why(self, answer: dict[str, Any]) -> str:
+        """Return Flower's reason, and what to do where it is known."""
+        text = str(answer.get("error-message", answer))
+        # The first line only repeats the connection's name.
+        reason = " ".join(line for line in text.splitlines() if line and not line.startswith("Using SuperLink"))
+        if "already in use" in reason:
+            return f"{reason} This key has its site already, or was barred; the site makes a new one with keygen."
+        if "unavailable" in reason:
+            return (
+                f"nobody who is certified by {self.ca} answers at {self.address}. Check that the SuperLink runs "
+                "(docker compose ps), that its certificate has not expired (openssl x509 -enddate -noout -in "
+                "server.crt), and that --ca is the ca.crt made with it."
+            )
+        return reason
+
+    def follow(
+        self,
+        run_id: str,
+        out: Path,
+        on_poll: Callable[[], None] = lambda: None,
+        log_tail: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Wait for a run's end.
+
+        Args:
+            out: the run's folder, for the ServerApp's own message.
+            on_poll: is called about once a second; what it raises ends the waiting, not the run.
+            log_tail: returns what else there is to read where the ServerApp left no message.
+
+        Raises:
+            RunError: with the ServerApp's own message if the run failed, or if the SuperLink stays away.
+        """
+        unanswered = 0
+        while True:
+            until = time.monotonic() + _STATUS_EVERY_S
+            while time.monotonic() < until:
+                time.sleep(_POLL_S)
+                on_poll()
+            try:
+                status, unanswered = self.status(run_id), 0
+            except RunError:
+                unanswered += 1
+                if unanswered >= _STATUS_PATIENCE:
+                    raise
+                continue
+            if status == COMPLETED:
+                on_poll()
+                return
+            if status.startswith("finished"):
+                message = out / ERROR
+                raise RunError(
+                    message.read_text()
+                    if message.exists() and message.stat().st_size
+                    else self.error_in_log(run_id)
+                    or f"Flower reports `{status}`, and the ServerApp left no message: it was stopped or killed. "
+                    f"Everything up to the last round is saved; start again with --resume.\n{log_tail()}".strip()
+                )

@@ -1,0 +1,196 @@
+"""An ablation as Markdown tables and SVG charts, for docs/results.md."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from common.files import write_atomically
+from server.report.charts import LETTER_WIDTH, Interval, axis_over, interval_chart
+from simulations.ablation.comparison import DETECTABLE
+from simulations.ablation.tally import AVERAGE, BASELINE, PAPER, RELEASED
+
+#: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
+STYLE = (
+    "<style>text{font:12px sans-serif;fill:#777}.grid{stroke:#8884}.reference{stroke:#777;stroke-dasharray:3 3}"
+    ".whisker{stroke:#2a78b8;stroke-width:2}.dot{fill:#2a78b8}.whisker.oracle{stroke:#999}.dot.oracle{fill:#999}"
+    "</style>"
+)
+
+
+def chart(name: str, table: dict[str, Any]) -> str:
+    """Return the differences to the baseline on the target, in Dice points, as an SVG document."""
+    rows = []
+    for row, own in table["rows"].items():
+        found = own["target"].get("difference")
+        if found:
+            kind = "oracle" if own["variant"] == "oracle" else "method"
+            rows.append(Interval(row, kind, *(100 * found[key] for key in ("mean", "low", "high"))))
+    axis = axis_over([0.0, *(v for row in rows for v in (row.low, row.high))])
+    title = f"{name}: difference to the baseline, Dice points"
+    longest = max((len(row.label) for row in rows), default=0)
+    svg = str(interval_chart(rows, axis, title=title, reference=0.0, labels=int(LETTER_WIDTH * longest)))
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
+
+
+def overview(summaries: Sequence[dict[str, Any]]) -> str:
+    """Return one line for each data set of all ablations: baseline, the paper's recipe, the released model."""
+    lines = [
+        "| data | baseline | paper's recipe | all stages | all stages - baseline [95 % over patients] | "
+        "range over seeds | the same on the labelled probe | command |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for summary in summaries:
+        for name, table in summary["data"].items():
+            rows = table["rows"]
+            if RELEASED not in rows:
+                continue
+            released = rows[RELEASED]
+            cells = [
+                name,
+                *(f"{100 * rows[row]['target']['mean']:.1f}" if row in rows else "" for row in (BASELINE, PAPER)),
+                f"{100 * released['target']['mean']:.1f}",
+                points(released["target"]["difference"]),
+                _spread(released["target"]["difference"]["seeds"]),
+                points(released["source"]["difference"]),
+                f"`{summary['command']}`",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def section(summary: dict[str, Any], folder: str) -> str:
+    """Return an ablation's section: for each data set the chart, the table and the questions.
+
+    Args:
+        folder: of the charts, as the page links it.
+    """
+    seeds = ", ".join(map(str, summary["seeds"]))
+    lines = [
+        f"## Ablation: {summary['name']}",
+        "",
+        f"`{summary['command']}`",
+        "",
+        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}.",
+        "",
+    ]
+    for name, table in summary["data"].items():
+        lines += _data_set(name, table, folder, len(summary["seeds"]))
+    return "\n".join(lines)
+
+
+def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list[str]:
+    closed = table["gap"].get("closed", {})
+    count = table["patients"]
+    whom = (
+        f"{count} test patients, the same for each seed" if table["same_patients"] else f"{count} test patients in all"
+    )
+    lines = [
+        f"### {name}",
+        "",
+        f"![differences to the baseline]({folder}/{name}.svg)",
+        "",
+        f"Target: {whom}; {seeds} seed(s). Intervals and p are over patients, for these trained models: another "
+        "training run may differ by more, see the column of the seeds' means. p: signed-rank test, before and after "
+        "Holm's correction over the variants, of which each has one row tested. Minutes and megabytes: "
+        "of one seed (median), its training alone.",
+        "",
+        "| row | target Dice % | difference [95 %] | seeds | p | gap closed | labelled probe: difference | min | MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row, own in table["rows"].items():
+        target, source = own["target"], own["source"]
+        cells = [row, f"{100 * target['mean']:.1f}"]
+        if "difference" in target:
+            cells += [
+                points(target["difference"]),
+                _spread(target["difference"]["seeds"]),
+                f"{target['difference']['p']:.2g}, {own['p_holm']:.2g}" if "p_holm" in own else "",
+                f"{100 * closed[row]:.0f} %" if row in closed else "",
+                points(source["difference"]),
+            ]
+        else:
+            cells += ["", f"Dice {_spread(target['seeds'], sign='')}", "", "", f"Dice {100 * source['mean']:.1f}"]
+        cells += [f"{own['minutes']:.1f}", f"{own['bytes'] / 1e6:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    if table["gap"]:
+        lines += ["", f"Gap between baseline and oracle: {100 * table['gap']['points']:.1f} points."]
+    released = table["rows"].get(RELEASED, {}).get("target")
+    if released:
+        found = released["difference"]
+        lines += [
+            "",
+            f"Of the released model: {found['gaining']} of {count} patients gain; the median of their differences is "
+            f"{100 * found['median']:+.1f} points. {detectable(count, found['low'], found['high'])}",
+        ]
+    average = table["rows"].get(AVERAGE, {}).get("target")
+    if average and table["courses"]:
+        lines += ["", _courses(table["courses"], average["seeds"])]
+    if not table["contrasts"]:
+        return [*lines, ""]
+    lines += ["", "| question | difference on the target [95 %] | seeds |", "| --- | --- | --- |"]
+    for asked in table["contrasts"]:
+        own = asked["difference"]
+        lines.append(f"| {asked['row']} against {asked['against']} | {points(own)} | {_spread(own['seeds'])} |")
+    return [*lines, ""]
+
+
+def detectable(patients: int, low: float, high: float) -> str:
+    """Return the sentence on the smallest difference in Dice that patients can show, from an interval of them."""
+    points = 100 * DETECTABLE * (high - low) / 2
+    return (
+        f"With {patients} patients a true difference of about {points:.1f} points would be found four times out of "
+        f"five ({DETECTABLE} times half the released model's interval)."
+    )
+
+
+def _courses(courses: list[list[float]], released: list[float]) -> str:
+    """Return how each seed's rounds of `refine` went, and how far the release's average is from their best."""
+    runs = "; ".join(", ".join(f"{100 * dice:.1f}" for dice in course) for course in courses)
+    gaps = [100 * (max(course) - own) for course, own in zip(courses, released, strict=True)]
+    behind = ", ".join(f"{round(gap, 1) + 0.0:.1f}" for gap in gaps)  # + 0.0: no minus before a zero
+    return (
+        f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The release, "
+        f"picked without labels, is by the same average behind the best of them by {behind}."
+    )
+
+
+def points(found: dict[str, Any]) -> str:
+    """Return a difference with its interval, in Dice points."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * found[key] for key in ("mean", "low", "high")))
+
+
+def _spread(seeds: list[float], sign: str = "+") -> str:
+    low, high = 100 * min(seeds), 100 * max(seeds)
+    return f"{low:{sign}.1f} to {high:{sign}.1f}"
+
+
+def publish(summary: dict[str, Any], folder: Path) -> None:
+    """Put an ablation's summary and charts where docs/results.md is made from."""
+    own = folder / "ablation"
+    own.mkdir(parents=True, exist_ok=True)
+    write_atomically(own / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode())
+    for name, table in summary["data"].items():
+        write_atomically(own / f"{name}.svg", (chart(name, table) + "\n").encode())
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print each data set's rows for the person at the terminal."""
+    for name, table in summary["data"].items():
+        closed = table["gap"].get("closed", {})
+        view = Table(title=f"{name}: Dice on the target's test patients, %")
+        for column in ("row", "Dice", "difference to baseline [95 %]", "seeds", "gap closed"):
+            view.add_column(column, justify="left" if column == "row" else "right")
+        for row, own in table["rows"].items():
+            found = own["target"].get("difference")
+            view.add_row(
+                row,
+                f"{100 * own['target']['mean']:.1f}",
+                points(found) if found else "",
+                _spread(found["seeds"]) if found else "",
+                f"{100 * closed[row]:.0f} %" if found and row in closed else "",
+            )
+        console.print(view)

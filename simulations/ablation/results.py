@@ -1,0 +1,104 @@
+"""docs/results.md, written from the summaries of runs: `python -m simulations.ablation.results docs/results`.
+
+The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate
+--publish` put there, and `notes.md`, the words between the numbers. No number of the page is typed in by hand.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.contract import PREDICTORS
+from common.errors import RunError
+from common.files import write_atomically
+from simulations.ablation.page import detectable, overview
+from simulations.ablation.page import section as ablation_section
+
+
+def page(folder: Path) -> str:
+    """Return the page as Markdown.
+
+    Raises:
+        RunError: if the folder holds no summaries or no notes.
+    """
+    files = sorted(folder.glob("*.json"))
+    notes = folder / "notes.md"
+    ablations = sorted((folder / "ablation").glob("*.json"))
+    if not (files or ablations) or not notes.exists():
+        raise RunError(f"{folder} needs notes.md and a summary.json of each run, copied under the run's name.")
+    summaries = [json.loads(file.read_text(encoding="utf-8")) for file in ablations]
+    sections = [ablation_section(summary, f"{folder.name}/ablation") for summary in summaries]
+    sections += [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    if summaries:
+        sections.insert(0, f"## Ablations in short\n\nDice % on the target's test patients.\n\n{overview(summaries)}")
+    head = "<!-- written by `python -m simulations.ablation.results docs/results`; edit notes.md there instead -->\n"
+    return head + notes.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(sections)
+
+
+def section(name: str, summary: dict[str, Any]) -> str:
+    """Return one run's table, with command, seed, hardware, time and bytes."""
+    score = summary["label_free_score"]
+    megabytes = {way: f"{count / 1e6:.0f} MB" for way, count in summary["bytes"].items()}
+    patients = ", ".join(f"{site} {count}" for site, count in summary["patients"].items())
+    lines = [
+        f"## {name}",
+        "",
+        f"`{summary['command']}`",
+        "",
+        f"Seed {summary['seed']}; {summary['hardware']}; {summary['wall_s'] / 60:.1f} minutes in all, the baseline's "
+        f"training included; {megabytes['to_sites']} to sites, {megabytes['from_sites']} from sites; training "
+        f"patients: {patients}.",
+        "",
+        "| site | predictor | Dice % [95 %] | difference to baseline [95 %] | IoU % | HD95 (mm, or pixels without "
+        "spacing) | calibration error % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for site, dice in summary["dice"].items():
+        for predictor in (p for p in PREDICTORS if p in dice):
+            lines.append(f"| {site} ({summary['roles'][site]}) | {_row(summary, site, predictor)} |")
+    for site, role in summary["roles"].items():
+        found = summary["difference_to_baseline"].get(site, {}).get("infusion")
+        if role == "target" and found:
+            low, high = found["ci95"]
+            count = summary["dice"][site]["infusion"]["patients"]
+            lines += ["", f"{site}: {detectable(count, low, high)}"]
+    correlation = score["rank_correlation_with_source_val_dice"]
+    relation = (
+        "not validated (too few rounds with both numbers)"
+        if correlation is None
+        else f"{correlation:+.2f} over {len(score['rounds'])} rounds"
+    )
+    lines += [
+        "",
+        f"Released: the model that sites received in round {summary['released_round']}. Rank correlation of the "
+        f"label-free score with Dice on the sources' validation patients: {relation}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(summary: dict[str, Any], site: str, predictor: str) -> str:
+    dice = summary["dice"][site][predictor]
+    low, high = (100 * x for x in dice["ci95"])
+    found = summary["difference_to_baseline"].get(site, {}).get(predictor)
+    difference = ""
+    if found:
+        below, above = (100 * x for x in found["ci95"])
+        difference = f"{100 * found['mean']:+.1f} [{below:+.1f}, {above:+.1f}]"
+    return (
+        f"{predictor} | {100 * dice['mean']:.1f} [{low:.1f}, {high:.1f}], {dice['patients']} patients | {difference} | "
+        f"{100 * summary['iou'][site][predictor]['mean']:.1f} | {summary['hd95'][site][predictor]['mean']:.2f} | "
+        f"{100 * summary['calibration_error'][site][predictor]['mean']:.1f}"
+    )
+
+
+def write_page(folder: Path) -> Path:
+    """Write the page beside its folder and return it."""
+    target = folder.with_suffix(".md")
+    write_atomically(target, page(folder).encode())
+    return target
+
+
+if __name__ == "__main__":
+    print(write_page(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")))

@@ -1,0 +1,195 @@
+"""Stages trained one after another on the same sites, each kept by the hash of all that made it.
+
+Two variants of an ablation that begin with the same stages share them. A stage is trained as a study
+of its own, from the state that the stage before it left, by the very functions that a deployed run uses.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from clients.data.dataset import Dataset
+from clients.data.site import Site
+from clients.learning.evaluate import measure_patients
+from clients.node.simulated import simulated_secret
+from clients.node.worker import Worker
+from common.contract import ROLES, Tensors
+from common.errors import RunError
+from common.metrics import frame_dice
+from common.networks import Networks
+from common.study import Round, Stage, Study
+from common.tasks import Score
+from server import history
+from server.history import RoundRecord
+from server.rounds import initial_state, run_round
+from server.run import enrol, initial_components
+from server.state import ServerState, fused_tensors, load_state, save_state
+from simulations.ablation.pooled import train_pooled
+from simulations.local import LocalTransport
+
+#: File with the seconds of a pooled stage, which has no rounds to add up.
+SECONDS = "seconds"
+
+#: The code that decides the tensors of every stage; its tasks' own files come on top.
+TRAINING = (
+    *(f"common/{name}" for name in ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study")),
+    *(f"clients/{name}" for name in ("dataset", "frames", "scoring", "simulated", "training", "worker")),
+    *(f"server/{name}" for name in ("aggregate", "rounds", "run")),
+    "simulations/pooled",
+)
+
+#: What the server appends to a fused study: the last model is scored, so that it can be released.
+CLOSING = Stage(name="score", rounds=1, source=Score(), target=Score())
+
+
+class Chain:
+    """The sites of one data set under one study's settings, and every chain of stages trained on them.
+
+    Args:
+        study: its settings and its seed matter; its own stages are not used.
+        sites: opened and checked.
+        cache: folder for all chains; a stage's own folder in it is named by its hash.
+        device: where the networks compute; another device gives other tensors, so it is part of the hash.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        sites: Sequence[Site],
+        cache: Path,
+        on_round: Callable[[RoundRecord], None] = lambda r: None,
+        device: str = "cpu",
+    ) -> None:
+        self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
+        self.data = {site.config.name: Dataset(site, study) for site in sites}
+        self._sites_digest = _sites_digest(sites)
+
+    def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
+        """Return where the state after `stages` is kept."""
+        settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
+        tasks = {task.task for stage in stages for role in ROLES if (task := stage.task_of(role))}
+        place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
+        files = (*TRAINING, *(f"clients/tasks/{task}" for task in sorted(tasks)))
+        words = f"{settings.hash()} {self._sites_digest} {code_digest(files)} {place}"
+        return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
+
+    def train(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState:
+        """Return the state after `stages`, from the cache as far as it goes; a killed federated stage goes on.
+
+        Args:
+            pooled: train on all sites' images together, as if they lay in one place. Its stages have no rounds to
+                go on from: a killed one begins again.
+
+        Raises:
+            RunError: if a round falls short of its quorum, or the cache cannot be written.
+        """
+        *before, stage = stages
+        folder, study = self.folder(stages, pooled), self._alone(stage)
+        state = load_state(folder, study.hash())
+        if state is not None and state.round == stage.rounds:
+            return state
+        transport = self._transport(study)
+        if state is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / history.HISTORY).unlink(missing_ok=True)
+            if before:
+                state = replace(self.train(before, pooled), round=0)
+            else:
+                state = initial_state(study, enrol(study, transport), initial_components(study))
+        if pooled:
+            begun = time.monotonic()
+            state = train_pooled(study, state, self.sites, self.data, self.device)
+            (folder / SECONDS).write_text(str(time.monotonic() - begun))
+            save_state(folder, state, study.hash())
+            return state
+        for step in range(state.round, stage.rounds):
+            state, record = self._round(study, state, step, transport)
+            history.append(folder, record)
+            save_state(folder, state, study.hash())
+        return state
+
+    def each_round(self, stages: Sequence[Stage]) -> Iterator[Tensors]:
+        """Train the last stage anew, as `train` does, and yield the fused tensors after each of its rounds."""
+        *before, stage = stages
+        study, state = self._alone(stage), replace(self.train(before), round=0)
+        transport = self._transport(study)
+        for step in range(stage.rounds):
+            state, _ = self._round(study, state, step, transport)
+            yield fused_tensors(state.components)
+
+    def _round(
+        self, study: Study, state: ServerState, step: int, transport: LocalTransport
+    ) -> tuple[ServerState, RoundRecord]:
+        (stage,) = study.stages
+        state, record = run_round(study, state, Round(step, stage, step), transport)
+        if not record.counted:
+            raise RunError(f"stage `{stage.name}`: round {step} fell short of quorum: {record.sites}")
+        self.on_round(record)
+        return state, record
+
+    def cost(self, stages: Sequence[Stage], pooled: bool = False) -> tuple[float, int]:
+        """Return the seconds of training and the payload bytes behind the state after `stages`."""
+        folders = [self.folder(stages[:n], pooled) for n in range(1, len(stages) + 1)]
+        if pooled:
+            return sum(float((folder / SECONDS).read_text()) for folder in folders), 0
+        records = [record for folder in folders for record in history.read(folder)]
+        return (
+            sum(record.seconds for record in records),
+            sum(site.bytes_to + site.bytes_from for record in records for site in record.sites.values()),
+        )
+
+    def measure(self, tensors: Mapping, predictors: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+        """Return site -> predictor -> test patient -> Dice in [0, 1], averaged over its labelled frames."""
+        networks = Networks(self.study, self.device)
+        networks.load(tensors)
+        found = {
+            site.config.name: measure_patients(
+                networks, self.study, self.data[site.config.name], predictors, lambda p, truth, _: frame_dice(p, truth)
+            )
+            for site in self.sites
+            if site.frames_of("test", labelled=True)
+        }
+        return {
+            site: {p: {who: sum(v) / len(v) for who, v in sorted(own[p].items())} for p in predictors}
+            for site, own in found.items()
+        }
+
+    def _transport(self, study: Study) -> LocalTransport:
+        named = {site.config.name: site for site in self.sites}
+        return LocalTransport(
+            [
+                Worker(site, study, simulated_secret(study, name), data=self.data[name], device=self.device)
+                for name, site in named.items()
+            ]
+        )
+
+    def _alone(self, stage: Stage) -> Study:
+        """Return the study of one stage. Its name is fixed: it must not decide any randomness."""
+        return self.study.model_copy(update={"name": "chain", "stages": (stage,), "initial": {}})
+
+
+def code_digest(files: Iterable[str]) -> str:
+    """Return a hash of modules and of torch's version: others may give other numbers.
+
+    Args:
+        files: from the root of the project, without `.py`.
+    """
+    root = Path(__file__).parents[2]
+    parts = [torch.__version__.encode(), *((root / f"{file}.py").read_bytes() for file in files)]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _sites_digest(sites: Sequence[Site]) -> str:
+    """Return a hash of the sites' folders: their files, manifests and settings."""
+    digest = hashlib.sha256()
+    for site in sorted(sites, key=lambda s: s.config.name):
+        digest.update(json.dumps([site.config.name, site.config.role]).encode())
+        for file in sorted(site.folder.rglob("*")):
+            if file.is_file():
+                digest.update(str(file.relative_to(site.folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

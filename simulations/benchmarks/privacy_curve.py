@@ -1,0 +1,185 @@
+"""Dice against epsilon on the phantom: `python -m simulations.benchmarks.privacy_curve --out docs/privacy-curve`.
+
+One labelled phantom site, one branch, the same number of supervised steps at every noise level and once
+without privacy. Writes a table (Markdown) and its numbers (JSON); no number of the table is typed in.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from clients.data.dataset import Dataset, by_patient
+from clients.data.frames import read_mask
+from clients.data.manifest import Split
+from clients.data.site import Site
+from clients.node.simulated import open_worker
+from common.files import write_atomically
+from common.geometry import from_grid
+from common.infusion import predict_maps
+from common.metrics import bootstrap_interval, frame_dice
+from common.networks import Networks
+from common.study import Study, parse_study
+from server.run import MODEL, run_study
+from simulations.local import LocalTransport
+from simulations.phantom.sites import write_phantom_site
+from simulations.simulate import hardware
+
+PATIENTS: dict[Split, int] = {"train": 60, "test": 20}
+FRAMES = 3
+#: From hardly a promise to one that means something: epsilon about 83, 19, 6 and 3 at the defaults below.
+NOISE = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training: Dice in [0, 1] over the test patients, with the mean's 95 % interval.
+
+    `noise` and `epsilon` are None without privacy.
+    """
+
+    noise: float | None
+    epsilon: float | None
+    dice: float
+    ci95: tuple[float, float]
+    seconds: float
+
+
+def curve_study(noise: float | None, *, seed: int, steps: int, batch_size: int, clip: float, delta: float) -> Study:
+    """Return the study of one point: `supervise` alone, one branch, three rounds of a third of the steps."""
+    privacy = {
+        "noise_multiplier": noise,
+        "max_gradient_norm": clip,
+        "nominal_patients": PATIENTS["train"],
+        "frames_per_patient": 2,
+        "delta": delta,
+        "epsilon_cap": 1e6,  # the curve is to show where it leads, not to stop there
+    }
+    task = {"task": "supervise", "trains": ["source_branch"], "steps": steps // 3}
+    content: dict[str, Any] = {
+        "name": "privacy-curve",
+        "seed": seed,
+        "batch_size": batch_size,
+        "participation": {"quorum": {"source": 1, "target": 0}},
+        "stages": [{"name": "pretrain", "rounds": 3, "source": task}],
+    }
+    return parse_study(content | ({"privacy": privacy} if noise is not None else {}), origin="privacy_curve")
+
+
+def dice_of_patients(study: Study, site: Site, model: Path) -> np.ndarray:
+    """Return the source branch's mean Dice of each test patient, on original pixels."""
+    networks = Networks(study)
+    networks.load(load_file(model))
+    data, values = Dataset(site, study), []
+    for frames in by_patient(site.frames_of("test", labelled=True)).values():
+        own = []
+        for frame in frames:
+            sample = data.sample(frame)
+            found = predict_maps(networks, study, sample.image, sample.valid)["source_branch"]
+            own.append(frame_dice(from_grid(found, sample.place).numpy(), read_mask(frame)))
+        values.append(sum(own) / len(own))
+    return np.array(values)
+
+
+def measure(study: Study, folder: Path) -> Point:
+    """Train a study at the site in `folder` and return its point."""
+    begun = time.monotonic()
+    worker = open_worker(study, folder)
+    with TemporaryDirectory() as run:
+        run_study(study, LocalTransport([worker]), Path(run))
+        values = dice_of_patients(study, worker.site, Path(run) / MODEL)
+    low, high = bootstrap_interval(values)
+    privacy = study.privacy
+    return Point(
+        noise=privacy.noise_multiplier if privacy else None,
+        epsilon=worker.accountant.stated(privacy),
+        dice=float(values.mean()),
+        ci95=(float(low), float(high)),
+        seconds=round(time.monotonic() - begun, 1),
+    )
+
+
+def page(points: list[Point], settings: dict[str, Any]) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        "<!-- written by `python -m simulations.benchmarks.privacy_curve` -->",
+        f"`{settings['command']}`",
+        "",
+        f"Seed {settings['seed']}; {settings['hardware']}; one phantom site, {PATIENTS['train']} training and "
+        f"{PATIENTS['test']} test patients of {FRAMES} frames; {settings['steps']} steps of {settings['batch_size']} "
+        f"patients on average; clip {settings['clip']:g}; delta {settings['delta']:g}.",
+        "",
+        "| noise multiplier | epsilon | Dice % [95 %] | seconds |",
+        "| --- | --- | --- | --- |",
+    ]
+    for point in points:
+        low, high = (100 * x for x in point.ci95)
+        noise = "no privacy" if point.noise is None else f"{point.noise:g}"
+        epsilon = "unbounded" if point.epsilon is None else f"{point.epsilon:.2f}"
+        lines.append(f"| {noise} | {epsilon} | {100 * point.dice:.1f} [{low:.1f}, {high:.1f}] | {point.seconds:.0f} |")
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: list[str]) -> int:
+    """Train every point, write OUT.md and OUT.json, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.benchmarks.privacy_curve",
+        description="Train one phantom site at several noise levels and once without privacy; tell Dice and epsilon.",
+        epilog="example: python -m simulations.benchmarks.privacy_curve --out docs/privacy-curve",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the table's path, without its ending")
+    parser.add_argument("--data", type=Path, default=Path("runs/privacy-curve"), help="where the phantom site is kept")
+    parser.add_argument("--noise", type=float, nargs="*", default=list(NOISE), help="noise multipliers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=8, help="patients a step, on average")
+    parser.add_argument("--clip", type=float, default=1.0, help="L2 norm of one patient's gradient")
+    parser.add_argument("--delta", type=float, default=1e-5)
+    chosen = parser.parse_args(arguments)
+    console = Console()
+    folder = write_phantom_site(
+        chosen.data / "north",
+        name="north",
+        role="source",
+        profile="lumify_like",
+        seed=chosen.seed,
+        first_patient=0,
+        patients=PATIENTS,
+        frames_per_patient=FRAMES,
+    )
+    settings = {
+        "command": shlex.join(["python", "-m", "simulations.benchmarks.privacy_curve", *arguments]),
+        "hardware": hardware(),
+        **{name: getattr(chosen, name) for name in ("seed", "steps", "batch_size", "clip", "delta")},
+    }
+    points = []
+    for noise in (None, *chosen.noise):
+        study = curve_study(
+            noise,
+            seed=chosen.seed,
+            steps=chosen.steps,
+            batch_size=chosen.batch_size,
+            clip=chosen.clip,
+            delta=chosen.delta,
+        )
+        points.append(measure(study, folder))
+        console.print(points[-1])
+        content = {**settings, "points": [asdict(point) for point in points]}
+        write_atomically(chosen.out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(chosen.out.with_suffix(".md"), page(points, settings).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Simulated patients under simulated probes."""

@@ -1,0 +1,56 @@
+"""`crossprobe demo`: two phantom sites, one labelled and one not, and the whole method on them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from clients.data.manifest import Role, Split
+from simulations.phantom.sites import write_phantom_site
+
+#: Patients by split, for each role; a target has no use for `calibrate` and `val` without labels.
+PATIENTS: dict[Role, dict[Split, int]] = {
+    "source": {"train": 48, "calibrate": 10, "val": 8, "test": 16},
+    "target": {"train": 48, "test": 24},
+}
+FRAMES = 3
+
+
+def write_sites(
+    out: Path,
+    *,
+    source: Sequence[str] = (),
+    target: Sequence[str] = (),
+    seed: int,
+    patients: Mapping[Role, Mapping[Split, int]] = PATIENTS,
+    frames: int = FRAMES,
+    workers: int = 1,
+    overwrite: bool = False,
+    on_site: Callable[[str], Callable[[int, int], None] | None] = lambda name: None,
+) -> list[Path]:
+    """Write one phantom site for each device profile and return the folders. No patient is at two sites.
+
+    Args:
+        source, target: profiles of the sites of either role.
+        on_site: is told each site's name and gives the callback for its progress.
+    """
+    profiles: list[tuple[Role, str]] = [("source", p) for p in source] + [("target", p) for p in target]
+    folders = []
+    first = 0
+    for number, (role, profile) in enumerate(profiles, 1):
+        name = f"{role}-{number}-{profile.replace('_', '-')}"
+        folders.append(
+            write_phantom_site(
+                out / name,
+                name=name,
+                role=role,
+                profile=profile,
+                seed=seed,
+                first_patient=first,
+                patients=dict(patients[role]),
+                frames_per_patient=frames,
+                overwrite=overwrite,
+                workers=workers,
+                progress=on_site(name),
+            )
+        )
+        first += sum(patients[role].values())
+    return folders

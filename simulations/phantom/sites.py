@@ -1,0 +1,162 @@
+"""Site folders of simulated patients, in the same format as real ones."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from PIL import Image
+
+from clients.data.manifest import SPLITS, Role, Split
+from clients.data.site import SiteConfig
+from simulations.folders import whole_folder, write_site_files
+from simulations.phantom import devices, formation
+
+RECORD = "phantom.json"
+RENDERING = ("anatomy", "devices", "echo", "formation")
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that decides the bytes of a simulated site; kept beside it as `phantom.json`."""
+
+    name: str
+    role: Role
+    profile: str
+    seed: int
+    first_patient: int
+    patients: dict[Split, int]
+    frames_per_patient: int
+    code: str
+
+    def to_json(self) -> str:
+        """The request as text, the same for equal requests."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+def write_phantom_site(
+    folder: Path,
+    *,
+    name: str,
+    role: Role,
+    profile: str,
+    seed: int,
+    first_patient: int,
+    patients: Mapping[Split, int],
+    frames_per_patient: int,
+    overwrite: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Render a site of simulated patients seen with a device profile, and return `folder`.
+
+    Patients are numbered from `first_patient` on, so that sites of one `seed` with ranges apart
+    share no patient, and are dealt to the splits in the order of `SPLITS`. A source has masks on
+    all rows, a target on `test` rows only. Each patient is one video.
+
+    A folder that holds exactly this request, rendered by the same code, is left as it is. The
+    bytes do not depend on `workers`. Raises ValueError for an unknown profile, role or split or an
+    impossible count, and FolderInUseError for a folder with other content unless `overwrite`.
+    """
+    request = Request(
+        name=name,
+        role=role,
+        profile=profile,
+        seed=seed,
+        first_patient=first_patient,
+        patients=dict(patients),
+        frames_per_patient=frames_per_patient,
+        code=_code_hash(),
+    )
+    _check(request)
+    record = folder / RECORD
+    if record.is_file() and record.read_text(encoding="utf-8") == request.to_json():
+        return folder
+    names = ("site.yaml", "manifest.csv", "images", "masks", RECORD)
+    with whole_folder(folder, names, overwrite=overwrite) as work:
+        for kind in ("images", "masks"):
+            (work / kind).mkdir()
+        frames = list(_frames(request))
+        rows = []
+        with _mapper(workers) as mapper:
+            for row in mapper(partial(_render, work, request), frames):
+                rows.append(row)
+                if progress is not None:
+                    progress(len(rows), len(frames))
+        write_site_files(work, name=name, role=role, rows=rows)
+        (work / RECORD).write_text(request.to_json(), encoding="utf-8")
+    return folder
+
+
+def _code_hash() -> str:
+    """A hash of the source of `RENDERING`: other code may render other bytes."""
+    digest = hashlib.sha256()
+    for module in RENDERING:
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def _check(request: Request) -> None:
+    SiteConfig(name=request.name, role=request.role)
+    if request.profile not in devices.PROFILES:
+        known = ", ".join(devices.PROFILES)
+        raise ValueError(f"expected a profile of {known}; found {request.profile!r}")
+    if unknown := sorted(set(request.patients) - set(SPLITS)):
+        raise ValueError(f"expected splits of {', '.join(SPLITS)}; found {', '.join(unknown)}")
+    counts = (request.seed, request.first_patient, *request.patients.values())
+    if min(counts) < 0 or request.frames_per_patient < 1:
+        raise ValueError("expected a seed and patients from 0 and at least one frame per patient")
+
+
+def _frames(request: Request) -> Iterator[tuple[int, Split, int]]:
+    """(patient, split, frame) of all frames, in the order of the manifest."""
+    patient = request.first_patient
+    for split in SPLITS:
+        for _ in range(request.patients.get(split, 0)):
+            for frame in range(request.frames_per_patient):
+                yield patient, split, frame
+            patient += 1
+
+
+def _render(folder: Path, request: Request, item: tuple[int, Split, int]) -> dict[str, object]:
+    """Render one frame into the folder and return its row."""
+    patient, split, frame = item
+    profile = devices.PROFILES[request.profile]
+    rendered = formation.render_frame(seed=request.seed, patient=patient, frame=frame, profile=profile)
+    name = f"p{patient:04d}"
+    file = f"{name}_{frame:03d}.png"
+    Image.fromarray(rendered.image).save(folder / "images" / file)
+    row: dict[str, object] = {
+        "image": f"images/{file}",
+        "patient": name,
+        "video": name,
+        "frame": frame,
+        "device": request.profile,
+        "spacing_mm": rendered.spacing_mm,
+        "split": split,
+    }
+    if request.role == "source" or split == "test":
+        Image.fromarray(rendered.mask).save(folder / "masks" / file)
+        row["mask"] = f"masks/{file}"
+    return row
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[..., Iterable[dict[str, object]]]]:
+    """An ordered map over frames, in this process or in several."""
+    if workers == 1:
+        yield map
+        return
+    # Spawned, not forked: the caller may hold the threads of torch or gRPC.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield partial(pool.map, chunksize=4)
+        except BaseException:
+            # Leaving the block would otherwise first render all that is still queued.
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,147 @@
+"""A disk that is full or read-only stops a run with a remedy, and leaves the last checkpoint as it was."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from disks import MOUNTS, fill_up, remount, small_disk
+from finished import Finished
+from tiny import Remembered, write_study
+
+from common.errors import RunError
+from server import history
+from server.federation import deployment
+from server.history import RoundRecord
+from server.run import CHECKPOINT, MODEL, run_study
+from server.state import load_state, write_atomically
+
+FULL = Path("/dev/full")
+STOPPED_AFTER = 1
+
+
+def run_into(
+    finished: Finished, run: Path, on_round: Callable[[RoundRecord], None] = lambda record: None, resume: bool = False
+) -> None:
+    run_study(finished.study, Remembered(finished.transport), run, resume=resume, on_round=on_round)
+
+
+def goes_on(finished: Finished, run: Path, rounds: int) -> None:
+    state = load_state(run / CHECKPOINT, finished.study.hash())
+    assert state is not None
+    assert state.round == rounds
+    run_into(finished, run, resume=True)
+    assert (run / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert len(history.read(run)) == len(history.read(finished.run))
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("name", ["round-00002.safetensors", "state.json"])
+def test_a_disk_full_at_the_checkpoint(name: str, finished: Finished, tmp_path: Path) -> None:
+    def fill(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER:
+            (tmp_path / CHECKPOINT / f".{name}.part").symlink_to(FULL)
+
+    with pytest.raises(RunError, match=f"cannot write .*{name}: No space left.*free some space.*--resume"):
+        run_into(finished, tmp_path, fill)
+    goes_on(finished, tmp_path, STOPPED_AFTER)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_disk_full_at_the_history(finished: Finished, tmp_path: Path) -> None:
+    kept, lines = tmp_path / "kept", tmp_path / history.HISTORY
+
+    def fill(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER - 1:
+            lines.rename(kept)
+            lines.symlink_to(FULL)
+
+    with pytest.raises(RunError, match=r"cannot write .*history\.jsonl: No space left.*--resume"):
+        run_into(finished, tmp_path, fill)
+    kept.rename(lines)
+    goes_on(finished, tmp_path, STOPPED_AFTER)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    file = tmp_path / "state.json"
+    write_atomically(file, b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(RunError, match=f"state.json: {os.strerror(code)}.*--resume"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_place_that_is_no_folder_is_named(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match=f"cannot write to {run}"):
+            run_into(finished, run)
+
+
+def test_a_file_in_the_checkpoints_place_is_named(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_text("")
+    with pytest.raises(RunError, match="checkpoint"):
+        run_into(finished, tmp_path)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own; only root may mount one."""
+    if not MOUNTS:
+        pytest.skip("may not mount a file system here")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with small_disk(folder, 4):
+        yield folder
+
+
+def test_a_disk_that_becomes_read_only(finished: Finished, disk: Path) -> None:
+    def protect(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER:
+            remount(disk, "ro")
+
+    with pytest.raises(RunError, match=r"Read-only.*--resume"):
+        run_into(finished, disk / "run", protect)
+    remount(disk, "rw")
+    goes_on(finished, disk / "run", STOPPED_AFTER)
+
+
+def test_a_disk_that_fills_up(finished: Finished, disk: Path) -> None:
+    filler = disk / "filler"
+
+    def fill(record: RoundRecord) -> None:
+        if record.round == STOPPED_AFTER:
+            fill_up(filler)
+
+    with pytest.raises(RunError, match=r"No space left.*--resume"):
+        run_into(finished, disk / "run", fill)
+    filler.unlink()
+    goes_on(finished, disk / "run", STOPPED_AFTER)
+
+
+def test_no_run_is_submitted_that_could_not_be_written(finished: Finished, disk: Path) -> None:
+    submitted: list[object] = []
+    cli: Any = SimpleNamespace(address="localhost:1", ca=None, submit=lambda config: submitted.append(config) or "1")
+    study = write_study(disk.parent / "study.yaml")
+    for what, ready, undo in (
+        ("Read-only", lambda: remount(disk, "ro"), lambda: remount(disk, "rw")),
+        ("No space left", lambda: fill_up(disk / "filler"), (disk / "filler").unlink),
+    ):
+        ready()
+        with pytest.raises(RunError, match=what):
+            deployment.start(cli, study, disk)
+        undo()
+        assert not submitted
+    assert deployment.start(cli, study, disk) == "1"
+    assert not (disk / deployment.ROOM).exists()

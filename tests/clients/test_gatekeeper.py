@@ -1,0 +1,378 @@
+"""The worker as a hospital runs it: nothing leaves that is not approved, logged, within policy and new."""
+
+import errno
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import Finished
+from hospital import SECRET, Hospital, Stub, done, hospital, with_policy
+from tiny import one_stage, refusal, request, same, study, write_site
+
+from clients.data.site import Site, load_site
+from clients.governance.approval import approve, withdraw
+from clients.governance.ledger import Ledger, LedgerError, verify
+from clients.governance.state import State
+from clients.learning.training import TaskContext
+from clients.node.gatekeeper import GuardedWorker
+from clients.node.refusals import refusal as refused
+from clients.node.simulated import simulated_secret
+from clients.node.worker import Worker
+from common.contract import COMPONENTS, EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
+from common.errors import RunError
+from common.networks import initial_networks
+from server import history
+from server.rounds import initial_state, run_round
+from server.run import MODEL, run_study
+from server.state import Seat
+from simulations.local import LocalTransport
+
+STUDY = study()
+OTHER = study(name="other")
+PRETRAIN, ADAPT, REFINE = (request(STUDY, stage, "source") for stage in ("pretrain", "adapt", "refine"))
+ENROL = pack(EnrolRequest(study=STUDY.hash()))
+STRANGE = pack(TaskReply(study="0" * 64, round=0, stage="x", task="score", request="0" * 64, metrics={}))
+
+
+def other_tensors(payload: bytes) -> bytes:
+    header, tensors = unpack(payload)
+    return pack(header, {name: x + np.float32(0.001) for name, x in tensors.items()})
+
+
+NOTHING_ELSE = pack(refused("not-approved"))
+
+
+@pytest.mark.parametrize("payload", [ENROL, PRETRAIN, other_tensors(PRETRAIN), b"", b"\0" * 50, PRETRAIN[:-3], STRANGE])
+def test_before_approval_the_answer_is_not_approved_and_nothing_else(
+    payload: bytes, tmp_path: Path, site: Site, stub: Stub
+) -> None:
+    fresh = hospital(tmp_path / "state", site)
+    assert fresh.worker.handle(payload) == NOTHING_ELSE
+    assert refusal(NOTHING_ELSE).ledger_head is None
+    assert stub.ran == []
+
+
+def test_an_approval_is_of_one_study_only(tmp_path: Path, site: Site, stub: Stub) -> None:
+    north = hospital(tmp_path / "state", site, OTHER)
+    assert north.worker.handle(PRETRAIN) == NOTHING_ELSE
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+    assert north.code(b"") == "not-a-message"
+    assert north.code(STRANGE) == "not-a-request"
+    assert done(north.answer(request(OTHER, "pretrain", "source"))).study == OTHER.hash()
+
+
+def test_an_approval_given_or_withdrawn_counts_from_the_next_message(north: Hospital, stub: Stub) -> None:
+    assert withdraw(north.state, STUDY.hash())
+    assert north.worker.handle(PRETRAIN) == NOTHING_ELSE
+    approve(north.state, north.site, STUDY, by="anna")
+    assert north.code(PRETRAIN) == "ok"
+
+
+def test_a_study_withdrawn_while_its_task_runs_sends_nothing(north: Hospital, stub: Stub) -> None:
+    stub.during = lambda context: withdraw(north.state, STUDY.hash()) and None
+    assert north.worker.handle(PRETRAIN) == NOTHING_ELSE
+    assert stub.ran == ["supervise"]
+    assert north.state.answered(STUDY.hash()).round == -1
+
+
+def test_an_approval_is_void_when_the_policy_or_the_software_changes(
+    north: Hospital, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert north.reopened(with_policy(north.site, min_patients=4)).worker.handle(PRETRAIN) == NOTHING_ELSE
+    north = north.reopened()
+    monkeypatch.setattr("clients.governance.approval.software_version", lambda: "0.1.7")
+    assert north.code(ENROL) == "ok"
+    monkeypatch.setattr("clients.governance.approval.software_version", lambda: "0.2.0")
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+
+
+def test_an_approval_is_void_once_site_yaml_is_another_even_before_a_restart(tmp_path: Path, stub: Stub) -> None:
+    folder = write_site(tmp_path / "north", "source")
+    north = hospital(tmp_path / "state", load_site(folder), STUDY)
+    assert north.code(ENROL) == "ok"
+    with (folder / "site.yaml").open("a") as file:
+        file.write("policy: {max_rounds: 1}\n")
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+    north = north.reopened(load_site(folder))
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+    (folder / "site.yaml").unlink()
+    assert north.worker.handle(ENROL) == NOTHING_ELSE
+
+
+def test_a_damaged_approval_is_none(north: Hospital, stub: Stub) -> None:
+    path = north.state.approval(STUDY.hash())
+    for content in (b"", b"{}", b"[]", path.read_bytes().replace(b'"weight_decay": 0.0001', b'"weight_decay": 0.1')):
+        path.write_bytes(content)
+        assert north.worker.handle(PRETRAIN) == NOTHING_ELSE
+
+
+def test_a_task_gives_the_same_tensors_as_in_a_simulation(north: Hospital) -> None:
+    header, updates = unpack(north.worker.handle(PRETRAIN))
+    plain, expected = unpack(Worker(north.site, STUDY, SECRET).handle(PRETRAIN))
+    assert same(updates, expected)
+    assert done(header).metrics == done(plain).metrics
+    assert done(plain).ledger_head is None
+
+
+def test_a_repeated_request_gets_the_same_bytes_and_is_not_trained_again(north: Hospital, stub: Stub) -> None:
+    first = north.worker.handle(PRETRAIN)
+    assert north.worker.handle(PRETRAIN) == first
+    assert north.reopened().worker.handle(PRETRAIN) == first
+    assert stub.ran == ["supervise"]
+
+
+def test_an_old_round_and_another_request_for_an_answered_round_are_refused(north: Hospital, stub: Stub) -> None:
+    assert north.code(PRETRAIN) == "ok"
+    assert north.code(other_tensors(PRETRAIN)) == "round-answered"
+    assert north.code(ADAPT) == "ok"
+    north = north.reopened()
+    assert north.code(PRETRAIN) == "old-round"
+    assert north.code(REFINE) == "ok"
+    assert stub.ran == ["supervise"] * 3
+
+
+def test_a_round_whose_task_failed_can_be_asked_again(north: Hospital, stub: Stub) -> None:
+    def fail(context: TaskContext) -> None:
+        raise OSError("/data/ward/anna-schmidt.png")
+
+    stub.during = fail
+    assert north.code(PRETRAIN) == "task-failed"
+    stub.during = lambda context: None
+    assert north.code(other_tensors(PRETRAIN)) == "ok"
+
+
+def test_a_study_that_starts_over_has_other_randomness(north: Hospital) -> None:
+    first = unpack(north.worker.handle(PRETRAIN))[1]
+    north.state.start_over(STUDY.hash())
+    second = unpack(north.worker.handle(PRETRAIN))[1]
+    assert not same(first, second)
+    assert north.state.answered(STUDY.hash()).start == 1
+    assert unpack(north.reopened().worker.handle(PRETRAIN))[1].keys() == second.keys()
+
+
+def test_a_damaged_record_of_rounds_answers_nothing(north: Hospital, stub: Stub) -> None:
+    north.worker.handle(PRETRAIN)
+    path = north.state.folder / "answered" / STUDY.hash()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert north.code(PRETRAIN) == "state-failed"
+    assert stub.ran == ["supervise"]
+
+
+def test_the_declared_patients_stay_as_approved(tmp_path: Path, site: Site) -> None:
+    north = hospital(tmp_path / "state", site, STUDY)
+    grown = Site(site.config, site.folder, tuple(frame for frame in site.frames if "train-0" not in frame.patient))
+    assert len(grown.patients("train")) == len(site.patients("train")) - 1
+    for of in (site, grown):
+        header = north.reopened(of).answer(ENROL)
+        assert isinstance(header, EnrolReply)
+        assert header.patients == len(site.patients("train"))
+
+
+TODAY = datetime.now(UTC).date()
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"),
+    [
+        ({"expires": TODAY - timedelta(days=1)}, "policy-expired"),
+        ({"expires": TODAY + timedelta(days=1)}, "ok"),
+        ({"allowed_tasks": ("infuse",)}, "policy-task"),
+        ({"allowed_components": ("source_branch.decoder", "target_branch")}, "policy-component"),
+        ({"max_rounds": 6}, "policy-rounds"),
+        ({"max_rounds": 7}, "ok"),
+        ({"max_round_bytes": 1000}, "policy-bytes"),
+        ({"privacy_required": True}, "privacy-required"),
+        ({"epsilon_cap": 8.0}, "privacy-required"),
+    ],
+)
+def test_what_the_policy_does_not_allow_is_refused_by_its_code(
+    policy: dict, code: str, tmp_path: Path, site: Site, stub: Stub
+) -> None:
+    north = hospital(tmp_path / "state", with_policy(site, **policy), STUDY)
+    assert north.code(PRETRAIN) == code
+    assert north.state.answered(STUDY.hash()).round == (0 if code == "ok" else -1)
+    assert bool(stub.ran) == (code in ("ok", "policy-bytes"))
+
+
+def test_a_metric_that_is_not_allowed_is_left_out_and_the_ledger_shows_what_was_sent(
+    tmp_path: Path, site: Site, stub: Stub
+) -> None:
+    stub.metrics = {"loss": 0.5, "foreground_fraction": 0.25, "val_dice": 0.75}
+    north = hospital(tmp_path / "state", with_policy(site, allowed_metrics=("val_dice",)), STUDY)
+    assert done(north.answer(PRETRAIN)).metrics == {"val_dice": 0.75}
+    assert north.ledger()[-1]["metrics"] == {"val_dice": 0.75}
+
+
+def test_every_message_in_and_out_is_in_the_ledger_with_the_hash_of_its_bytes(north: Hospital, stub: Stub) -> None:
+    sent = [ENROL, PRETRAIN, PRETRAIN, b"\xff", other_tensors(PRETRAIN), ADAPT]
+    received = [north.worker.handle(payload) for payload in sent]
+    entries = north.ledger()
+    assert [e["direction"] for e in entries] == ["in", "out"] * len(sent)
+    assert [e["sha256"] for e in entries[::2]] == [digest(payload) for payload in sent]
+    assert [e["sha256"] for e in entries[1::2]] == [digest(reply) for reply in received]
+    assert [e["refusal"] for e in entries[1::2]] == [None, None, None, "not-a-message", "round-answered", None]
+    assert [e["round"] for e in entries] == [None, None, 0, 0, 0, 0, None, None, 0, 0, 1, 1]
+    updates = unpack(received[1])[1]
+    assert entries[3]["tensors"] == {name: list(x.shape) for name, x in updates.items()}
+    assert entries[3]["bytes"] == len(received[1])
+    assert entries[3]["epsilon"] is None
+
+
+def test_the_head_in_a_reply_is_that_of_the_line_of_its_request(north: Hospital, stub: Stub) -> None:
+    heads = [done(north.answer(payload)).ledger_head for payload in (PRETRAIN, ADAPT)]
+    lines = north.state.ledger.read_bytes().splitlines()
+    assert heads == [digest(lines[0]), digest(lines[2])]
+    assert [verify(north.state.ledger, head).proven for head in heads] == [1, 3]
+    reply = refusal(north.worker.handle(PRETRAIN))
+    assert reply.ledger_head == digest(north.state.ledger.read_bytes().splitlines()[4])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_at_the_ledger_lets_nothing_leave(north: Hospital, stub: Stub) -> None:
+    north.state.ledger.symlink_to("/dev/full")
+    for payload in (ENROL, PRETRAIN, b""):
+        assert north.worker.handle(payload) == pack(refused("ledger-unwritable"))
+    assert stub.ran == []
+    north.state.ledger.unlink()
+    assert north.code(PRETRAIN) == "ok"
+
+
+def test_a_reply_that_cannot_be_logged_does_not_leave_and_is_not_trained_again(
+    north: Hospital, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, written = Ledger.append, []
+
+    def once(self: Ledger, content: dict) -> str:
+        if written:
+            raise LedgerError("no space")
+        written.append(content)
+        return append(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "append", once)
+        assert north.code(PRETRAIN) == "ledger-unwritable"
+    assert done(north.answer(PRETRAIN)).round == 0
+    assert stub.ran == ["supervise"]
+
+
+def test_a_ledger_write_that_fails_leaves_the_chain_whole(
+    north: Hospital, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north.worker.handle(ENROL)
+    before = north.state.ledger.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        assert north.code(ENROL) == "ledger-unwritable"
+    assert north.state.ledger.read_bytes() == before
+    assert north.code(ENROL) == "ok"
+    assert not verify(north.state.ledger).damage
+
+
+def test_a_reply_that_cannot_be_kept_does_not_leave(
+    north: Hospital, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RunError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clients.governance.state.write_atomically", fail)
+        assert north.code(PRETRAIN) == "state-failed"
+    assert north.code(PRETRAIN) == "ok"
+
+
+def test_a_ledger_changed_behind_the_workers_back_stops_it(north: Hospital, stub: Stub) -> None:
+    north.worker.handle(ENROL)
+    north.state.ledger.write_bytes(b"")
+    assert north.code(PRETRAIN) == "ledger-unwritable"
+
+
+def test_a_worker_does_not_start_on_a_damaged_ledger(north: Hospital) -> None:
+    north.worker.handle(ENROL)
+    north.state.ledger.write_bytes(north.state.ledger.read_bytes().replace(b'"bytes":', b'"bytez":', 1))
+    with pytest.raises(LedgerError, match="damaged at line 1"):
+        GuardedWorker(north.site, north.state)
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped_at_the_start(north: Hospital, stub: Stub) -> None:
+    north.worker.handle(ENROL)
+    whole = north.state.ledger.read_bytes()
+    north.state.ledger.write_bytes(whole + whole[:40])
+    assert north.reopened().code(PRETRAIN) == "ok"
+    assert north.state.ledger.read_bytes().startswith(whole)
+    assert not verify(north.state.ledger).damage
+
+
+def test_no_reply_names_a_patient_a_file_or_a_folder(north: Hospital, site: Site) -> None:
+    words = {str(north.state.folder), str(site.folder), "site.yaml", ".png"} | {f.patient for f in site.frames}
+    missing = one_stage(name="none", target={"task": "score"})
+    for payload in (ENROL, PRETRAIN, PRETRAIN[:-1], other_tensors(PRETRAIN), request(missing, "none", "target")):
+        reply = north.worker.handle(payload)
+        assert not [word for word in words if word.encode() in reply]
+
+
+def test_the_secret_is_neither_in_the_ledger_nor_in_a_reply_nor_readable_by_others(north: Hospital) -> None:
+    reply = north.worker.handle(PRETRAIN)
+    for content in (reply, north.state.ledger.read_bytes()):
+        assert SECRET not in content
+        assert SECRET.hex().encode() not in content
+    assert (north.state.folder / "secret").stat().st_mode & 0o777 == 0o600
+    assert isinstance(unpack(PRETRAIN)[0], TaskRequest)
+
+
+def test_nothing_in_the_state_folder_is_readable_by_others(north: Hospital, stub: Stub) -> None:
+    north.state.ledger.touch(0o644)
+    north.state.accountant.with_name(".accountant.json.part").touch(0o644)
+    assert north.reopened().code(PRETRAIN) == "ok"
+    files = {path.name: path.stat().st_mode & 0o777 for path in north.state.folder.rglob("*") if path.is_file()}
+    assert {"secret", "ledger.jsonl", "accountant.json", STUDY.hash(), f"{STUDY.hash()}.json"} <= files.keys()
+    assert set(files.values()) == {0o600}
+    north.state.ledger.unlink()
+    assert north.reopened().code(ENROL) == "ok"
+    assert north.state.ledger.stat().st_mode & 0o777 == 0o600
+
+
+class Guarded(LocalTransport):
+    """Calls guarded workers directly."""
+
+    def __init__(self, hospitals: Sequence[Hospital]) -> None:
+        self.workers = {own.site.config.name: own.worker for own in hospitals}  # type: ignore[misc, assignment]
+
+
+def test_a_run_over_guarded_workers_gives_the_same_model_and_its_history_holds_their_heads(
+    finished: Finished, pair: Sequence[Path], tmp_path: Path
+) -> None:
+    hospitals = []
+    for folder in pair:
+        own = load_site(folder)
+        state = State.create(tmp_path / own.config.name, simulated_secret(STUDY, own.config.name))
+        approve(state, own, STUDY, by="anna")
+        hospitals.append(Hospital(own, state, GuardedWorker(own, state)))
+    run_study(STUDY, Guarded(hospitals), tmp_path / "run")
+    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    for own in hospitals:
+        heads = [r.sites[own.site.config.name].ledger_head for r in history.read(tmp_path / "run")]
+        proven = [verify(own.state.ledger, head).proven for head in heads]
+        assert proven == [3 + 2 * i for i in range(len(proven))]
+        lines = own.state.ledger.read_bytes().splitlines(keepends=True)
+        own.state.ledger.write_bytes(b"".join(lines[:-2]))
+        assert not verify(own.state.ledger).damage
+        assert verify(own.state.ledger, heads[-1]).damage
+
+
+def test_a_refused_round_leaves_its_head_in_the_history(pair: Sequence[Path], tmp_path: Path, stub: Stub) -> None:
+    of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})
+    own = hospital(tmp_path / "state", with_policy(load_site(pair[0]), max_round_bytes=1000), of)
+    seats = {"north": Seat("source", 6, False)}
+    state = initial_state(of, seats, initial_networks(of).export(COMPONENTS))
+    _, record = run_round(of, state, next(of.rounds()), Guarded([own]))
+    seen = record.sites["north"]
+    assert (seen.status, record.counted) == ("refused", False)
+    assert seen.detail.startswith("policy-bytes")
+    assert verify(own.state.ledger, seen.ledger_head).proven == 1

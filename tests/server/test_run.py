@@ -1,0 +1,218 @@
+"""A whole run: who may start it, when it repeats a round, rolls back, gives up, and which model it releases."""
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finished import Finished
+from safetensors.numpy import load_file
+from tiny import Between, content, one_stage, same, study, workers, write_site
+
+from common.contract import EnrolReply, Refusal, TaskReply, Tensors, digest, pack, unpack
+from common.errors import RunError
+from common.study import Study, baseline_of, read_study_of_run
+from server import history
+from server.rounds import Failure
+from server.run import CHECKPOINT, MODEL, enrol, initial_components, run_study
+from server.state import fused_tensors, load_state
+from simulations.local import LocalTransport
+
+
+def scored(plan: dict[int, float]) -> Callable[[bytes, bytes], bytes]:
+    """Replies with the label-free scores of a plan, by round."""
+
+    def rescore(request: bytes, reply: bytes) -> bytes:
+        header, tensors = unpack(reply)
+        assert isinstance(header, TaskReply)
+        if "score" not in header.metrics:
+            return reply
+        return pack(header.model_copy(update={"metrics": header.metrics | {"score": plan[header.round]}}), tensors)
+
+    return rescore
+
+
+def refining(rounds: int, **changes: Any) -> Study:
+    stages = content()["stages"]
+    return study(stages=[stages[2] | {"rounds": rounds}], **changes)
+
+
+def planned(
+    scores: Sequence[float], pair: Sequence[Path], run: Path, **changes: Any
+) -> tuple[Between, list[history.RoundRecord]]:
+    """A run of refine rounds and the closing ones, of which each received model is scored as planned."""
+    of = refining(len(scores) - 1, **changes)
+    transport = Between(workers(of, pair), {"east": scored(dict(enumerate(scores)))})
+    run_study(of, transport, run)
+    return transport, history.read(run)
+
+
+def sent_model(transport: Between, index: int) -> Tensors:
+    return fused_tensors(unpack(transport.sent[index]["east"])[1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "released"),
+    [
+        ((0.5, 0.6, 0.7), 2),
+        ((0.5, 0.9, 0.7), 1),
+        ((0.9, 0.89, 0.7), 1),
+        ((0.9, 0.89, 0.875), 1),  # too far below the best, though not below the round before
+    ],
+)
+def test_the_released_model_is_the_latest_that_scores_about_as_well_as_the_best(
+    scores: Sequence[float], released: int, pair: Sequence[Path], tmp_path: Path
+) -> None:
+    transport, records = planned(scores, pair, tmp_path / "run", release={"tolerance": 0.02, "rollback": 1.0})
+    assert [r.score for r in records] == [*(pytest.approx(score) for score in scores), None]
+    assert records[-1].released_round == released
+    model = load_file(tmp_path / "run" / MODEL)
+    assert same(model, sent_model(transport, released))
+    assert same(sent_model(transport, len(scores)), model), "the released model is the one evaluated"
+
+
+def test_a_fall_in_score_restores_the_released_model(pair: Sequence[Path], tmp_path: Path) -> None:
+    transport, records = planned((0.5, 0.9, 0.3, 0.9), pair, tmp_path / "run", release={"rollback": 0.05})
+    assert [r.rolled_back for r in records] == [False, False, True, False, False]
+    assert not same(sent_model(transport, 2), sent_model(transport, 1))
+    assert same(sent_model(transport, 3), sent_model(transport, 1))
+
+
+def test_a_fall_within_the_tolerance_is_not_undone(pair: Sequence[Path], tmp_path: Path) -> None:
+    transport, records = planned(
+        (0.9, 0.86, 0.86), pair, tmp_path / "run", release={"tolerance": 0.02, "rollback": 0.05}
+    )
+    assert not any(r.rolled_back for r in records)
+    assert records[-1].released_round == 0
+    assert not same(sent_model(transport, 2), sent_model(transport, 1))
+
+
+def test_a_site_without_enough_labels_takes_part_but_is_not_evaluated(pair: Sequence[Path], tmp_path: Path) -> None:
+    bare = write_site(tmp_path / "bare", "target", patients={"train": 6, "test": 0})
+    of = refining(1)
+    run_study(of, Between(workers(of, [pair[0], bare])), tmp_path / "run")
+    records = {r.stage: r for r in history.read(tmp_path / "run")}
+    assert records["refine"].sites["bare"].status == "ok"
+    assert records["evaluate"].sites.keys() == {"north"}
+
+
+def short(of: int) -> Callable[[bytes, bytes], bytes | Failure]:
+    """The first `of` replies are late."""
+    seen: list[bytes] = []
+
+    def late(request: bytes, reply: bytes) -> bytes | Failure:
+        seen.append(reply)
+        return Failure("late", "no reply within 1 s") if len(seen) <= of else reply
+
+    return late
+
+
+def test_a_round_below_quorum_is_repeated_and_the_result_is_the_same(finished: Finished, tmp_path: Path) -> None:
+    transport = Between(list(finished.transport.workers.values()), {"east": short(2)})
+    run_study(finished.study, transport, tmp_path / "run")
+    records = history.read(tmp_path / "run")
+    assert [(r.round, r.counted) for r in records][:4] == [(0, False), (0, False), (0, True), (1, True)]
+    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+
+
+def test_a_role_below_quorum_for_good_stops_the_run_with_everything_saved(pair: Sequence[Path], tmp_path: Path) -> None:
+    of = study(participation={"retries": 2})
+    reference, run = tmp_path / "reference", tmp_path / "run"
+    run_study(of, LocalTransport(workers(of, pair)), reference)
+
+    def after_two_rounds(request: bytes, reply: bytes) -> bytes | Failure:
+        header, _ = unpack(reply)
+        assert isinstance(header, TaskReply)
+        return reply if header.round < 2 else Failure("failed", "not connected")
+
+    with pytest.raises(RunError, match=r"round 2 \(refine\).*3 times.*east failed not connected.*--resume"):
+        run_study(of, Between(workers(of, pair), {"east": after_two_rounds}), run)
+    assert [(r.round, r.counted) for r in history.read(run)] == [(0, True), (1, True), *[(2, False)] * 3]
+    state = load_state(run / CHECKPOINT, of.hash())
+    assert state is not None
+    assert state.round == 2
+    run_study(of, LocalTransport(workers(of, pair)), run, resume=True)
+    assert (run / MODEL).read_bytes() == (reference / MODEL).read_bytes()
+
+
+def test_a_run_leaves_its_study_its_model_and_a_line_a_round(finished: Finished) -> None:
+    assert read_study_of_run(finished.run).hash() == finished.study.hash()
+    assert [r.round for r in history.read(finished.run)] == [r.index for r in finished.study.rounds()]
+    assert same(load_file(finished.run / MODEL), finished.state.released)
+
+
+def test_the_counted_bytes_are_those_that_went_over_the_wire(finished: Finished) -> None:
+    sent = sum(len(payload) for sent in finished.transport.sent for payload in sent.values())
+    received = sum(len(reply) for seen in finished.transport.received for reply in seen.values())
+    assert (finished.state.bytes_to_sites, finished.state.bytes_from_sites) == (sent, received)
+
+
+def test_a_baseline_run_gives_one_branch_that_a_study_can_start_from(pair: Sequence[Path], tmp_path: Path) -> None:
+    run = tmp_path / "baseline"
+    run_study(baseline_of(study(), rounds=2), LocalTransport(workers(baseline_of(study(), rounds=2), pair[:1])), run)
+    model = load_file(run / MODEL)
+    assert {name.partition("/")[0] for name in model} == {"source_branch.encoder", "source_branch.decoder"}
+    given = {"file": str(run / MODEL), "sha256": digest((run / MODEL).read_bytes())}
+    components = initial_components(study(initial={"baseline": given, "source_branch": given}))
+    for name, x in model.items():
+        assert components[name].tobytes() == x.tobytes()
+        assert components[name.replace("source_branch", "baseline")].tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize("case", ["missing", "other content", "no weights", "too small"])
+def test_initial_weights_that_do_not_fit_are_named(case: str, finished: Finished, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    blob = b"PK" if case == "no weights" else (finished.run / MODEL).read_bytes()
+    file.write_bytes(blob)
+    given = {"file": str(file), "sha256": digest(b"" if case == "other content" else blob)}
+    if case == "missing":
+        file.unlink()
+    network = {"features": [16] * 6} if case == "too small" else finished.study.network.model_dump()
+    with pytest.raises(RunError, match=r"initial weights of `source_branch`.*w\.safetensors"):
+        initial_components(study(initial={"source_branch": given}, network=network))
+
+
+def replies(**changes: Any) -> bytes:
+    fields = {"study": study().hash(), "site": "x", "role": "target", "patients": 6, "labelled_test": True}
+    return pack(EnrolReply.model_validate(fields | {"software": "1"} | changes))
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (Failure("late", "no reply within 9 s"), "late: no reply within 9 s"),
+        (b"hello", "not-a-message"),
+        (pack(Refusal(code="not-approved", message="approve it first")), "not-approved: approve it first"),
+        (replies(study="0" * 64), "not-a-reply"),
+        (replies(patients=0), "no-patients"),
+    ],
+)
+def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
+    answer: bytes | Failure, why: str, pair: Sequence[Path], tmp_path: Path
+) -> None:
+    class Enrolling(LocalTransport):
+        def enrol(
+            self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+        ) -> dict[str, bytes | Failure]:
+            return dict(super().enrol(request)) | {"east": answer}
+
+    with pytest.raises(RunError, match=f"needs 1 target site.*found 0:\n  east: {why}"):
+        run_study(study(), Enrolling(workers(study(), pair)), tmp_path / "run")
+
+
+def test_roles_that_a_study_does_not_need_are_not_waited_for(pair: Sequence[Path]) -> None:
+    of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})
+    assert enrol(of, LocalTransport(workers(of, pair[:1]))).keys() == {"north"}
+
+
+def test_a_second_process_cannot_write_into_the_same_run(pair: Sequence[Path], tmp_path: Path) -> None:
+    of = study()
+
+    def second(record: object) -> None:
+        with pytest.raises(RunError, match="another process is still at work"):
+            run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", resume=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", on_round=second)
+    assert run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", resume=True).round > 0

@@ -1,0 +1,270 @@
+"""`crossprobe ablate`: the variants train what they say, shared stages once, and a stopped one goes on."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+
+from clients.data.site import load_site
+from common.errors import StudyError
+from common.study import baseline_of
+from server import history
+from server.state import load_state
+from simulations.ablation.cells import LOG, Ablation, load_ablation, run_ablation
+from simulations.ablation.page import chart, overview, publish, section
+from simulations.ablation.results import page
+from simulations.ablation.stage_cache import Chain
+from simulations.ablation.tally import BASELINE, CONTRASTS, ORACLE
+from simulations.ablation.variants import VARIANTS, chosen
+
+FAST = ["baseline", "short-two-baselines", "two-baselines", "mim", "paper", "all", "rounds"]
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
+    root = tmp_path_factory.mktemp("sites")
+    return tiny.write_site(root / "north", "source", seed=1), tiny.write_site(root / "east", "target", seed=2, gain=0.6)
+
+
+def chain(sites: Sequence[Path], cache: Path, **changes: object) -> Chain:
+    return Chain(tiny.study(**changes), [load_site(folder) for folder in sites], cache)
+
+
+def trained_folders(cache: Path) -> int:
+    return sum(1 for folder in cache.iterdir() if (folder / "state.json").exists())
+
+
+def test_a_stage_that_two_variants_share_is_trained_once(sites: Sequence[Path], tmp_path: Path) -> None:
+    study, rounds = tiny.study(), []
+    own = Chain(study, [load_site(folder) for folder in sites], tmp_path, rounds.append)
+    own.train(study.stages[:2])
+    before = len(rounds)
+    own.train(study.stages[:3])
+    assert [record.stage for record in rounds[before:]] == ["refine", "refine"]
+    assert trained_folders(tmp_path) == 3
+
+
+def test_a_chain_killed_in_mid_stage_ends_with_the_same_tensors(sites: Sequence[Path], tmp_path: Path) -> None:
+    stages = tiny.study().stages[:3]
+    whole = chain(sites, tmp_path / "whole").train(stages)
+    stopped = chain(sites, tmp_path / "stopped")
+
+    def stop(record: history.RoundRecord) -> None:
+        if (record.stage, record.round) == ("refine", 1):
+            raise KeyboardInterrupt
+
+    stopped.on_round = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(stages)
+    resumed = chain(sites, tmp_path / "stopped").train(stages)
+    assert all(np.array_equal(resumed.components[name], x) for name, x in whole.components.items())
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 5}, {"weight_decay": 0.1}])
+def test_another_setting_is_another_chain(sites: Sequence[Path], tmp_path: Path, change: dict[str, object]) -> None:
+    stages = tiny.study().stages[:1]
+    assert chain(sites, tmp_path).folder(stages) != chain(sites, tmp_path, **change).folder(stages)
+
+
+def test_other_images_are_another_chain(sites: Sequence[Path], tmp_path: Path) -> None:
+    other = tiny.write_site(tmp_path / "north", "source", seed=9)
+    stages = tiny.study().stages[:1]
+    assert chain(sites, tmp_path).folder(stages) != chain((other, sites[1]), tmp_path).folder(stages)
+
+
+def test_pooled_training_moves_what_federated_training_moves(sites: Sequence[Path], tmp_path: Path) -> None:
+    stages = tiny.study().stages
+    own = chain(sites, tmp_path)
+    federated, pooled = own.train(stages), own.train(stages, pooled=True)
+    begin = load_state(own.folder(stages[:1]), own._alone(stages[0]).hash())
+    assert begin is not None
+    assert federated.components.keys() == pooled.components.keys()
+    for name, x in begin.components.items():
+        moved = [not np.array_equal(state.components[name], x) for state in (federated, pooled)]
+        assert moved[0] == moved[1], name
+    assert own.cost(stages, pooled=True)[1] == 0
+
+
+def test_one_site_alone_pooled_equals_plain_training_but_for_the_fresh_optimizer(
+    sites: Sequence[Path], tmp_path: Path
+) -> None:
+    """One round of one site: no averaging, no second optimizer, so federated and pooled must agree."""
+    study = tiny.one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 3})
+    own = Chain(study, [load_site(sites[0])], tmp_path)
+    federated, pooled = own.train(study.stages), own.train(study.stages, pooled=True)
+    for name, x in federated.components.items():
+        assert np.allclose(pooled.components[name], x, atol=1e-6), name
+
+
+def test_every_variant_spends_the_same_supervised_steps_as_its_reference() -> None:
+    study = tiny.study()
+    steps = {v.name: study.model_copy(update={"stages": tuple(v.stages(study))}).supervised_steps() for v in VARIANTS}
+    total = study.supervised_steps()
+    for name in ("baseline", "two-baselines", "only-refine", "all", "pooled", "oracle"):
+        assert total <= steps[name] <= total + 20, name  # whole steps a round are rounded up
+    for name in ("short-baseline", "short-two-baselines"):
+        assert steps["paper"] <= steps[name] <= steps["paper"] + 20
+    assert steps["paper"] < total
+
+
+def test_the_questions_are_about_rows_that_there_are() -> None:
+    rows = {row for variant in VARIANTS for row in variant.rows}
+    assert {row for asked in CONTRASTS for row in asked} | {BASELINE, ORACLE} <= rows
+
+
+def test_switching_a_term_off_leaves_everything_else() -> None:
+    study = tiny.study()
+    mim = chosen(["mim"])[0].stages(study)
+    assert [stage.name for stage in mim] == ["pretrain", "adapt"]
+    assert all(stage.target.contrast_weight == 0 for stage in mim)  # type: ignore[union-attr]
+    assert all(stage.target.reconstruction_weight > 0 for stage in mim)  # type: ignore[union-attr]
+
+
+def test_the_oracle_is_trained_as_the_baseline() -> None:
+    study = tiny.study()
+    assert chosen(["oracle"])[0].stages(study) == list(baseline_of(study).stages)
+
+
+@pytest.fixture(scope="module")
+def finished(sites: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Ablation, Path, dict]:
+    root = tmp_path_factory.mktemp("ablation")
+    tiny.write_study(root / "study.yaml")
+    content = {
+        "name": "tiny-ablation",
+        "study": "study.yaml",
+        "seeds": [0, 1],
+        "data": [{"name": "bands", "sites": [str(site) for site in sites]}],
+        "variants": FAST,
+    }
+    (root / "ablation.yaml").write_text(yaml.safe_dump(content))
+    ablation = load_ablation(root / "ablation.yaml")
+    return ablation, root / "out", run_ablation(ablation, root / "out", 1, lambda done, total: None)
+
+
+def test_every_row_has_means_differences_and_cost(finished: tuple[Ablation, Path, dict]) -> None:
+    table = finished[2]["data"]["bands"]
+    assert set(table["rows"]) == {row for v in chosen(FAST) for row in v.rows}
+    for row, own in table["rows"].items():
+        assert 0 <= own["target"]["mean"] <= 1
+        assert len(own["target"]["seeds"]) == 2
+        assert own["bytes"] > 0
+        if row != "baseline":
+            found = own["target"]["difference"]
+            assert found["low"] <= found["mean"] <= found["high"]
+            assert found["mean"] == pytest.approx(own["target"]["mean"] - table["rows"]["baseline"]["target"]["mean"])
+    tested = {row: own["p_holm"] for row, own in table["rows"].items() if "p_holm" in own}
+    assert list(tested) == [list(v.rows)[-1] for v in chosen(FAST) if v.rows and v.name != "baseline"]
+    for row, p in tested.items():
+        assert table["rows"][row]["target"]["difference"]["p"] <= p <= 1
+    assert table["gap"] == {}
+
+
+def test_each_round_of_refine_is_measured_and_the_last_is_what_the_chain_goes_on_from(
+    finished: tuple[Ablation, Path, dict], sites: Sequence[Path], tmp_path: Path
+) -> None:
+    table = finished[2]["data"]["bands"]
+    stages = chosen(["rounds"])[0].stages(tiny.study())
+    assert [len(course) for course in table["courses"]] == [stages[-1].rounds] * 2
+    own = chain(sites, tmp_path)
+    states = list(own.each_round(stages))
+    after = own.train(stages)
+    assert all(np.array_equal(states[-1][name], after.components[name]) for name in states[-1])
+    behind = 100 * (max(table["courses"][0]) - table["rows"]["all stages (average)"]["target"]["seeds"][0])
+    assert f"behind the best of them by {behind:.1f}, " in section(
+        finished[2] | {"command": "crossprobe ablate tiny.yaml"}, "results/ablation"
+    )
+
+
+def test_no_patient_is_named_in_what_is_published(finished: tuple[Ablation, Path, dict], tmp_path: Path) -> None:
+    _, out, summary = finished
+    summary = summary | {"command": "crossprobe ablate tiny.yaml"}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "notes.md").write_text("# Results\n")
+    publish(summary, tmp_path / "results")
+    text = page(tmp_path / "results")
+    assert "## Ablation: tiny-ablation\n\n`crossprobe ablate tiny.yaml`" in text
+    assert section(summary, "results/ablation") in text
+    published = "".join(file.read_text() for file in (tmp_path / "results").rglob("*.*")) + text
+    assert "kept-" not in published
+    assert "scan-" not in published
+    assert "kept-" in next((out / "cells").rglob("all.json")).read_text()  # the search would find one
+    assert "<svg xmlns=" in (tmp_path / "results" / "ablation" / "bands.svg").read_text()
+
+
+def test_a_second_run_trains_nothing_again(finished: tuple[Ablation, Path, dict]) -> None:
+    ablation, out, summary = finished
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    again = run_ablation(ablation, out, 1, lambda done, total: None)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == before
+    assert json.dumps(again["data"]) == json.dumps(summary["data"])
+
+
+def test_an_unknown_variant_and_a_missing_study_are_named(tmp_path: Path) -> None:
+    content = {
+        "name": "x",
+        "study": "s.yaml",
+        "seeds": [0],
+        "data": [{"name": "d", "sites": ["a"]}],
+        "variants": ["baseline", "best"],
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(StudyError, match="unknown variant best; known: baseline, "):
+        load_ablation(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump({"name": "x", "data": [{"name": "d"}]}))
+    with pytest.raises(StudyError, match=r"study: Field required\n  seeds: .*\n  data\.0: .*give either `sites` or"):
+        load_ablation(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"seeds": [0, 1, 0]}, "given twice, and would be trained into the same folder: 0"),
+        ({"data": [{"name": "d", "sites": ["a"]}, {"name": "d", "sites": ["b"]}]}, "into the same folder: d"),
+        ({"data": [{"name": "d", "sites": ["a"], "source": ["lumify_like"]}]}, "give either `sites` or phantom"),
+        ({"variants": ["all"]}, "`variants` lack `baseline`"),
+    ],
+)
+def test_a_file_that_could_only_fail_after_hours_is_refused(
+    tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    content = {"name": "x", "study": "s.yaml", "seeds": [0], "data": [{"name": "d", "sites": ["a"]}]}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content | change))
+    with pytest.raises(StudyError, match=re.escape(expected)):
+        load_ablation(tmp_path / "a.yaml")
+
+
+def test_a_page_is_written_of_the_baseline_alone(finished: tuple[Ablation, Path, dict]) -> None:
+    table = finished[2]["data"]["bands"]
+    alone = {**table, "rows": {"baseline": table["rows"]["baseline"]}, "contrasts": [], "courses": []}
+    summary = finished[2] | {"command": "crossprobe ablate tiny.yaml", "data": {"bands": alone}}
+    assert "| baseline | " in section(summary, "results/ablation")
+    assert "bands" not in overview([summary])
+    assert chart("bands", alone).endswith("</svg>")
+
+
+def test_a_killed_ablation_leaves_no_process_that_goes_on(
+    finished: tuple[Ablation, Path, dict], tmp_path: Path
+) -> None:
+    """Two that write one folder would mix their stages, so whoever is left stops after its round."""
+    log = tmp_path / "out" / LOG
+    command = ["ablate", str(finished[1].parent / "ablation.yaml"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    running = subprocess.Popen([sys.executable, "-m", "crossprobe", *command], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "  baseline 1" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    time.sleep(3)
+    seen = log.read_text()
+    assert "paper" not in seen  # it would still have had much to do
+    time.sleep(3)
+    assert log.read_text() == seen

@@ -1,0 +1,39 @@
+"""The results page: every number comes from a committed summary."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import RunError
+from simulations.ablation.page import overview
+from simulations.ablation.results import page
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_committed_page_is_what_the_committed_summaries_give() -> None:
+    assert (DOCS / "results.md").read_text(encoding="utf-8") == page(DOCS / "results")
+
+
+def test_every_table_stands_with_command_seed_hardware_and_time() -> None:
+    text = page(DOCS / "results")
+    for file in (DOCS / "results").glob("*.json"):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        assert f"## {file.stem}\n\n`{summary['command']}`\n\nSeed {summary['seed']}; {summary['hardware']}; " in text
+
+
+def test_the_readme_shows_the_ablations_as_they_were_published() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    _, begin, rest = readme.partition("<!-- begin: ablations in short, of docs/results.md -->\n")
+    table, end, _ = rest.partition("<!-- end: ablations in short -->")
+    assert begin
+    assert end
+    summaries = [json.loads(file.read_text("utf-8")) for file in sorted((DOCS / "results" / "ablation").glob("*.json"))]
+    assert summaries
+    assert table == overview(summaries), "put the table of docs/results.md between the two marks"
+
+
+def test_a_folder_without_summaries_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"needs notes\.md and a summary\.json"):
+        page(tmp_path)
