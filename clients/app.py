@@ -14,7 +14,8 @@ from flwr.clientapp import ClientApp
 
 from clients.node.channel import ask
 from clients.node.refusals import refusal
-from common.contract import METRICS, pack
+from common.messages import pack
+from common.tasks import TASKS
 
 #: The worker's socket where the node's configuration does not name one.
 SOCKET_VARIABLE = "CROSSPROBE_SOCKET"
@@ -51,5 +52,5 @@ def forward(message: Message, context: Context) -> Message:
     return Message(RecordDict({"message": ArrayRecord({"payload": array})}), reply_to=message)
 
 
-for _task in METRICS:
+for _task in TASKS:
     app.train(_task)(forward)

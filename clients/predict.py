@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from clients.data.images import PictureError, decode_grey
-from common.contract import component_of
+from common.components import component_of
 from common.errors import RunError
 from common.geometry import from_grid, placement, to_grid
 from common.infusion import predict_maps
@@ -38,7 +38,7 @@ class Model:
         """
         grid = self.study.image
         place = placement(image.shape[0], image.shape[1], spacing_mm, grid)
-        pixels, valid = to_grid(image, place, grid)
+        pixels, valid = to_grid(image, place, grid, stride=self.study.network.stride)
         maps = predict_maps(self.networks, self.study, pixels, valid)
         return from_grid(maps["infusion" if self.fused else "source_branch"], place).numpy()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.contract import ROLES
+from common.components import ROLES
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
 from common.study import load_study

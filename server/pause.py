@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.contract import Role
+from common.components import Role
 from common.errors import RunError
 from common.files import write_atomically
 

@@ -16,15 +16,18 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.contract import BASELINE, COMPONENTS, ROLES, EnrolReply, EnrolRequest, Refusal, Role, Tensors, pack, unpack
+from common.components import BASELINE, COMPONENTS, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
+from common.messages import EnrolReply, EnrolRequest, Refusal, pack, unpack
 from common.study import RUN_STUDY, Round, Study
 from server import history, pause
+from server.algorithm import init, lacking
 from server.history import RoundRecord
 from server.pause import Pause
-from server.rounds import ENROL_S, Failure, Transport, initial_state, lacking, run_round
-from server.state import Seat, ServerState, fused_tensors, load_state, save_state
+from server.rounds import run_round
+from server.state import Participant, ServerState, fused_tensors, load_state, save_state
+from server.transport import ENROL_S, Failure, Transport
 
 log = logging.getLogger("crossprobe.server")
 
@@ -35,8 +38,8 @@ LOCK = "run.lock"
 ASK_AGAIN_S = 5.0
 
 
-def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[str, Seat]:
-    """Ask all sites who they are and return their seats.
+def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[str, Participant]:
+    """Ask all sites who they are and return their participants.
 
     Args:
         wait_s: how long a role that is short is waited for: a site may still be starting.
@@ -45,13 +48,13 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         RunError: naming every site that said no, if a role has fewer sites than the quorum.
     """
     deadline = time.monotonic() + wait_s
-    seats, noes = _ask(study, transport)
-    while (short := _short(study, seats)) and time.monotonic() < deadline:
-        if not seats and noes and all(why.startswith("not-approved") for why in noes.values()):
+    participants, noes = _ask(study, transport)
+    while (short := _short(study, participants)) and time.monotonic() < deadline:
+        if not participants and noes and all(why.startswith("not-approved") for why in noes.values()):
             break  # it is the study, not the sites
         time.sleep(ASK_AGAIN_S)
-        more, noes = _ask(study, transport, seats)
-        seats |= more
+        more, noes = _ask(study, transport, participants)
+        participants |= more
     answers = [f"  {site}: {why}" for site, why in noes.items()]
     for role, (found, least) in short.items():
         raise RunError(
@@ -61,14 +64,14 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         )
     for no in answers:
         log.warning("not enrolled: %s", no.strip())
-    return seats
+    return participants
 
 
 def _ask(
     study: Study, transport: Transport, known: Collection[str] = (), patience_s: float = ENROL_S
-) -> tuple[dict[str, Seat], dict[str, str]]:
-    """Ask all sites but the known; return the seats of those that take part, and why the others do not."""
-    seats, noes = {}, {}
+) -> tuple[dict[str, Participant], dict[str, str]]:
+    """Ask all sites but the known; return the participants of those that take part, and why the others do not."""
+    participants, noes = {}, {}
     replies = transport.enrol(pack(EnrolRequest(study=study.hash())), list(known), patience_s)
     for site, payload in sorted(replies.items()):
         try:
@@ -81,15 +84,15 @@ def _ask(
                 raise ContractError("not-a-reply", "expected an enrolment in this study")
             if header.patients == 0:
                 raise ContractError("no-patients", "the site declares no training patients")
-            seats[site] = Seat(header.role, header.patients, header.labelled_test)
+            participants[site] = Participant(header.role, header.patients, header.labelled_test)
         except ContractError as error:
             noes[site] = str(error)
-    return seats, noes
+    return participants, noes
 
 
-def _short(study: Study, seats: Mapping[str, Seat]) -> dict[Role, tuple[int, int]]:
+def _short(study: Study, participants: Mapping[str, Participant]) -> dict[Role, tuple[int, int]]:
     """Return each role that the study needs and that has too few sites: how many there are, how many it needs."""
-    count = Counter(seat.role for seat in seats.values())
+    count = Counter(participant.role for participant in participants.values())
     return {role: (count[role], study.needs(role)) for role in ROLES if count[role] < study.needs(role)}
 
 
@@ -172,8 +175,8 @@ def _run_study(
     state = load_state(run / CHECKPOINT, study.hash()) if resume else None
     if state is None:
         _prepare(run, study)
-        seats = enrol(study, transport, wait_s=enrol_s)
-        state = initial_state(study, seats, initial_components(study))
+        participants = enrol(study, transport, wait_s=enrol_s)
+        state = init(study, participants, initial_components(study))
         save_state(run / CHECKPOINT, state, study.hash())
     else:
         enrol(study, transport, wait_s=enrol_s)
@@ -220,14 +223,14 @@ def _pause(
     deadline, until = time.monotonic() + patience_s, _time_in(patience_s)
     why = {name: f"{site.status}: {site.detail}" for name, site in record.sites.items()}
     there = {name for name, site in record.sites.items() if site.status == "ok"}
-    while short := lacking(study, [state.seats[name].role for name in there], round_):
-        away = {name: why[name] for name in sorted(why.keys() - there) if state.seats[name].role in short}
+    while short := lacking(study, [state.participants[name].role for name in there], round_):
+        away = {name: why[name] for name in sorted(why.keys() - there) if state.participants[name].role in short}
         pause.write(run, Pause(since, until, round_.index, round_.stage.name, attempts_left, short, away))
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             break
         found, noes = _ask(study, transport, there, min(left_s, ENROL_S))
-        there |= found.keys() & state.seats.keys()
+        there |= found.keys() & state.participants.keys()
         why |= {name: noes.get(name, "not connected") for name in away}
         if not found:
             time.sleep(min(ASK_AGAIN_S, max(0.0, deadline - time.monotonic())))

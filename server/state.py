@@ -8,15 +8,16 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.contract import FUSED, Role, Tensors, digest, select
+from common.components import FUSED, Role, Tensors, select
 from common.errors import RunError
 from common.files import write_atomically
+from common.messages import digest
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
-class Seat:
+class Participant:
     """A site as it enrolled; fixed for the study."""
 
     role: Role
@@ -35,7 +36,7 @@ class ServerState:
         released_round: the round in which sites received that model, or None.
         best_score: the best label-free score of any round so far, in [0, 1], or None.
         foreground_prior: patient-weighted mean foreground at the sources, or None before the first reply.
-        seats: site name -> seat.
+        participants: site name -> participant.
         bytes_to_sites, bytes_from_sites: payload bytes so far.
     """
 
@@ -45,7 +46,7 @@ class ServerState:
     released_round: int | None = None
     best_score: float | None = None
     foreground_prior: float | None = None
-    seats: Mapping[str, Seat] = field(default_factory=dict)
+    participants: Mapping[str, Participant] = field(default_factory=dict)
     bytes_to_sites: int = 0
     bytes_from_sites: int = 0
 
@@ -76,7 +77,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         "released_round": state.released_round,
         "best_score": state.best_score,
         "foreground_prior": state.foreground_prior,
-        "seats": {site: asdict(seat) for site, seat in sorted(state.seats.items())},
+        "participants": {site: asdict(one) for site, one in sorted(state.participants.items())},
         "bytes_to_sites": state.bytes_to_sites,
         "bytes_from_sites": state.bytes_from_sites,
     }
@@ -110,8 +111,8 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
         if digest(blob) != expected:
             raise RunError(f"{folder / name} is damaged: its hash is not the one in state.json.")
         tensors = load(blob)
-        seats = {site: Seat(**seat) for site, seat in content.pop("seats").items()}
-        known = ServerState(components={}, seats=seats, **content)
+        participants = {site: Participant(**participant) for site, participant in content.pop("participants").items()}
+        known = ServerState(components={}, participants=participants, **content)
         if name != _tensor_file(known.round):
             raise ValueError(f"round {known.round} does not go with {name}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from clients.data.manifest import Role
-from common.contract import PREDICTORS
+from common.metric_name import PREDICTORS
 
 if TYPE_CHECKING:
     from common.study import Study

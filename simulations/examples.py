@@ -13,10 +13,11 @@ from safetensors.numpy import load
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site
-from common.contract import BASELINE, PREDICTORS, select
+from common.components import BASELINE, select
 from common.errors import RunError
 from common.geometry import from_grid
 from common.infusion import predict_maps
+from common.metric_name import PREDICTORS
 from common.metrics import frame_dice
 from common.networks import Networks
 from common.study import Study

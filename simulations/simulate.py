@@ -16,7 +16,7 @@ import yaml
 from clients.data.findings import SiteFolderError
 from clients.data.site import Site, check_site
 from clients.governance.accountant import charges_of, epsilon_of
-from common.contract import ROLES
+from common.components import ROLES
 from common.errors import RunError
 from common.files import write_atomically
 from common.study import InitialWeights, Study, baseline_of

@@ -20,7 +20,7 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(
     monkeypatch.setattr(os, "fsync", lambda _: None)
     ledger = Ledger(State.create(tmp_path / "state", SECRET).ledger)
     for _ in range(lines):
-        ledger.append(entry("in", b"x", None, {}))
+        ledger.append(entry("in", b"x"))
     command = [sys.executable, "-m", "crossprobe", "ledger", "show", "--state", str(tmp_path / "state"), *more]
     reader, writer = os.pipe()
     os.close(reader)

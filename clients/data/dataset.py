@@ -41,7 +41,7 @@ class Dataset:
 
     def __init__(self, site: Site, study: Study) -> None:
         self.site = site
-        self.grid = study.image
+        self.grid, self.stride = study.image, study.network.stride
         self._samples: dict[Frame, Sample] = {}
         self._truths: dict[Frame, Tensor] = {}
 
@@ -53,7 +53,7 @@ class Dataset:
         """
         if frame not in self._samples:
             place = placement(frame.height, frame.width, frame.spacing_mm, self.grid)
-            image, valid = to_grid(read_image(frame), place, self.grid)
+            image, valid = to_grid(read_image(frame), place, self.grid, stride=self.stride)
             self._samples[frame] = Sample(frame, place, image, valid)
         return self._samples[frame]
 
@@ -61,7 +61,7 @@ class Dataset:
         """Return a frame with its mask on the grid."""
         sample = self.sample(frame)
         if frame not in self._truths:
-            soft, _ = to_grid(read_mask(frame).astype(np.float32), sample.place, self.grid)
+            soft, _ = to_grid(read_mask(frame).astype(np.float32), sample.place, self.grid, stride=self.stride)
             self._truths[frame] = (soft >= 0.5).float()
         return replace(sample, truth=self._truths[frame])
 

@@ -43,7 +43,7 @@ class SiteConfig(BaseModel):
     role: Role
     # CPU threads the worker may use; one, since a hospital's machine has other work to do.
     threads: int = Field(default=1, ge=1)
-    policy: Policy = Policy()
+    policy: Policy = Field(default_factory=Policy)
 
 
 @dataclass(frozen=True)

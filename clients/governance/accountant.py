@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from clients.governance.state import write
-from common.contract import Role
+from common.components import Role
 from common.errors import ContractError, SiteStateError
 from common.privacy import Privacy
 from common.study import Round, Study
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import Task, TrainingTask
 
 VERSION = 1
 
@@ -44,7 +44,7 @@ class Charge:
     steps: int
 
 
-def charge_of(study: Study, round_: Round, task: AnyTask, id_: str) -> Charge | None:
+def charge_of(study: Study, round_: Round, task: Task, id_: str) -> Charge | None:
     """Return what a task costs, or None for one that costs nothing: no privacy, or no training."""
     privacy = study.privacy
     if privacy is None or not isinstance(task, TrainingTask):

@@ -5,8 +5,10 @@ from math import prod
 from rich.console import Console
 from rich.table import Table
 
-from clients.governance.glossary import COMPONENTS, TASKS, explain_together
+from clients.governance.disclosure import explain
 from clients.governance.proposal import Budget, Proposal
+from common.components import MEANINGS
+from common.tasks import TASKS
 
 
 def show(proposal: Proposal, console: Console) -> None:
@@ -24,12 +26,12 @@ def show(proposal: Proposal, console: Console) -> None:
         plan.add_row(stage.stage, str(stage.rounds), stage.task, steps, f"{stage.sent_bytes:,}")
     out(plan)
     for task in dict.fromkeys(stage.task for stage in proposal.stages):
-        out(f"  {task}: {TASKS[task]}")
+        out(f"  {task}: {TASKS[task].meaning}")
 
     leaves = _table("\nWhat would leave: changes to these networks", ("component", "tensors", "numbers", "what it is"))
     for component, shapes in proposal.tensors.items():
         values = sum(prod(shape) for shape in shapes.values())
-        leaves.add_row(component, str(len(shapes)), f"{values:,}", COMPONENTS[component])
+        leaves.add_row(component, str(len(shapes)), f"{values:,}", MEANINGS[component])
     out(leaves)
     alike: dict[str, list[str]] = {}  # both branches are one kind of network: their names are listed once
     for component, shapes in proposal.tensors.items():
@@ -38,7 +40,7 @@ def show(proposal: Proposal, console: Console) -> None:
         out(f"  {' and '.join(components)}: {names}", highlight=False)
 
     numbers = _table("\nWhat would leave: numbers, at most", ("name", "what it says"))
-    for name, meaning in explain_together(proposal.metrics):
+    for name, meaning in explain(proposal.metrics):
         numbers.add_row(name, meaning)
     out(numbers)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from common.contract import ROLES
+from common.components import ROLES
 from common.errors import CrossProbeError, SiteStateError
 
 if TYPE_CHECKING:

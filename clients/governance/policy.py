@@ -7,22 +7,23 @@ reply while it runs (`check_request`, `permitted`, `check_bytes`).
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
-from typing import Annotated, get_args
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from clients.data.findings import Finding
-from common.contract import COMPONENTS, METRICS, Role, TaskName
+from common.components import COMPONENTS, Role
 from common.errors import ContractError
 from common.study import Study
-from common.tasks import AnyTask
+from common.tasks import TASKS, Task, all_metrics
 
 # YAML has lists only; pydantic's strict mode would refuse them for the tuples that a frozen model needs.
 _FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
-_ALL_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
-#: The first word of every metric, which stands for all of the group: `infusion` for `infusion/dice/mean`.
-_METRIC_GROUPS = tuple(dict.fromkeys(name.partition("/")[0] for name in _ALL_METRICS))
+
+def _metric_groups() -> tuple[str, ...]:
+    """Return the first word of every number, which stands for all of its group: `infusion` for `infusion/dice/mean`."""
+    return tuple(dict.fromkeys(name.partition("/")[0] for name in all_metrics()))
 
 
 class Policy(BaseModel):
@@ -44,14 +45,14 @@ class Policy(BaseModel):
     patients_cap: int = Field(default=100_000, ge=1)
 
     # All: a study gives a role only what that role can do, and its approval shows each of them.
-    allowed_tasks: Annotated[tuple[TaskName, ...], _FromList] = get_args(TaskName)
+    allowed_tasks: Annotated[tuple[str, ...], _FromList] = Field(default_factory=lambda: tuple(TASKS))
 
     # All that any task can train: a study without one of them is another method.
     allowed_components: Annotated[tuple[str, ...], _FromList] = COMPONENTS
 
     # All of the contract's: each is one number over at least `min_patients` patients, and without
     # them nobody sees a run go wrong. What is not allowed is left out of the reply.
-    allowed_metrics: Annotated[tuple[str, ...], _FromList] = _METRIC_GROUPS
+    allowed_metrics: Annotated[tuple[str, ...], _FromList] = Field(default_factory=_metric_groups)
 
     # Every round is one more look at the same patients. The shipped studies take 28; ten times that
     # is a long study, and more should be a decision.
@@ -72,6 +73,11 @@ class Policy(BaseModel):
     # No end by itself; a contract with the coordinator often has one. The last day that counts, UTC.
     expires: date | None = None
 
+    @field_validator("allowed_tasks")
+    @classmethod
+    def _known_tasks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, tuple(TASKS), tuple(TASKS))
+
     @field_validator("allowed_components")
     @classmethod
     def _known_components(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,7 +86,7 @@ class Policy(BaseModel):
     @field_validator("allowed_metrics")
     @classmethod
     def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, _ALL_METRICS, _METRIC_GROUPS)
+        return _known(names, tuple(all_metrics()), _metric_groups())
 
     def hash(self) -> str:
         """Return the SHA-256 of the policy with every default written out; approvals are bound to it."""
@@ -130,7 +136,7 @@ class Policy(BaseModel):
         """Check the day of a request. Raises ContractError `policy-expired`."""
         _refuse(self._of_date(today))
 
-    def check_request(self, study: Study, task: AnyTask) -> None:
+    def check_request(self, study: Study, task: Task) -> None:
         """Check a task before it runs.
 
         Raises:
@@ -170,7 +176,7 @@ class Policy(BaseModel):
                     "Ask the coordinator for a study with differential privacy, or change the policy",
                 )
 
-    def _of_task(self, task: AnyTask, where: str) -> Iterator[Finding]:
+    def _of_task(self, task: Task, where: str) -> Iterator[Finding]:
         if task.task not in self.allowed_tasks:
             yield _finding(
                 "policy-task",

@@ -10,13 +10,13 @@ import numpy as np
 from clients.data.findings import Finding
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charges_of, smaller_cap
-from clients.governance.disclosure import possible_metrics
 from clients.node.worker import enrolment
-from common.contract import METRICS, ROLES, Role, Sha256, TaskReply, component_of, pack
+from common.components import ROLES, Role, component_of
+from common.messages import Sha256, TaskReply, pack
 from common.networks import Networks
 from common.privacy import Privacy
 from common.study import Round, Stage, Study
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import Task, TrainingTask, all_metrics
 
 #: Stands for a hash where only the length of a message counts.
 _ANY_HASH: Sha256 = "0" * 64
@@ -102,7 +102,7 @@ class Proposal:
     def metrics(self) -> tuple[str, ...]:
         """All metrics of all stages, each once, in the contract's order."""
         sent = {name for stage in self.stages for name in stage.metrics}
-        return tuple(dict.fromkeys(name for names in METRICS.values() for name in names if name in sent))
+        return tuple(name for name in all_metrics() if name in sent)
 
 
 def propose(study: Study, site: Site, *, today: date, accountant: Accountant | None = None) -> Proposal:
@@ -120,7 +120,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         task = round_.stage.task_of(config.role)
         if task is None or round_.step > 0:
             continue
-        metrics = tuple(name for name in possible_metrics(study, task, config.role) if policy.permits_metric(name))
+        metrics = tuple(name for name in study.metrics_of(task, config.role) if policy.permits_metric(name))
         stages.append(
             StagePlan(
                 stage=round_.stage.name,
@@ -204,7 +204,7 @@ def _misfits(study: Study, site: Site) -> Iterator[Finding]:
         )
 
 
-def _reply_bytes(round_: Round, task: AnyTask, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:
+def _reply_bytes(round_: Round, task: Task, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:
     """Return the most bytes that a reply can have."""
     header = TaskReply(
         study=_ANY_HASH,

@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.contract import digest
 from common.errors import RunError, SiteStateError
 from common.files import write_atomically
+from common.messages import digest
 from common.seeds import derive
 
 SECRET_BYTES = 32

@@ -1,11 +1,12 @@
 """`self_train`: the student learns, on a strong view, what the fused teacher says of a weak view.
 
-The teacher is the received model: the server's average over rounds, fixed within a round. Its
+The teacher is the received model, fixed within a round. Its
 pseudo-labels are hard, weighted per pixel by confidence, and held near the sources' foreground.
 """
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -13,9 +14,9 @@ from torch import Generator, Tensor
 from clients.data.dataset import tiles
 from clients.data.frames import Frame
 from clients.learning.scoring import mean_area, received_views, score_received
-from clients.learning.training import LossOf, Metrics, Seen, TaskContext, note, train, trained_branches
-from common.augment import augment
-from common.geometry import standardise
+from clients.learning.training import Loss, Objective, TaskContext
+from clients.learning.view import view
+from common.components import branches_of
 from common.infusion import predict_maps
 from common.losses import dice_cross_entropy
 from common.tasks import SelfTrain
@@ -42,25 +43,18 @@ def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: floa
     return min(candidates, key=lambda t: abs(mean_area(maps, t, side) - prior))
 
 
-def run(context: TaskContext) -> Metrics:
-    """Train both branches as students and return the contract's metrics, with the teacher's score."""
-    return train(context, objective)
-
-
-def objective(context: TaskContext, seen: Seen) -> LossOf:
-    """Return the loss under a teacher that stays as it was received, whose score is measured first."""
+def objective(context: TaskContext) -> Objective:
+    """Return the students' loss on the received model's pseudo-labels, whose score is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_views(context)
-    note(seen, score_received(context, received.values()))
-    plain = [views.plain for views in received.values()]
-    threshold = prior_threshold(plain, context.foreground_prior, task.prior_tolerance, study.image.size)
-    teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
-    branches = trained_branches(context)
     # Once a round, on the whole image: the teacher says the same of a frame each time.
     taught = {frame: views.plain for frame, views in received.items()}
+    threshold = prior_threshold(list(taught.values()), context.foreground_prior, task.prior_tolerance, study.image.size)
+    teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
+    branches = branches_of(task.trains)
 
-    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
+    def loss(frames: Sequence[Frame], generator: Generator) -> Loss:
         samples = [context.data.sample(frame) for frame in frames]
         for sample in samples:
             if sample.frame not in taught:
@@ -70,15 +64,18 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
         label = (p > threshold) * batch.valid
         reach = torch.where(p > threshold, 1 - threshold, threshold)
         confidence = ((p - threshold).abs() / reach) ** task.confidence_power
-        seen["confidence"].append(float((confidence * batch.valid).sum() / batch.valid.sum()))
-        seen["pseudo_foreground_fraction"].append(float(label.mean()))
+        labelled = replace(batch, maps=torch.cat([label, confidence], 1))
         total = torch.zeros(len(samples))
         for branch in branches:
-            maps = torch.cat([label, confidence, batch.valid], 1)
-            image, maps = augment(batch.image, maps, study.augmentation, generator, strength=task.strength)
-            valid = maps[:, 2:]
-            logits = getattr(networks, branch)(standardise(image, valid > 0))
-            total = total + dice_cross_entropy(logits, maps[:, :1], maps[:, 1:2] * valid)
-        return total / len(branches)
+            seen = view(labelled, study.augmentation, generator, task.strength)
+            logits = networks.branch(branch)(seen.x)
+            total = total + dice_cross_entropy(logits, truth=seen.maps[:, :1], weight=seen.maps[:, 1:] * seen.valid)
+        return Loss(
+            total / len(branches),
+            {
+                "confidence": float((confidence * batch.valid).sum() / batch.valid.sum()),
+                "pseudo_foreground_fraction": float(label.mean()),
+            },
+        )
 
-    return loss_of
+    return Objective(loss, score_received(context, list(received.values())))

@@ -126,7 +126,7 @@ def _verify(path: Path, head: str | None, as_json: bool) -> int:
 
 def _show(path: Path, chosen: argparse.Namespace) -> int:
     from clients.governance.ledger import read, verify
-    from common.contract import component_of
+    from common.components import component_of
 
     entries = [content for content in read(path) if (content["study"] or "").startswith(chosen.study)]
     if chosen.json:

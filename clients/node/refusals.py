@@ -1,6 +1,6 @@
 """A site's refusals: for each code the fixed sentence that may leave. Torch-free."""
 
-from common.contract import Refusal
+from common.messages import Refusal
 
 #: What a coordinator reads; the details stay in the site's log.
 SENTENCES = {

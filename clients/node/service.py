@@ -1,4 +1,4 @@
-"""The worker's process: a gRPC server on a Unix socket in front of a `GuardedWorker`.
+"""The worker's process: a gRPC server on a Unix socket in front of a `Gatekeeper`.
 
 The kernel decides who may connect: the socket belongs to the worker's user and one group, mode 0660.
 """
@@ -20,9 +20,9 @@ import grpc
 from clients.data.site import Site
 from clients.governance.state import State, exclusive
 from clients.node.channel import METHOD, SERVICE, address, options
-from clients.node.gatekeeper import GuardedWorker
-from common.contract import MAX_MESSAGE_BYTES
+from clients.node.gatekeeper import Gatekeeper
 from common.errors import SiteStateError
+from common.messages import MAX_MESSAGE_BYTES
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -39,7 +39,7 @@ class _Running(Protocol):
 
 @contextmanager
 def serving(
-    worker: GuardedWorker, socket: Path, *, group: str | None = None, max_bytes: int = MAX_MESSAGE_BYTES
+    worker: Gatekeeper, socket: Path, *, group: str | None = None, max_bytes: int = MAX_MESSAGE_BYTES
 ) -> Iterator[None]:
     """Answer messages at `socket` for as long as the block runs; tasks that run at its end are cancelled.
 
@@ -91,7 +91,7 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> 
     for sort in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sort, lambda *_: stop.set())
     with state.locked():
-        worker = GuardedWorker(site, state)
+        worker = Gatekeeper(site, state)
         with serving(worker, socket, group=group):
             log.warning("%s: answering at %s", site.config.name, socket)
             stop.wait()

@@ -1,4 +1,4 @@
-"""The worker: the only code that opens images. Bytes of a request in, bytes of a reply out.
+"""The worker: the only code that opens images. A request in, a reply out.
 
 It trusts nobody: a request must be of the approved study, of a round that this study has, with the
 task the study gives this role, and with exactly the tensors of the contract. A task is a pure
@@ -11,28 +11,17 @@ from collections.abc import Callable
 import torch
 
 from clients.data.dataset import Dataset
-from clients.data.site import Site, Split
+from clients.data.site import Site
 from clients.governance.accountant import Accountant, charge_of, charges_of
-from clients.learning import runner
-from clients.learning.training import TaskCancelled, TaskContext
+from clients.learning.training import TaskCancelled, TaskContext, perform
 from clients.node.refusals import refusal
-from common.contract import (
-    EnrolReply,
-    EnrolRequest,
-    TaskReply,
-    TaskRequest,
-    Tensors,
-    check_metrics,
-    check_tensors,
-    digest,
-    pack,
-    unpack,
-)
+from common.contract import check_metrics, check_tensors
 from common.errors import ContractError, CrossProbeError, SiteStateError
+from common.messages import EnrolReply, EnrolRequest, Message, TaskReply, TaskRequest
 from common.networks import Networks
 from common.seeds import derive
 from common.study import Round, Study
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import Task, TrainingTask
 from common.version import software_version
 
 log = logging.getLogger("crossprobe.worker")
@@ -85,17 +74,31 @@ class Worker:
         self.networks = Networks(study, device)
         self.data = Dataset(site, study) if data is None else data
 
-    def handle(
-        self, payload: bytes, cancelled: Callable[[], bool] = lambda: False, *, ledger_head: str | None = None
-    ) -> bytes:
+    def handle(self, payload: bytes) -> bytes:
+        """Answer the bytes of a message, for whoever has only these; see `answer`."""
+        try:
+            request = Message.parse(payload)
+        except ContractError as error:
+            log.warning("%s: refused: %s", self.site.config.name, error)
+            return Message.of(refusal(error.code)).payload
+        return self.answer(request).payload
+
+    def answer(
+        self, request: Message, cancelled: Callable[[], bool] = lambda: False, *, ledger_head: str | None = None
+    ) -> Message:
         """Answer a request. Whatever goes wrong, the reply is a refusal with a code, never a text from inside.
 
         Args:
             cancelled: is asked between steps; when it says True the task stops and the reply is `cancelled`.
-            ledger_head: for the reply to carry, see `common.contract.TaskReply`.
+            ledger_head: for the reply to carry, see `common.messages.TaskReply`.
         """
         try:
-            return self._answer(payload, cancelled, ledger_head)
+            if isinstance(request.header, EnrolRequest):
+                self._check_study(request.header.study)
+                return Message.of(enrolment(self.site, self.study))
+            if not isinstance(request.header, TaskRequest):
+                raise ContractError("not-a-request", "expected an enrolment or a task")
+            return self._do(request, request.header, cancelled, ledger_head)
         except ContractError as error:
             log.warning("%s: refused: %s", self.site.config.name, error)
             code = error.code
@@ -108,97 +111,69 @@ class Worker:
         except Exception:
             log.exception("%s: a task failed", self.site.config.name)
             code = "task-failed"
-        return pack(refusal(code, ledger_head=ledger_head))
+        return Message.of(refusal(code, ledger_head=ledger_head))
 
-    def _answer(self, payload: bytes, cancelled: Callable[[], bool], ledger_head: str | None) -> bytes:
-        header, tensors = unpack(payload)
-        if isinstance(header, EnrolRequest):
-            self._check_study(header.study)
-            return pack(enrolment(self.site, self.study))
-        if not isinstance(header, TaskRequest):
-            raise ContractError("not-a-request", "expected an enrolment or a task")
+    def _do(
+        self, request: Message, header: TaskRequest, cancelled: Callable[[], bool], ledger_head: str | None
+    ) -> Message:
+        """Return the reply to a task, once everything that it needs was checked."""
         round_, task = self._agreed(header)
-        policy = self.site.config.policy
-        request = digest(payload)
-        charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request).hex())
-        if charge is not None and self.study.privacy is not None:
+        policy, privacy = self.site.config.policy, self.study.privacy
+        shapes = self.networks.shapes(self.study.components_of(task))
+        check_tensors(request.tensors, shapes, max_norm=MAX_RECEIVED_NORM)
+        charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request.sha256).hex())
+        if charge is not None and privacy is not None:
             if self._simulated:
                 earlier = charges_of(self.study, self.site.config.role)
                 self.accountant = Accountant(charges=(c for c in earlier if c.round < charge.round))
-            self.accountant.check(charge, self.study.privacy, policy.epsilon_cap)
-        metrics, updates = self._run(round_, task, tensors, request, header.foreground_prior, cancelled)
-        reply = TaskReply(
-            study=self.study_hash,
-            round=header.round,
-            stage=header.stage,
-            task=header.task,
-            request=request,
-            metrics=policy.permitted(metrics),
-            ledger_head=ledger_head,
-        )
-        sealed = pack(reply, updates)
-        policy.check_bytes(len(sealed))
-        if charge is not None:
-            self.accountant.spend(charge)
-        elif self.study.privacy is None:
-            self.accountant.expose(self.study_hash)
-        return sealed
-
-    def _check_study(self, study_hash: str) -> None:
-        if study_hash != self.study_hash:
-            raise ContractError("other-study", "the request is of a study that this site did not approve")
-
-    def _run(
-        self,
-        round_: Round,
-        task: AnyTask,
-        tensors: Tensors,
-        request: str,
-        prior: float | None,
-        cancelled: Callable[[], bool],
-    ) -> tuple[dict[str, float], Tensors]:
-        """Return a task's metrics and updates, checked."""
-        shapes = self.networks.shapes(self.study.components_of(task))
-        check_tensors(tensors, shapes, max_norm=MAX_RECEIVED_NORM)
+            self.accountant.check(charge, privacy, policy.epsilon_cap)
         torch.set_num_threads(self.site.config.threads)
-        self.networks.load(tensors)
-        metrics = runner(task.task)(
+        self.networks.load(request.tensors)
+        measured = perform(
             TaskContext(
                 study=self.study,
                 round=round_,
                 task=task,
                 networks=self.networks,
                 data=self.data,
-                policy=self.site.config.policy,
+                policy=policy,
                 secret=self.secret,
-                request=request,
-                foreground_prior=prior,
+                request=request.sha256,
+                foreground_prior=header.foreground_prior,
                 cancelled=cancelled,
             )
         )
         trained = self.networks.export(task.trains)
-        updates = {name: value - tensors[name] for name, value in trained.items()}
+        updates = {name: value - request.tensors[name] for name, value in trained.items()}
         check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
-        metrics = self._backed(task, metrics)
-        check_metrics(task.task, metrics)
-        return metrics, updates
+        # No noise is in a training task's numbers, so under privacy none of them leaves; and no number of too few.
+        silent = privacy is not None and isinstance(task, TrainingTask)
+        backed = {} if silent else {n: m.value for n, m in measured.items() if m.patients >= policy.min_patients}
+        check_metrics(task.task, backed)
+        reply = Message.of(
+            TaskReply(
+                study=self.study_hash,
+                round=header.round,
+                stage=header.stage,
+                task=header.task,
+                request=request.sha256,
+                metrics=policy.permitted(backed),
+                ledger_head=ledger_head,
+            ),
+            updates,
+        )
+        policy.check_bytes(len(reply.payload))
+        if charge is not None:
+            self.accountant.spend(charge)
+        elif privacy is None:
+            self.accountant.expose(self.study_hash)
+        return reply
 
-    def _backed(self, task: AnyTask, metrics: dict[str, float]) -> dict[str, float]:
-        """Leave out what a training task measured on fewer patients than the policy asks for, or under privacy.
+    def _check_study(self, study_hash: str) -> None:
+        if study_hash != self.study_hash:
+            raise ContractError("other-study", "the request is of a study that this site did not approve")
 
-        No noise is in these numbers, so under privacy none of them leaves. `val_dice`, `score` and the
-        evaluation's numbers look at patients of their own and see to it.
-        """
-        split: Split = "calibrate" if task.task == "infuse" else "train"
-        if not isinstance(task, TrainingTask):
-            return metrics
-        if self.study.privacy is not None:
-            return {}
-        if len(self.site.patients(split)) >= self.site.config.policy.min_patients:
-            return metrics
-        return {name: value for name, value in metrics.items() if name == "val_dice"}
-
-    def _agreed(self, header: TaskRequest) -> tuple[Round, AnyTask]:
+    def _agreed(self, header: TaskRequest) -> tuple[Round, Task]:
         """Return round and task as the site's own copy of the study has them, or refuse."""
         self._check_study(header.study)
         if header.round >= len(self.rounds):

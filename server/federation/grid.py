@@ -7,9 +7,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.contract import EnrolReply, unpack
 from common.errors import ContractError
-from server.rounds import ENROL_S, Failure
+from common.messages import EnrolReply, unpack
+from server.transport import ENROL_S, Failure
 
 #: Between two looks for replies, and for nodes that connect, in seconds.
 POLL_S, NODES_POLL_S = 0.1, 0.5
@@ -24,7 +24,7 @@ _CODES = {
 
 
 class GridTransport:
-    """Implements `server.rounds.Transport` on Flower's Message API.
+    """Implements `server.transport.Transport` on Flower's Message API.
 
     Args:
         grid: of the ServerApp.

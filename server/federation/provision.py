@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.contract import ROLES, Role
+from common.components import ROLES, Role
 from common.errors import RunError
 from common.study import Study
 from server.federation.authority import (
@@ -242,7 +242,10 @@ def _read_compose() -> dict[str, Any]:
 
 def _readme(kit: Path, template: str, **values: object) -> None:
     environment = Environment(
-        loader=PackageLoader("server", "."), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
     write_public(kit / "README.md", environment.get_template(template).render(**values).encode())
 

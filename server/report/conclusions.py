@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from common.contract import Role
+from common.components import Role
 from server.history import RoundRecord
 from server.report.summary import MIN_SCORED_ROUNDS
-from server.state import Seat
+from server.state import Participant
 
 #: The predictor that is released: both branches under the infusion head.
 RELEASED = "infusion"
@@ -46,27 +46,29 @@ def _signed(value: float, digits: int = 2) -> str:
 
 
 def verdicts(
-    seats: Mapping[str, Seat], summary: Mapping[str, Any], records: Sequence[RoundRecord]
+    participants: Mapping[str, Participant], summary: Mapping[str, Any], records: Sequence[RoundRecord]
 ) -> tuple[Verdict, ...]:
-    """Return one verdict a site, in the order of the seats."""
-    return tuple(_verdict(site, seat, summary, records) for site, seat in seats.items())
+    """Return one verdict a site, in the order of the participants."""
+    return tuple(_verdict(site, participant, summary, records) for site, participant in participants.items())
 
 
-def _verdict(site: str, seat: Seat, summary: Mapping[str, Any], records: Sequence[RoundRecord]) -> Verdict:
+def _verdict(
+    site: str, participant: Participant, summary: Mapping[str, Any], records: Sequence[RoundRecord]
+) -> Verdict:
     reached = summary["dice"].get(site, {}).get(RELEASED)
     if reached is None:
-        return Verdict(site, seat.role, "not validated", reason=_why_nothing(site, seat, records))
+        return Verdict(site, participant.role, "not validated", reason=_why_nothing(site, participant, records))
     found = summary["difference_to_baseline"].get(site, {}).get(RELEASED)
     if found is not None:
         low, high = found["ci95"]
         outcome: Outcome = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-        return Verdict(site, seat.role, outcome, reached["mean"], found["mean"], (low, high))
-    return Verdict(site, seat.role, "no baseline", reached["mean"])
+        return Verdict(site, participant.role, outcome, reached["mean"], found["mean"], (low, high))
+    return Verdict(site, participant.role, "no baseline", reached["mean"])
 
 
-def _why_nothing(site: str, seat: Seat, records: Sequence[RoundRecord]) -> str:
+def _why_nothing(site: str, participant: Participant, records: Sequence[RoundRecord]) -> str:
     asked = [record.sites[site] for record in records if record.stage == "evaluate" and site in record.sites]
-    if not seat.labelled_test:
+    if not participant.labelled_test:
         return "no labelled test patients"
     if not asked:
         return "no evaluation was asked for"

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.contract import MEASURES, PREDICTORS
 from common.files import write_atomically
+from common.metric_name import MEASURES, PREDICTORS
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
@@ -69,8 +69,8 @@ def render_report(run: Path, pictures: Sequence[Example] = ()) -> Path:
     """
     study = read_study_of_run(run)
     state = load_state(run / CHECKPOINT, study.hash()) or ServerState(round=0, components={})
-    by_role = sorted(state.seats.items(), key=lambda item: (item[1].role != "target", item[0]))
-    state = replace(state, seats=dict(by_role))  # unlabelled sites first: they are what a study is for
+    by_role = sorted(state.participants.items(), key=lambda item: (item[1].role != "target", item[0]))
+    state = replace(state, participants=dict(by_role))  # unlabelled sites first: they are what a study is for
     records = history.read(run)
     finished = state.round >= len(list(study.rounds()))
     summary = summarise(run) if finished else None
@@ -113,7 +113,7 @@ def _content(
     pictures: Sequence[Example],
 ) -> dict[str, Any]:
     """Return all that the template shows."""
-    found = verdicts(state.seats, summary, records) if summary else ()
+    found = verdicts(state.participants, summary, records) if summary else ()
     shown = _predictors(summary)
     rounds = curves.rounds(state, records)
     return {
@@ -132,7 +132,7 @@ def _content(
         "summary": summary,
         "predictors": shown,
         "glossary": {name: GLOSSARY[name] for name in shown or PREDICTORS},
-        "dice_charts": _dice_charts(summary["dice"], shown, list(state.seats)) if summary else {},
+        "dice_charts": _dice_charts(summary["dice"], shown, list(state.participants)) if summary else {},
         "hd95_unit": "mm" if study.image.geometry == "spacing" else "mm or pixels",
         "empty_shares": _has_empty(summary),
         "rounds": rounds,

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.contract import MEASURES, PREDICTORS
 from common.errors import RunError
 from common.files import write_atomically
+from common.metric_name import MEASURES, PREDICTORS
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
@@ -45,8 +45,8 @@ def summarise(run: Path) -> dict[str, Any]:
         "hash": study.hash(),
         "seed": study.seed,
         "wall_s": round(sum(record.seconds for record in records), 1),
-        "roles": {site: seat.role for site, seat in state.seats.items()},
-        "patients": {site: seat.patients for site, seat in state.seats.items()},
+        "roles": {site: participant.role for site, participant in state.participants.items()},
+        "patients": {site: participant.patients for site, participant in state.participants.items()},
         **{measure: _matrix(evaluated, measure) for measure in MEASURES},
         "difference_to_baseline": _differences(evaluated, "dice"),
         "empty": _empty(evaluated),
@@ -114,7 +114,7 @@ def _score(study: Study, state: ServerState, records: list[RoundRecord]) -> dict
         if record.score is None or not record.counted:
             continue
         known = [
-            (s.metrics["val_dice"], state.seats[site].patients)
+            (s.metrics["val_dice"], state.participants[site].patients)
             for site, s in record.sites.items()
             if "val_dice" in s.metrics
         ]

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.contract import PREDICTORS
 from common.errors import RunError
 from common.files import write_atomically
+from common.metric_name import PREDICTORS
 from simulations.ablation.page import detectable, overview
 from simulations.ablation.page import section as ablation_section
 

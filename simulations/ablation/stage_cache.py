@@ -18,15 +18,16 @@ from clients.data.site import Site
 from clients.learning.evaluate import measure_patients
 from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
-from common.contract import ROLES, Tensors
+from common.components import ROLES, Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
 from common.study import Round, Stage, Study
 from common.tasks import Score
 from server import history
+from server.algorithm import init
 from server.history import RoundRecord
-from server.rounds import initial_state, run_round
+from server.rounds import run_round
 from server.run import enrol, initial_components
 from server.state import ServerState, fused_tensors, load_state, save_state
 from simulations.ablation.pooled import train_pooled
@@ -100,7 +101,7 @@ class Chain:
             if before:
                 state = replace(self.train(before, pooled), round=0)
             else:
-                state = initial_state(study, enrol(study, transport), initial_components(study))
+                state = init(study, enrol(study, transport), initial_components(study))
         if pooled:
             begun = time.monotonic()
             state = train_pooled(study, state, self.sites, self.data, self.device)

@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.contract import EnrolRequest, Refusal, TaskRequest, pack, unpack
 from common.errors import RunError
+from common.messages import EnrolRequest, Refusal, TaskRequest, pack, unpack
 from common.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,8 +24,8 @@ from clients.governance.approval import approve
 from clients.governance.approval_page import show
 from clients.governance.policy import Policy
 from clients.governance.proposal import propose
-from common.contract import EnrolReply, EnrolRequest, pack, unpack
 from common.errors import ContractError, RunError, SiteStateError
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
 from common.study import Study, baseline_of
 from simulations.simulate import privacy_spent
 

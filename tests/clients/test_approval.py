@@ -14,12 +14,13 @@ from tiny import one_stage, same, study, write_site, write_study
 import crossprobe
 from clients.data.site import Site, load_site
 from clients.governance.approval import approval_of, valid_approvals
-from clients.governance.glossary import COMPONENTS as EXPLAINED_COMPONENTS
-from clients.governance.glossary import TASKS, explain_metric, explain_together
+from clients.governance.disclosure import explain
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
-from common.contract import COMPONENTS, METRICS, Refusal, TaskReply, digest, unpack
+from common.components import COMPONENTS
+from common.messages import Refusal, TaskReply, digest, unpack
 from common.study import Study
+from common.tasks import TASKS, all_metrics
 from common.version import approved_line
 
 STUDY = study()
@@ -45,11 +46,9 @@ def run(*words: str | Path) -> int:
 
 
 def test_every_task_component_and_metric_of_the_contract_has_its_sentence() -> None:
-    assert TASKS.keys() == METRICS.keys()
-    assert EXPLAINED_COMPONENTS.keys() == set(COMPONENTS)
-    names = [name for own in METRICS.values() for name in own]
-    assert all(len(explain_metric(name)) > 10 for name in names)
-    assert len(explain_together(dict.fromkeys(names))) < 40
+    assert all(len(task.meaning) > 10 for task in TASKS.values())
+    assert all(len(metric.meaning) > 10 for metric in all_metrics().values())
+    assert len(explain(all_metrics())) < 40
 
 
 def proposed(of: Study, site: Site) -> Proposal:

@@ -7,8 +7,10 @@ import pytest
 from finished import Finished
 from tiny import refusal, request, workers, write_site
 
-from common.contract import METRICS, ROLES, EnrolRequest, Role, TaskReply, TaskRequest, digest, pack, unpack
+from common.components import ROLES, Role
+from common.messages import EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
+from common.tasks import TASKS
 
 
 def exchanged(finished: Finished) -> Iterator[tuple[TaskRequest, bytes, TaskReply, bytes]]:
@@ -44,12 +46,12 @@ def test_every_task_sends_exactly_the_tensors_it_trains(finished: Finished) -> N
         assert {name: x.shape for name, x in unpack(reply)[1].items()} == expected
         assert answered.request == digest(sent)
         seen.add(asked.task)
-    assert seen == set(METRICS)
+    assert seen == set(TASKS)
 
 
 def test_every_task_sends_only_the_metrics_of_the_contract(finished: Finished) -> None:
     for asked, _, answered, _ in exchanged(finished):
-        assert set(answered.metrics) <= set(METRICS[asked.task])
+        assert set(answered.metrics) <= set(TASKS[asked.task].metrics)
         assert answered.metrics, asked.task
 
 

@@ -11,7 +11,8 @@ from tiny import study
 
 from clients.data.site import check_site
 from clients.governance.policy import Policy
-from common.contract import METRICS, Role
+from common.components import Role
+from common.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def codes(policy: Policy, role: Role = "source", sent: int = 0) -> list[str]:
 
 def test_the_default_policy_allows_all_of_the_contract() -> None:
     assert codes(Policy(), "source") == codes(Policy(), "target") == []
-    names = {name for names in METRICS.values() for name in names}
+    names = {name for own in TASKS.values() for name in own.metrics}
     assert Policy().permitted(dict.fromkeys(names, 0.0)).keys() == names
 
 

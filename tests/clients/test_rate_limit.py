@@ -10,7 +10,7 @@ import crossprobe
 from clients.data.site import Site
 from clients.governance.ledger import verify
 from clients.node.refusals import refusal as refused
-from common.contract import EnrolRequest, pack
+from common.messages import EnrolRequest, pack
 
 STUDY = study()
 TASKS = [request(STUDY, stage, "source") for stage in ("pretrain", "adapt", "refine")]
@@ -29,9 +29,9 @@ class Clock:
 def clock(north: Hospital, monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr("clients.governance.rate_limit.BYTES", 20_000)
     monkeypatch.setattr("clients.governance.rate_limit.PER_HOUR", 20_000)
-    north.worker.allowance.clock = Clock()
-    north.worker.allowance._then = 0.0
-    return north.worker.allowance.clock
+    north.worker.rate_limit.clock = Clock()
+    north.worker.rate_limit._then = 0.0
+    return north.worker.rate_limit.clock
 
 
 @pytest.mark.parametrize("payload", [b"\xff", ENROL, TASKS[0], pack(EnrolRequest(study="0" * 64))])

@@ -22,8 +22,8 @@ from clients.governance.state import State
 from clients.learning.training import TaskContext
 from clients.node.channel import MAX_SOCKET_PATH, address, answers, ask
 from clients.node.service import serving
-from common.contract import EnrolReply, EnrolRequest, pack, unpack
 from common.errors import SiteStateError
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
 
 STUDY = study()
 PRETRAIN, ADAPT = request(STUDY, "pretrain", "source"), request(STUDY, "adapt", "source")

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from clients.learning.self_supervise import random_masking
 from clients.learning.self_train import prior_threshold
-from common.contract import BRANCHES, TaskRequest, Tensors, unpack
+from common.components import BRANCHES, Tensors
 from common.infusion import fuse
+from common.messages import TaskRequest, unpack
 from common.networks import InfusionHead
-from server.rounds import Failure
 from server.run import run_study
+from server.transport import Failure
 from simulations.local import LocalTransport
 
 ENCODER = ("target_branch.encoder", "mim_decoder", "projector")
@@ -105,7 +106,8 @@ def test_the_threshold_moves_only_outside_the_tolerance_and_no_further(prior: fl
 
 
 def test_pseudo_labels_in_the_padding_are_not_counted(pair: Sequence[Path]) -> None:
-    of = one_stage(target={"task": "self_train", "trains": BRANCHES, "steps": 1})
+    self_train = {"task": "self_train", "trains": BRANCHES, "steps": 1}
+    of = study(batch_size=6, stages=[{"name": "only", "rounds": 1, "target": self_train}])
     (east,) = workers(of, pair[1:])
     all_foreground = {f"{branch}.decoder/final_conv.bias": np.array([20], np.float32) for branch in BRANCHES}
     header, _ = answer(east, request(of, "only", "target", all_foreground, prior=None))

@@ -16,7 +16,7 @@ from clients.app import SOCKET_VARIABLE, app
 from clients.data.site import load_site
 from clients.node import channel
 from clients.node.service import serving
-from common.contract import EnrolReply, EnrolRequest, pack, unpack
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
 
 STUDY = study()
 ENROL = pack(EnrolRequest(study=STUDY.hash()))

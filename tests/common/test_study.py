@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny import content, one_stage, study
 
-from common.contract import COMPONENTS
+from common.components import COMPONENTS
 from common.errors import StudyError
 from common.study import Study, Supervise, baseline_of, load_study, parse_study
 

@@ -17,7 +17,8 @@ from tiny import content, refusal, request, write_study
 
 from clients.governance.ledger import verify
 from clients.node.channel import METHOD, SERVICE, address, ask, options
-from common.contract import TaskReply, TaskRequest, Tensors, digest, pack, unpack
+from common.components import Tensors
+from common.messages import TaskReply, TaskRequest, digest, pack, unpack
 from common.study import load_study
 from server.run import MODEL
 

@@ -13,14 +13,14 @@ from tiny import Remembered, content, study, workers
 
 import server.run
 from clients.node.refusals import refusal
-from common.contract import pack
 from common.errors import RunError
+from common.messages import pack
 from server import history, pause
 from server.federation import deployment
 from server.pause import PAUSED, Pause
-from server.rounds import Failure
 from server.run import CHECKPOINT, MODEL, run_study
 from server.state import load_state
+from server.transport import Failure
 from simulations.local import LocalTransport
 
 GONE = Failure("failed", "its SuperNode is gone (Flower's error code 5)")

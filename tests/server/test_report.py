@@ -19,7 +19,7 @@ from server.report.charts import axis_over
 from server.report.conclusions import score_sentence
 from server.report.page import Example, render_report
 from server.run import CHECKPOINT
-from server.state import Seat
+from server.state import Participant
 
 
 def page(run: Path) -> str:
@@ -50,8 +50,8 @@ def test_headline_says_what_the_interval_allows(
 
 def test_headline_counts_several_unlabelled_sites(tmp_path: Path) -> None:
     differences = {"a": (0.06, 0.02, 0.1), "b": (-0.05, -0.09, -0.01), "c": (0.01, -0.01, 0.03)}
-    seats = {"north": SOURCE, "d": replace(TARGET, labelled_test=False)} | dict.fromkeys(differences, TARGET)
-    html = page(fabricate(tmp_path / "run", seats, {name: evaluation(d) for name, d in differences.items()}))
+    participants = {"north": SOURCE, "d": replace(TARGET, labelled_test=False)} | dict.fromkeys(differences, TARGET)
+    html = page(fabricate(tmp_path / "run", participants, {name: evaluation(d) for name, d in differences.items()}))
     assert headline(html).endswith("on 4 unlabelled sites: 1 better, 1 worse, 1 no difference shown, 1 not validated.")
 
 
@@ -71,7 +71,7 @@ def test_run_without_baseline_is_not_validated_but_shows_dice(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("seat", "changes", "reason"),
+    ("participant", "changes", "reason"),
     [
         (replace(TARGET, labelled_test=False), {}, "no labelled test patients"),
         (TARGET, {}, "its policy lets no Dice be shown (too few test patients, or not allowed)"),
@@ -82,8 +82,10 @@ def test_run_without_baseline_is_not_validated_but_shows_dice(tmp_path: Path) ->
         ),
     ],
 )
-def test_site_without_results_says_why(tmp_path: Path, seat: Seat, changes: dict[int, Any], reason: str) -> None:
-    html = page(fabricate(tmp_path / "run", {"north": SOURCE, "east": seat}, changes=changes))
+def test_site_without_results_says_why(
+    tmp_path: Path, participant: Participant, changes: dict[int, Any], reason: str
+) -> None:
+    html = page(fabricate(tmp_path / "run", {"north": SOURCE, "east": participant}, changes=changes))
     assert headline(html) == f"Not validated against a baseline: {reason}."
     assert "No site sent test results" in html
 
@@ -141,8 +143,8 @@ def test_folder_without_a_run_is_told(tmp_path: Path) -> None:
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     hostile = '"><script>alert(1)</script>'
     refused = {3: {"sites": {"north": SiteRecord("source", "supervise", "refused", f"{hostile}: no")}}}
-    seats = {"north": SOURCE, hostile: TARGET}
-    run = fabricate(tmp_path / "run", seats, {hostile: evaluation((0.05, 0.02, 0.08))}, changes=refused)
+    participants = {"north": SOURCE, hostile: TARGET}
+    run = fabricate(tmp_path / "run", participants, {hostile: evaluation((0.05, 0.02, 0.08))}, changes=refused)
     picture = Example(hostile, "target", hostile, {hostile: 0.5}, [(hostile, b"png")])
     html = render_report(run, [picture]).read_text(encoding="utf-8")
     assert "<script" not in html
@@ -151,15 +153,17 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
 
 def test_many_sites_with_long_names_are_all_shown(tmp_path: Path) -> None:
     names = [f"{'department-of-paediatric-radiology-' + str(i):x<63}" for i in range(30)]
-    seats = {name: SOURCE if i % 3 == 0 else TARGET for i, name in enumerate(names)}
-    html = page(fabricate(tmp_path / "run", seats, {name: evaluation((0.05, 0.02, 0.08)) for name in names}))
+    participants = {name: SOURCE if i % 3 == 0 else TARGET for i, name in enumerate(names)}
+    html = page(fabricate(tmp_path / "run", participants, {name: evaluation((0.05, 0.02, 0.08)) for name in names}))
     assert all(f'<th scope="row">{name}' in html for name in names)
     assert headline(html).endswith("on 20 unlabelled sites: 20 better.")
 
 
 def test_unlabelled_sites_come_first(tmp_path: Path) -> None:
-    seats = {"a": SOURCE, "z": TARGET, "b": SOURCE, "y": TARGET}
-    html = page(fabricate(tmp_path / "run", seats, {name: evaluation((0.05, 0.02, 0.08)) for name in seats}))
+    participants = {"a": SOURCE, "z": TARGET, "b": SOURCE, "y": TARGET}
+    html = page(
+        fabricate(tmp_path / "run", participants, {name: evaluation((0.05, 0.02, 0.08)) for name in participants})
+    )
     assert re.findall(r"<figure><h3>(\w) ", html) == ["y", "z", "a", "b"]
     rows = re.findall(r'<th scope="row">(\w)<', html)
     assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the verdicts, then the matrix

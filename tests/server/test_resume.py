@@ -16,9 +16,9 @@ from tiny import Remembered, write_study
 
 from common.errors import RunError
 from server import history
-from server.rounds import Failure
 from server.run import CHECKPOINT, MODEL, run_study
 from server.state import load_state
+from server.transport import Failure
 
 ROUNDS = 7
 
@@ -229,7 +229,7 @@ def edited(saved: Path, **changes: Any) -> None:
         ({"version": 2}, "version 2"),
         ({"study": "0" * 64}, "another study"),
         ({"tensors": "round-00099.safetensors"}, "round-00099"),
-        ({"seats": {"north": {}}}, "cannot read"),
+        ({"participants": {"north": {}}}, "cannot read"),
         ({"colour": "red"}, "cannot read"),
     ],
 )

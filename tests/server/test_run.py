@@ -9,13 +9,14 @@ from finished import Finished
 from safetensors.numpy import load_file
 from tiny import Between, content, one_stage, same, study, workers, write_site
 
-from common.contract import EnrolReply, Refusal, TaskReply, Tensors, digest, pack, unpack
+from common.components import Tensors
 from common.errors import RunError
+from common.messages import EnrolReply, Refusal, TaskReply, digest, pack, unpack
 from common.study import Study, baseline_of, read_study_of_run
 from server import history
-from server.rounds import Failure
 from server.run import CHECKPOINT, MODEL, enrol, initial_components, run_study
 from server.state import fused_tensors, load_state
+from server.transport import Failure
 from simulations.local import LocalTransport
 
 

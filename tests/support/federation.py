@@ -30,7 +30,7 @@ from clients.governance.state import State
 from clients.node.keys import make_node_keys
 from clients.node.refusals import refusal
 from clients.node.simulated import simulated_secret
-from common.contract import TaskRequest, pack, unpack
+from common.messages import TaskRequest, pack, unpack
 from common.study import load_study
 from server import history
 from server.federation.flower_cli import flower_environment, tool

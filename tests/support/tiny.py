@@ -10,10 +10,11 @@ from PIL import Image
 
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
-from common.contract import Refusal, Role, TaskReply, TaskRequest, Tensors, pack, unpack
+from common.components import Role, Tensors
+from common.messages import Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
 from common.study import Round, Study, parse_study
-from server.rounds import Failure
+from server.transport import Failure
 from simulations.folders import write_site_files
 from simulations.local import LocalTransport
 
