@@ -15,9 +15,9 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import RunError, SiteStateError
@@ -39,13 +39,16 @@ class Answered:
         start: how often the study was started over here; each start has randomness of its own.
         round: highest round that was answered, or -1.
         request: SHA-256 of the request that it answered, or empty.
-        reply: the bytes that answered it.
+        reply: the bytes that answered it; empty while a private round is under way, which only the very same request
+            can go on with.
+        frozen: numbers of this study that were sent and must not change, see `common.tasks.Metric`.
     """
 
     start: int = 0
     round: int = -1
     request: str = ""
     reply: bytes = b""
+    frozen: Mapping[str, float] = field(default_factory=dict)
 
 
 class State:
@@ -172,7 +175,8 @@ class State:
 
     def start_over(self, study_hash: str) -> None:
         """Let a study begin again at its first round, with randomness of its own."""
-        self.keep_answer(study_hash, Answered(start=self.answered(study_hash).start + 1))
+        before = self.answered(study_hash)
+        self.keep_answer(study_hash, Answered(start=before.start + 1, frozen=before.frozen))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
