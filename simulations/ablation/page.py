@@ -74,12 +74,20 @@ def section(summary: dict[str, Any], folder: str) -> str:
         "",
         f"`{summary['command']}`",
         "",
-        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}.",
+        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}; {_versions(summary)}.",
         "",
     ]
     for name, table in summary["data"].items():
         lines += _data_set(name, table, folder, len(summary["seeds"]))
     return "\n".join(lines)
+
+
+def _versions(summary: dict[str, Any]) -> str:
+    """Return which code trained and measured: one version, or a warning where a table mixes several."""
+    versions = [f"`{digest[:12]}`" for digest in summary.get("code", ())]
+    if not versions:
+        return "version of the code not recorded, see the notes above"
+    return f"code {versions[0]}" if len(versions) == 1 else f"**mixed versions of the code: {', '.join(versions)}**"
 
 
 def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list[str]:
