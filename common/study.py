@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from common.contract import BASELINE, BRANCHES, COMPONENTS, ROLES, Role, Sha256
 from common.errors import StudyError
 from common.privacy import Privacy
+from common.run_folder import RunFolder
 from common.settings import Settings, parse_settings, read_settings
 from common.tasks import AnyTask, Evaluate, Score, Supervise, TrainingTask
 
@@ -166,10 +167,6 @@ class Stage(Settings):
         if self.target is not None and self.target.task in ("supervise", "infuse"):
             raise ValueError(f"`{self.target.task}` needs labels; a target site has none")
         return self
-
-
-#: The resolved study in a run's folder: its hash under `hash`, itself under `study`.
-RUN_STUDY = "study.yaml"
 
 
 @dataclass(frozen=True)
@@ -345,8 +342,9 @@ def read_study_of_run(run: Path) -> Study:
     Raises:
         StudyError: if the folder holds no run, or its study is damaged.
     """
+    file = RunFolder(run).study
     try:
-        content = yaml.safe_load((run / RUN_STUDY).read_text(encoding="utf-8"))
-        return parse_study(content["study"], origin=str(run / RUN_STUDY))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return parse_study(content["study"], origin=str(file))
     except (OSError, yaml.YAMLError, TypeError, KeyError):
-        raise StudyError(f"{run} holds no run: {RUN_STUDY} is missing or damaged. Give a run's folder.") from None
+        raise StudyError(f"{run} holds no run: {file.name} is missing or damaged. Give a run's folder.") from None

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.contract import MEASURES, PREDICTORS
 from common.files import write_atomically
+from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
@@ -21,10 +22,8 @@ from server.report import curves, tables
 from server.report.charts import Interval, axis_over, interval_chart
 from server.report.conclusions import headline, labelled_sentence, points, score_sentence, verdicts
 from server.report.summary import summarise
-from server.run import CHECKPOINT
 from server.state import ServerState, load_state
 
-REPORT = "report.html"
 TEMPLATE = "report.html.j2"
 
 ROLE_WORDS = {"source": "source, labelled", "target": "target, unlabelled"}
@@ -68,15 +67,15 @@ def render_report(run: Path, pictures: Sequence[Example] = ()) -> Path:
         StudyError: if its study is damaged.
     """
     study = read_study_of_run(run)
-    state = load_state(run / CHECKPOINT, study.hash()) or ServerState(round=0, components={})
+    state = load_state(RunFolder(run).checkpoint, study.hash()) or ServerState(round=0, components={})
     by_role = sorted(state.seats.items(), key=lambda item: (item[1].role != "target", item[0]))
     state = replace(state, seats=dict(by_role))  # unlabelled sites first: they are what a study is for
     records = history.read(run)
     finished = state.round >= len(list(study.rounds()))
     summary = summarise(run) if finished else None
     page = _environment().get_template(TEMPLATE).render(_content(study, state, records, summary, pictures))
-    write_atomically(run / REPORT, page.encode())
-    return run / REPORT
+    write_atomically(RunFolder(run).report, page.encode())
+    return RunFolder(run).report
 
 
 def _environment() -> Environment:

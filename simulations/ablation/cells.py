@@ -17,10 +17,10 @@ import torch
 from pydantic import Field, model_validator
 
 from common.files import write_atomically
+from common.run_folder import RunFolder
 from common.settings import Settings, read_settings
 from common.study import Study, baseline_of, load_study
 from server.history import RoundRecord
-from server.run import only_one
 from simulations.ablation import measuring
 from simulations.ablation.code_version import code_digest
 from simulations.ablation.stage_cache import StageCache
@@ -220,7 +220,7 @@ def run_ablation(ablation: Ablation, out: Path, jobs: int, on_progress: Callable
     def progress() -> None:
         on_progress(sum(cell.file(v).exists() for cell in cells for v in cell.variants()), total)
 
-    with only_one(out, 0.0), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with RunFolder(out).only_one(), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_cell, cell) for cell in cells}
         try:
             while waiting:

@@ -20,6 +20,7 @@ from common.contract import Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
+from common.run_folder import RunFolder
 from common.study import Round, Stage, Study
 from common.tasks import Score
 from server import history
@@ -84,8 +85,8 @@ class StageCache:
             return state
         transport = self._transport(study)
         if state is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / history.HISTORY).unlink(missing_ok=True)
+            RunFolder(folder).make()
+            RunFolder(folder).history.unlink(missing_ok=True)
             if before:
                 state = replace(self.train(before, pooled), round=0)
             else:

@@ -29,8 +29,9 @@ from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
+from common.run_folder import RunFolder
 from common.study import Study, parse_study
-from server.run import MODEL, run_study
+from server.run import run_study
 from simulations.local import LocalTransport
 from simulations.phantom.sites import write_phantom_site
 from simulations.simulate import hardware
@@ -97,7 +98,7 @@ def measure(study: Study, folder: Path) -> Point:
     worker = open_worker(study, folder)
     with TemporaryDirectory() as run:
         run_study(study, LocalTransport([worker]), Path(run))
-        values = dice_of_patients(study, worker.site, Path(run) / MODEL)
+        values = dice_of_patients(study, worker.site, RunFolder(Path(run)).model)
     low, high = bootstrap_interval(values)
     privacy = study.privacy
     return Point(

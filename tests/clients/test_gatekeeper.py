@@ -24,9 +24,10 @@ from clients.node.worker import Worker
 from common.contract import COMPONENTS, EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
 from common.errors import RunError
 from common.networks import initial_networks
+from common.run_folder import RunFolder
 from server import history
 from server.rounds import initial_state, run_round
-from server.run import MODEL, run_study
+from server.run import run_study
 from server.state import Seat
 from simulations.local import LocalTransport
 
@@ -355,7 +356,7 @@ def test_a_run_over_guarded_workers_gives_the_same_model_and_its_history_holds_t
         approve(state, own, STUDY, by="anna")
         hospitals.append(Hospital(own, state, GuardedWorker(own, state)))
     run_study(STUDY, Guarded(hospitals), tmp_path / "run")
-    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(tmp_path / "run").model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     for own in hospitals:
         heads = [r.sites[own.site.config.name].ledger_head for r in history.read(tmp_path / "run")]
         proven = [verify(own.state.ledger, head).proven for head in heads]
