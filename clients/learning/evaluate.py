@@ -9,14 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from clients.data.dataset import Dataset
-from clients.data.dataset import by_patient as group
+from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import read_mask
 from clients.learning.training import Metrics, TaskCancelled, TaskContext
 from common.contract import MEASURES, PREDICTORS
 from common.geometry import from_grid
 from common.infusion import predict_maps
-from common.metrics import bootstrap_interval, by_patient, measure_frame
+from common.metrics import bootstrap_interval, mean_by_patient, measure_frame
 from common.networks import Networks
 from common.study import Study
 
@@ -36,7 +35,7 @@ def measure_patients(
     Args:
         measure: of probability [H, W], truth [H, W] and spacing in mm or None, all on the image's own pixels.
     """
-    frames = group(data.site.frames_of("test", labelled=True))
+    frames = by_patient(data.site.frames_of("test", labelled=True))
     measured: dict[str, dict[str, list[Measure]]] = {p: defaultdict(list) for p in predictors}
     for patient in sorted(frames):
         if cancelled():
@@ -70,13 +69,13 @@ def run(context: TaskContext) -> Metrics:
         metrics[f"{predictor}/empty_truth_share"] = round(float(np.mean([m.empty_truth for m in every])), 2)
         metrics[f"{predictor}/empty_prediction_share"] = round(float(np.mean([m.empty_prediction for m in every])), 2)
         for measure in MEASURES:
-            values = by_patient(measured[predictor], measure)
+            values = mean_by_patient(measured[predictor], measure)
             metrics |= _described(f"{predictor}/{measure}", values, "")
             metrics[f"{predictor}/{measure}/patients"] = float(context.policy.declared_patients(len(values)))
             if with_baseline and predictor != "baseline":
                 metrics |= _described(
                     f"{predictor}/{measure}",
-                    values - by_patient(measured["baseline"], measure),
+                    values - mean_by_patient(measured["baseline"], measure),
                     "difference",
                 )
     return metrics
