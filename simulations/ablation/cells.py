@@ -96,7 +96,7 @@ class Ablation(Settings):
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
         names = [data.name for data in self.data]
-        twice = [str(x) for own in (names, self.seeds, self.variants) for x in sorted({*own}) if own.count(x) > 1]
+        twice = [str(x) for given in (names, self.seeds, self.variants) for x in sorted({*given}) if given.count(x) > 1]
         if twice:
             raise ValueError(f"given twice, and would be trained into the same folder: {', '.join(twice)}")
         if self.variants and "baseline" not in self.variants:

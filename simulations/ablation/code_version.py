@@ -31,7 +31,7 @@ def code_digest(entry: str, root: Path = ROOT) -> str:
     names = _closure(entry, root)
     files = sorted((name, _file_digest(file)) for name in names if (file := _file(name, root)))
     imported = {name.partition(".")[0] for name in names}
-    libraries = sorted({(own, version(own)) for name in imported for own in distributions.get(name, ())})
+    libraries = sorted({(dist, version(dist)) for name in imported for dist in distributions.get(name, ())})
     return hashlib.sha256(repr((files, libraries)).encode()).hexdigest()
 
 

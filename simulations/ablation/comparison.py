@@ -53,10 +53,10 @@ def difference(row: BySeed, reference: BySeed, *, same_patients: bool) -> Differ
         ValueError: if the rows were measured on different patients.
     """
     seeds = []
-    for own, other in zip(row, reference, strict=True):
-        if own.keys() != other.keys():
+    for dice, other in zip(row, reference, strict=True):
+        if dice.keys() != other.keys():
             raise ValueError("the rows were measured on different patients")
-        seeds.append(np.array([own[p] - other[p] for p in sorted(own)]))
+        seeds.append(np.array([dice[p] - other[p] for p in sorted(dice)]))
     means = tuple(float(values.mean()) for values in seeds)
     if same_patients:
         values = np.mean(seeds, axis=0)

@@ -24,7 +24,7 @@ from clients.data.frames import read_mask
 from clients.data.manifest import Split
 from clients.data.site import Site
 from clients.node.simulated import open_worker
-from common.files import write_atomically
+from common.files import PUBLIC, write_atomically
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import bootstrap_interval, frame_dice
@@ -176,8 +176,8 @@ def main(arguments: list[str]) -> int:
         points.append(measure(study, folder))
         console.print(points[-1])
         content = {**settings, "points": [asdict(point) for point in points]}
-        write_atomically(chosen.out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
-        write_atomically(chosen.out.with_suffix(".md"), page(points, settings).encode())
+        write_atomically(chosen.out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode(), mode=PUBLIC)
+        write_atomically(chosen.out.with_suffix(".md"), page(points, settings).encode(), mode=PUBLIC)
     return 0
 
 

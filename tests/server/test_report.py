@@ -161,7 +161,7 @@ def test_unlabelled_sites_come_first(tmp_path: Path) -> None:
     html = page(fabricate(tmp_path / "run", seats, {name: evaluation((0.05, 0.02, 0.08)) for name in seats}))
     assert re.findall(r"<figure><h3>(\w) ", html) == ["y", "z", "a", "b"]
     rows = re.findall(r'<th scope="row">(\w)<', html)
-    assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the verdicts, then the matrix
+    assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the conclusions, then the matrix
 
 
 def test_page_is_self_contained_and_its_charts_are_whole(tmp_path: Path) -> None:
