@@ -16,6 +16,7 @@ from common.errors import RunError
 from common.geometry import from_grid, placement, to_grid
 from common.infusion import predict_maps
 from common.networks import Networks
+from common.run_folder import RunFolder
 from common.study import Study
 
 #: Overlay colour of the mask's outline: orange is told apart from grey by colour-blind readers too.
@@ -49,13 +50,13 @@ def load_model(run: Path, study: Study) -> Model:
     Raises:
         RunError: if there is none, or it does not fit the study's network.
     """
-    file = run / "model.safetensors"
+    file = RunFolder(run).model
     try:
         tensors = {name: value.numpy() for name, value in load_file(file).items()}
         networks = Networks(study)
         networks.load(tensors)
     except (OSError, SafetensorError):
-        raise RunError(f"{run} holds no finished run: model.safetensors is missing or damaged.") from None
+        raise RunError(f"{run} holds no finished run: {file.name} is missing or damaged.") from None
     except RuntimeError as error:
         raise RunError(f"{file} does not fit the study beside it: {error}") from None
     networks.requires_grad_(False)
