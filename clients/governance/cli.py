@@ -42,6 +42,9 @@ def main(arguments: list[str]) -> int:
 
     check = actions.add_parser("check", help="report everything that is wrong with a site folder")
     check.add_argument("folder", type=Path, help="folder with site.yaml and manifest.csv")
+    check.add_argument(
+        "--study", type=Path, help="also tell for which of this study's tasks and numbers it is too small"
+    )
 
     init = actions.add_parser("init", help="make the state folder and its secret, once")
 
@@ -86,13 +89,22 @@ def main(arguments: list[str]) -> int:
 def _check(chosen: argparse.Namespace) -> int:
     from clients.data.manifest import SPLITS
     from clients.data.site import check_site
+    from clients.governance.fit import kept_back, misfits
+    from common.study import load_study
 
+    study = load_study(chosen.study) if chosen.study else None
     site, findings = check_site(chosen.folder)
+    kept = []
+    if site is not None and study is not None:
+        findings, kept = list(misfits(study, site)), kept_back(study, site)
     if chosen.json:
-        print(json.dumps({"ok": not findings, "findings": [asdict(finding) for finding in findings]}, indent=1))
+        content = {"ok": not findings, "findings": findings, "kept_back": kept}
+        print(json.dumps(content, indent=1, default=asdict))
         return 1 if findings else 0
     _complain(findings)
-    if site is None:
+    for number in kept:
+        print(number)
+    if site is None or findings:
         print(f"{len(findings)} finding(s): mend them, then check again", file=sys.stderr)
         return 1
     console = Console()
