@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from common.contract import BASELINE, BRANCHES, COMPONENTS, ROLES, Role, Sha256
 from common.errors import StudyError
 from common.privacy import Privacy
 from common.settings import Settings, parse_settings, read_settings
+from common.strict_text import TextError, read_yaml
 from common.tasks import AnyTask, Evaluate, Score, Supervise, TrainingTask
 
 
@@ -346,7 +346,7 @@ def read_study_of_run(run: Path) -> Study:
         StudyError: if the folder holds no run, or its study is damaged.
     """
     try:
-        content = yaml.safe_load((run / RUN_STUDY).read_text(encoding="utf-8"))
-        return parse_study(content["study"], origin=str(run / RUN_STUDY))
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        content = read_yaml(run / RUN_STUDY)
+        return parse_study(content["study"], origin=str(run / RUN_STUDY))  # type: ignore[index]
+    except (OSError, TextError, TypeError, KeyError):
         raise StudyError(f"{run} holds no run: {RUN_STUDY} is missing or damaged. Give a run's folder.") from None

@@ -11,6 +11,7 @@ from safetensors.numpy import load, save
 from common.contract import FUSED, Role, Tensors, digest, select
 from common.errors import RunError
 from common.files import write_atomically
+from common.strict_text import parse_json
 
 VERSION = 1
 
@@ -96,7 +97,7 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
     if not file.exists():
         return None
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text(), origin=file.name)
         version, found_study = content.pop("version"), content.pop("study")
         name, expected = content.pop("tensors"), content.pop("sha256")
         if version != VERSION:

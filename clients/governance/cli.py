@@ -14,6 +14,7 @@ from rich.table import Table
 
 from common.contract import ROLES
 from common.errors import CrossProbeError, SiteStateError
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     from clients.data.findings import Finding
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
 
     check = actions.add_parser("check", help="report everything that is wrong with a site folder")
     check.add_argument("folder", type=Path, help="folder with site.yaml and manifest.csv")
+    check.add_argument("--all", type=Path, metavar="FILE", help="write all findings to FILE; three of a kind are shown")
     check.add_argument(
         "--study", type=Path, help="also tell for which of this study's tasks and numbers it is too small"
     )
@@ -89,7 +91,7 @@ def main(arguments: list[str]) -> int:
 def _check(chosen: argparse.Namespace) -> int:
     from clients.data.manifest import SPLITS
     from clients.data.site import check_site
-    from clients.governance.fit import kept_back, misfits
+    from clients.governance.fit import kept_back, misfits, notes
     from common.study import load_study
 
     study = load_study(chosen.study) if chosen.study else None
@@ -97,13 +99,16 @@ def _check(chosen: argparse.Namespace) -> int:
     kept = []
     if site is not None and study is not None:
         findings, kept = list(misfits(study, site)), kept_back(study, site)
+    if chosen.all:
+        write_atomically(chosen.all, "".join(f"{finding}\n" for finding in findings).encode(), then="check again")
+    hints = notes(site) if site is not None else []
     if chosen.json:
-        content = {"ok": not findings, "findings": findings, "kept_back": kept}
+        content = {"ok": not findings, "findings": findings, "kept_back": kept, "notes": hints}
         print(json.dumps(content, indent=1, default=asdict))
         return 1 if findings else 0
     _complain(findings)
-    for number in kept:
-        print(number)
+    for line in (*hints, *map(str, kept)):
+        print(line)
     if site is None or findings:
         print(f"{len(findings)} finding(s): mend them, then check again", file=sys.stderr)
         return 1
@@ -247,5 +252,7 @@ def _dry_run(chosen: argparse.Namespace) -> int:
 
 
 def _complain(findings: "tuple[Finding, ...] | list[Finding]") -> None:
-    for finding in findings:
-        print(finding, file=sys.stderr)
+    from clients.data.findings import grouped
+
+    for line in grouped(findings):
+        print(line, file=sys.stderr)

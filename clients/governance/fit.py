@@ -67,6 +67,13 @@ def misfits(study: Study, site: Site) -> Iterator[Finding]:
         )
 
 
+def notes(site: Site) -> list[str]:
+    """Return what is no fault of a folder, but would surprise its owner in a study."""
+    if site.config.role == "source" and not site.patients("calibrate"):
+        return ["no calibrate patients: a study with the task infuse cannot be approved here (see the column split)"]
+    return []
+
+
 def kept_back(study: Study, site: Site) -> list[KeptBack]:
     """Return the numbers that a study asks for and the folder has too few patients for, in the study's order."""
     policy = site.config.policy

@@ -1,5 +1,6 @@
 """Tiny sites and studies: everything that a real run has, in seconds on one core."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def one_stage(*, rounds: int = 1, name: str = "only", **roles: dict[str, Any]) -
 
 
 def write_study(path: Path, **changes: Any) -> Path:
-    path.write_text(yaml.safe_dump(content(**changes)), encoding="utf-8")
+    plain = json.loads(json.dumps(content(**changes)))  # lists that are shared would become aliases
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
     return path
 
 
