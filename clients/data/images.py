@@ -82,10 +82,10 @@ def decode_grey(path: Path, kind: str) -> Grey:
     check_pixels(width, height, kind)
     try:
         with Image.open(path, formats=["PNG"]) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
+            if (frames := getattr(picture, "n_frames", 1)) > 1:
                 raise PictureError(
                     f"animated-{kind}",
-                    f"expected one picture, found an animation of {picture.n_frames}",
+                    f"expected one picture, found an animation of {frames}",
                     "Export each frame as a PNG of its own, with a row of its own",
                 )
             picture.load()

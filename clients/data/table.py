@@ -46,8 +46,8 @@ def read_table(
     except OSError as error:
         return unusable(f"unreadable-{code}", f"expected to read it, found: {error.strerror}", remedy_of(error))
     except UnicodeDecodeError as error:
-        found = f"expected text, found byte 0x{error.object[error.start]:02x}"
-        return unusable(f"unreadable-{code}", found, 'Save it as "CSV UTF-8"')
+        message = f"expected text, found byte 0x{error.object[error.start]:02x}"
+        return unusable(f"unreadable-{code}", message, 'Save it as "CSV UTF-8"')
     except csv.Error as error:
         return unusable(
             f"unreadable-{code}",
