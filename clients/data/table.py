@@ -41,8 +41,8 @@ def read_table(
         text = _decoded(path.read_bytes())
         lines = _split(text)
     except FileNotFoundError:
-        header = f"Write it with the header {','.join(columns)} and one row per image"
-        return unusable(f"missing-{code}", "expected this file, found none", header)
+        remedy = f"Write it with the header {','.join(columns)} and one row per image"
+        return unusable(f"missing-{code}", "expected this file, found none", remedy)
     except OSError as error:
         return unusable(f"unreadable-{code}", f"expected to read it, found: {error.strerror}", remedy_of(error))
     except UnicodeDecodeError as error:
