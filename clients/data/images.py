@@ -90,7 +90,7 @@ def decode_grey(path: Path, kind: str) -> Grey:
                 )
             picture.load()
             if picture.mode in ("I;16", "I"):
-                return _scaled(np.asarray(picture).astype(np.uint16), kind)
+                return check_depth(np.asarray(picture).astype(np.uint16), kind)
             if picture.mode in ("L", "1"):
                 return np.array(picture.convert("L"), dtype=np.uint8)
             pixels = np.asarray(picture.convert("RGBA"), dtype=np.uint8)
@@ -113,13 +113,13 @@ def decode_grey(path: Path, kind: str) -> Grey:
     return grey.copy()
 
 
-def _scaled(pixels: Grey, kind: str) -> Grey:
-    """16-bit pixels as they are. Raises PictureError where they are of fewer bits, which would be far too dark.
+def check_depth(pixels: Grey, kind: str) -> Grey:
+    """The pixels as they are. Raises PictureError for 16-bit ones of fewer bits, which would be far too dark.
 
     By how much to scale cannot be told from one image: a dark one of 12 bits looks like a bright one of 10.
     """
     top = int(pixels.max())
-    if kind == "image" and 0 < top < LEAST_16_BIT_TOP:
+    if kind == "image" and pixels.dtype == np.uint16 and 0 < top < LEAST_16_BIT_TOP:
         raise PictureError(
             f"dim-16-bit-{kind}",
             f"expected 16-bit grey that reaches beyond {LEAST_16_BIT_TOP - 1}, found values up to {top}: content of "
