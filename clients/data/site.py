@@ -4,6 +4,7 @@ Every problem is reported at once, as findings. What may be opened of a target's
 is in `clients.data.frames`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from clients.data.findings import Finding, SiteFolderError, remedy_of
 from clients.data.frames import FileChecker, Frame, read_image, read_mask
 from clients.data.manifest import Role, Split, assign_splits, check_rows, read_manifest
 from clients.governance.policy import Policy
+from common.errors import CrossProbeError
 from common.plain_words import problems
 from common.strict_text import TextError, read_yaml
 
@@ -36,12 +38,24 @@ Progress = Callable[[int, int], None]
 _ONE_A_LINE = "Write one `key: value` a line, each key once"
 
 
+NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+
+def check_name(name: str) -> str:
+    """The name, if a site may have it. Raises CrossProbeError."""
+    if not re.fullmatch(NAME, name):
+        raise CrossProbeError(
+            f"expected a site's name of lower-case letters, digits and hyphens, found {name!r}. Give one with --name."
+        )
+    return name
+
+
 class SiteConfig(BaseModel):
     """site.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    name: str = Field(pattern=NAME)
     role: Role
     # CPU threads the worker may use; one, since a hospital's machine has other work to do.
     threads: int = Field(default=1, ge=1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from clients.data.intake import cli as intake
 from common.contract import ROLES
 from common.errors import CrossProbeError, SiteStateError
 from common.files import write_atomically
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> int:
         formatter_class=RAW,
         epilog=(
             "examples, in the order of a first study:\n"
+            "  crossprobe site new /archive/wrist /data/our-site --role target\n"
             "  crossprobe site check /data/our-site\n"
             "  crossprobe site init --state /srv/crossprobe\n"
             "  crossprobe site keygen --state /srv/crossprobe-node\n"
@@ -47,6 +49,9 @@ def main(arguments: list[str]) -> int:
     check.add_argument(
         "--study", type=Path, help="also tell for which of this study's tasks and numbers it is too small"
     )
+
+    new = actions.add_parser("new", help="make a site folder from images, loops and DICOM as a hospital has them")
+    intake.add_arguments(new)
 
     init = actions.add_parser("init", help="make the state folder and its secret, once")
 
@@ -73,11 +78,12 @@ def main(arguments: list[str]) -> int:
     keygen.add_argument("--state", type=Path, required=True, help="the node's own folder; the worker never sees it")
     for action in (init, approve, withdraw, dry_run):
         action.add_argument("--state", type=Path, required=True, help="the site's state folder; not the data's")
-    for action in (check, init, keygen, leaves, approve, withdraw, dry_run):
+    for action in (check, new, init, keygen, leaves, approve, withdraw, dry_run):
         action.add_argument("--json", action="store_true", help="print the result for machines")
     chosen = parser.parse_args(arguments)
     actions_by_name = {
         "check": _check,
+        "new": intake.run,
         "init": _init,
         "keygen": _keygen,
         "leaves": _leaves,

@@ -13,9 +13,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients.data.folders import whole_folder, write_site_files
 from clients.data.manifest import SOURCE_FRACTIONS, Fractions, Role, Split, split_of_patient
 from common.errors import CrossProbeError
-from simulations.folders import whole_folder, write_site_files
 
 LICENCE = "LICENSE.txt"
 #: The published table, and those of its columns that are read; the others are diagnoses and sizes.

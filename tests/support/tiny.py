@@ -9,13 +9,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from clients.data.folders import write_site_files
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
 from common.contract import Refusal, Role, TaskReply, TaskRequest, Tensors, pack, unpack
 from common.networks import initial_networks
 from common.study import Round, Study, parse_study
 from server.rounds import Failure
-from simulations.folders import write_site_files
 from simulations.local import LocalTransport
 
 HEIGHT, WIDTH = 40, 48
