@@ -171,7 +171,7 @@ def phantom(
     from simulations.phantom.demo import PATIENTS, write_sites
 
     if not source and not target:
-        raise typer.BadParameter("give at least one --source or --target")
+        raise click.UsageError("give at least one --source or --target")
     asked = {"train": train, "calibrate": calibrate, "val": val, "test": test}
     counts: dict[Any, Any] = {
         role: {split: count if asked[split] is None else asked[split] for split, count in usual.items()}
@@ -179,7 +179,7 @@ def phantom(
     }
     for role, profiles in (("source", source), ("target", target)):
         if profiles and not any(counts[role].values()):
-            raise typer.BadParameter(f"a {role} site needs a patient: at least one of its counts above 0")
+            raise click.UsageError(f"a {role} site needs a patient: at least one of its counts above 0")
     with _bar() as bar:
         folders = write_sites(
             out,
@@ -203,7 +203,10 @@ def phantom(
     ),
 )
 def import_(
-    dataset: Annotated[Literal["busbra"], typer.Argument(metavar="DATASET", help="busbra: BUS-BRA, doi:10.1002/mp.16812, a subset by scanner")],
+    dataset: Annotated[
+        Literal["busbra"],
+        typer.Argument(metavar="DATASET", help="busbra: BUS-BRA, doi:10.1002/mp.16812, a subset by scanner"),
+    ],
     folders: Annotated[list[Path], typer.Argument(metavar="[DIR] OUT", help="DIR defaults to $BUSBRA_DIR")],
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -217,7 +220,7 @@ def import_(
 
     *given, out = folders
     if len(given) > 1 or (not given and not os.environ.get("BUSBRA_DIR")):
-        raise typer.BadParameter("give DIR and OUT, or set BUSBRA_DIR and give OUT")
+        raise click.UsageError("give DIR and OUT, or set BUSBRA_DIR and give OUT")
     origin = given[0] if given else Path(os.environ["BUSBRA_DIR"])
     _tell(import_busbra(origin, out, seed=seed, overwrite=overwrite), as_json)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,7 +25,7 @@ ledger = commands(
     no_args_is_help=True,
     epilog=examples(
         "crossprobe ledger show --state /srv/crossprobe",
-        "crossprobe ledger verify --state /srv/crossprobe --head 3f1c...",
+        "crossprobe ledger verify --state /srv/crossprobe --head HEAD-FROM-THE-COORDINATOR",
     ),
 )
 app.add_typer(ledger, name="ledger")
@@ -49,7 +50,8 @@ def worker(
 ) -> None:
     """Answer the messages of approved studies.
 
-    At a Unix socket, until SIGTERM. The only process that opens images; it needs no network. Approvals are read again for each message.
+    At a Unix socket, until SIGTERM. The only process that opens images; it needs no network. Approvals are read again
+    for each message.
     """
     if check:
         from clients.node.channel import answers
@@ -59,7 +61,7 @@ def worker(
         print(text, file=sys.stdout if alive else sys.stderr)
         raise typer.Exit(0 if alive else 1)
     if site is None or state is None:
-        raise typer.BadParameter("give --site and --state, or --check")
+        raise click.UsageError("give --site and --state, or --check")
 
     from clients.data.site import load_site
     from clients.governance.state import State
@@ -83,7 +85,7 @@ def _head(text: str | None) -> str | None:
 @ledger.command(
     epilog=examples(
         "crossprobe ledger verify --state /srv/crossprobe",
-        "crossprobe ledger verify --state /srv/crossprobe --head 3f1c...",
+        "crossprobe ledger verify --state /srv/crossprobe --head HEAD-FROM-THE-COORDINATOR",
     )
 )
 def verify(

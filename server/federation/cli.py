@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -73,7 +74,7 @@ def provision(
     hospital. Hospitals make their own keys, see the README.md in each kit.
     """
     if add + renew + overwrite > 1:
-        raise typer.BadParameter("--add, --renew and --overwrite are three different things: give one of them")
+        raise click.UsageError("--add, --renew and --overwrite are three different things: give one of them")
 
     from common.study import load_study
     from server.federation.provision import add_sites, parse_site, renew_server, valid_host
@@ -81,15 +82,15 @@ def provision(
 
     if renew:
         if study_file or site or address is not None or port is not None:
-            raise typer.BadParameter("--renew takes --out only: names and authority stay as they are")
+            raise click.UsageError("--renew takes --out only: names and authority stay as they are")
         print(f"the server's new certificate ends on {renew_server(out):%Y-%m-%d}; no hospital needs a new file.")
         print("Bring server.key and server.crt to the server, then there: docker compose restart superlink proxy")
         return
     if study_file is None:
-        raise typer.BadParameter("which study? Give its file")
+        raise click.UsageError("which study? Give its file")
     if add:
         if not site or address is not None or port is not None:
-            raise typer.BadParameter("--add needs --site; it takes address and port from the coordinator's kit in OUT")
+            raise click.UsageError("--add needs --site; it takes address and port from the coordinator's kit in OUT")
         for kit in add_sites(load_study(study_file), study_file, out, [parse_site(text) for text in site]):
             print(f"{kit}: begin with {kit / 'README.md'}")
             print(f"then register its key: crossprobe study register {kit.name} {kit.name}.pub")
@@ -97,7 +98,7 @@ def provision(
     try:
         host = valid_host("proxy" if address is None else address)
     except ValueError as error:
-        raise typer.BadParameter(f"--address: {error}") from None
+        raise click.UsageError(f"--address: {error}") from None
     sites = [parse_site(text) for text in site or ("source:source", "target:target")]
     kits = make_kits(load_study(study_file), study_file, out, sites, host=host, port=port or 9443, overwrite=overwrite)
     print("\n".join(f"{kit}: begin with {kit / 'README.md'}" for kit in kits))
