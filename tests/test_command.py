@@ -218,7 +218,7 @@ def test_every_place_that_names_the_version_names_the_same() -> None:
     assert len(images) == 4
     assert set(images) == {version}
     assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"]) == version
-    assert re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.M)[0] == version
+    assert re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.M)[0] == version
     assert run("--version").stdout == f"crossprobe {version}\n"
 
 
