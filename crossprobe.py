@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "simulations.cli",
     "phantom": "simulations.cli",
     "import": "simulations.cli",
+    "rehearse": "simulations.cli",
     "site": "clients.cli",
     "worker": "clients.cli",
     "ledger": "clients.cli",

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -223,6 +224,51 @@ def import_(
         raise click.UsageError("give DIR and OUT, or set BUSBRA_DIR and give OUT")
     origin = given[0] if given else Path(os.environ["BUSBRA_DIR"])
     _tell(import_busbra(origin, out, seed=seed, overwrite=overwrite), as_json)
+
+
+@app.command(epilog=examples("crossprobe rehearse", "crossprobe rehearse --overwrite"))
+def rehearse(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for sites, kits, logs and run")] = Path(
+        "runs/rehearsal"
+    ),
+    study_file: Annotated[Path, typer.Option("--study", metavar="STUDY", help="study file (YAML)")] = Path(
+        "configs/rehearsal.yaml"
+    ),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Run a whole federation on this machine, once.
+
+    Two phantom hospitals and a coordinator, with certificates, kits, keys, approvals and every process that they have
+    in earnest: what docs/coordinator.md does step by step. It takes about two minutes, and ends all that it started,
+    also on Ctrl-C. It separates nothing, since all runs as one user: keep it to phantoms.
+    """
+    from server.federation.cli import run_to_its_end
+    from simulations.rehearsal import rehearse as rehearse_federation
+
+    console = Console(stderr=as_json)
+    try:
+        done = rehearse_federation(
+            out,
+            study_file,
+            overwrite=overwrite,
+            tell=lambda step: console.print(f"- {step}", soft_wrap=True),
+            follow=lambda cli, study, run: run_to_its_end(cli, study, run, resume=False, console=console),
+        )
+    except KeyboardInterrupt:
+        typer.echo("\nstopped, and every process of the rehearsal with it; --overwrite begins anew", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(asdict(done), indent=1, default=str))
+        return
+    table = Table(title="what left each hospital")
+    for column in ("site", "messages", "bytes", "ledger"):
+        table.add_column(column, justify="right" if column in ("messages", "bytes") else "left")
+    for name, site in done.sites.items():
+        whole = "whole" if site.ledger_whole else "damaged"
+        table.add_row(name, str(site.messages_sent), f"{site.bytes_sent:,}", whole)
+    console.print(table)
+    console.print(f"completed in {done.seconds:.0f} s. Look next at {done.report}", soft_wrap=True)
 
 
 def _tell(folders: Sequence[Path], as_json: bool) -> None:

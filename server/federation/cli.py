@@ -188,15 +188,28 @@ def run(
     ca: Ca = None,
 ) -> None:
     """Run it to its end; exit code 0 only if it completed."""
+    console = Console()
+    try:
+        run_to_its_end(_connection(address, ca), study_file, out, resume=resume, console=console)
+    except KeyboardInterrupt:
+        print(
+            f"no longer following; the run goes on at the coordinator. See it with: crossprobe study status "
+            f"{out}; end it with: crossprobe study stop {out}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    console.print(f"completed. The model and the history are in {out}; next: crossprobe report {out}")
+
+
+def run_to_its_end(cli: "FlowerCli", study_file: Path, out: Path, *, resume: bool, console: Console) -> None:
+    """Start a study and follow it, a line a round. Raises RunError if it fails; what it wrote stays."""
     from common.study import load_study
     from server import history
     from server.federation import deployment
 
-    cli = _connection(address, ca)
     total = len(list(load_study(study_file).rounds()))
     before = sum(record.counted for record in history.read(out)) if resume else 0
     run_id = deployment.start(cli, study_file, out, resume=resume)
-    console = Console()
     console.print(f"run {run_id} started; it writes {out}", soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rounds"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
@@ -206,17 +219,7 @@ def run(
             console.print(_line(record), soft_wrap=True)
             bar.update(task, description=record.stage, completed=record.round + record.counted)
 
-        try:
-            deployment.follow(cli, run_id, out, on_round)
-        except KeyboardInterrupt:
-            bar.stop()
-            print(
-                f"no longer following; the run goes on at the coordinator. See it with: crossprobe study status "
-                f"{out}; end it with: crossprobe study stop {out}",
-                file=sys.stderr,
-            )
-            raise typer.Exit(130) from None
-    console.print(f"completed. The model and the history are in {out}; next: crossprobe report {out}")
+        deployment.follow(cli, run_id, out, on_round)
 
 
 def _line(record: "RoundRecord") -> str:
