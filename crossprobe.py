@@ -27,6 +27,7 @@ COMMANDS = {
     "worker": "clients.cli",
     "ledger": "clients.cli",
     "predict": "clients.cli",
+    "doctor": "clients.cli",
     "provision": "server.cli",
     "study": "server.cli",
     "report": "server.cli",

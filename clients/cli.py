@@ -1,17 +1,23 @@
 """The hospital's commands: `crossprobe site`, `worker`, `ledger` and `predict`."""
 
+import json
+import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
 from clients.governance.cli import app as site
 from clients.node.cli import app as node
 from common.errors import RunError
-from common.options import commands, examples, finite
+from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, commands, examples, finite
 
 app = commands()
 app.add_typer(site, name="site")
@@ -59,4 +65,59 @@ def predict(
         print(problem, file=sys.stderr)
     print(f"written to {out}: masks/, confidence/, overlays/")
     if problems:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=examples(
+        "crossprobe doctor",
+        "crossprobe doctor --state /srv/crossprobe --address fl.example.org:443 --ca ca.crt",
+        "crossprobe doctor --port 443 --certificate kits/coordinator/server.crt --json",
+    )
+)
+def doctor(
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="where runs are to be written")] = Path("runs"),
+    state: Annotated[Path | None, typer.Option(metavar="DIR", help="a site's or a node's state folder")] = None,
+    certificate: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="when does it end? repeat")] = None,
+    port: Annotated[
+        list[int] | None, typer.Option(min=1, max=65535, help="is it free? repeat (default: 9443, the proxy's)")
+    ] = None,
+    address: Address = "",
+    ca: Ca = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what this machine lacks and how to mend it.
+
+    Looks at python, torch, GPU, cores, memory, disk, Docker, ports, clock, the rights of a state folder, the end of
+    certificates, and with --address and --ca at the way to the coordinator. Changes nothing. Exit code 1 if something
+    has to be mended.
+    """
+    address = address or os.environ.get(ADDRESS_VARIABLE, "")
+    ca = ca or (Path(os.environ[CA_VARIABLE]) if os.environ.get(CA_VARIABLE) else None)
+    host, _, number = address.rpartition(":")
+    if address and (not host or not number.isdigit() or not 0 < int(number) < 65536):
+        raise click.UsageError(f"--address: expected HOST:PORT, found {address}")
+    if address and ca is None:
+        raise click.UsageError("--address needs --ca, the ca.crt of the kit: who else could answer for it?")
+
+    from clients.doctor import examine
+
+    checks = examine(
+        runs,
+        state=state,
+        certificates=certificate or (),
+        ports=port or (9443,),
+        address=(host.strip("[]"), int(number)) if address else None,
+        ca=ca,
+    )
+    wrong = sum(check.level == "mend" for check in checks)
+    if as_json:
+        print(json.dumps({"ok": not wrong, "checks": [asdict(check) for check in checks]}, indent=1))
+    else:
+        table = Table("", "check", "found", "how to fix")
+        for check in checks:
+            table.add_row(check.level, *map(escape, (check.check, check.found, check.fix)))
+        Console().print(table)
+        print(f"{wrong} to mend" if wrong else "nothing to mend", file=sys.stderr if wrong else sys.stdout)
+    if wrong:
         raise typer.Exit(1)

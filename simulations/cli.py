@@ -262,11 +262,10 @@ def rehearse(
         print(json.dumps(asdict(done), indent=1, default=str))
         return
     table = Table(title="what left each hospital")
-    for column in ("site", "messages", "bytes", "ledger"):
-        table.add_column(column, justify="right" if column in ("messages", "bytes") else "left")
+    for column in ("site", "messages", "bytes"):
+        table.add_column(column, justify="left" if column == "site" else "right")
     for name, site in done.sites.items():
-        whole = "whole" if site.ledger_whole else "damaged"
-        table.add_row(name, str(site.messages_sent), f"{site.bytes_sent:,}", whole)
+        table.add_row(name, str(site.messages_sent), f"{site.bytes_sent:,}")
     console.print(table)
     console.print(f"completed in {done.seconds:.0f} s. Look next at {done.report}", soft_wrap=True)
 

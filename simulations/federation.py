@@ -93,11 +93,11 @@ class LocalFederation:
         secrets: Mapping[str, bytes] | None = None,
         superlink_seen_by_sites: str = "",
     ) -> None:
-        self.root, self.study, self.superlink_seen_by_sites = root, study, superlink_seen_by_sites
-        self.sites = list(sites)
-        self.data = {folder.name: folder for folder in sites}
+        self.study, self.superlink_seen_by_sites = study, superlink_seen_by_sites
+        self.root, self.sites = root.resolve(), [folder.resolve() for folder in sites]  # each process has a home
+        self.data = {folder.name: folder for folder in self.sites}
         self.names = list(self.data)
-        self.kits = root / "kits"
+        self.kits = self.root / "kits"
         self.ports = {name: free_port() for name in ("superlink", *self.names)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         checked, loaded = load_study(study), {name: load_site(folder) for name, folder in self.data.items()}

@@ -14,6 +14,7 @@ from clients.governance.ledger import read, verify
 from clients.governance.state import State
 from common.errors import RunError
 from common.files import write_atomically
+from common.study import load_study
 from server.federation.flower_cli import FlowerCli
 from server.report.page import render_report
 from server.report.summary import write_summary
@@ -65,10 +66,12 @@ def rehearse(
         follow: runs the study file at a SuperLink into a run's folder, to its end.
 
     Raises:
-        RunError: if `out` holds something else, a process does not start, or the run fails.
+        StudyError: if the study cannot be read.
+        RunError: if `out` holds something else, a process does not start, the run fails, or a ledger is damaged.
         KeyboardInterrupt: on Ctrl-C, and on SIGTERM and SIGHUP too; every process is ended first.
     """
     begun = time.monotonic()
+    load_study(study)
     _make_room(out, overwrite)
     with _ended_like_ctrl_c():
         tell("two phantom hospitals")
@@ -89,6 +92,8 @@ def rehearse(
             follow(cli, federation.coordinator / "study" / "study.yaml", federation.run_folder)
             tell("every process is stopped")
         records = {name: _record(State(federation.kits / name / "state")) for name in federation.names}
+        if damaged := [name for name, record in records.items() if not record.ledger_whole]:
+            raise RunError(f"the ledger of {', '.join(damaged)} is not whole: look at {federation.kits}.")
         write_summary(federation.run_folder)
         report = render_report(federation.run_folder)
     return Rehearsal(federation.run_folder, report, records, round(time.monotonic() - begun, 1))
