@@ -31,7 +31,7 @@ MEMORY_GIB, DISK_GIB = (1.0, 4.0), (1.0, 5.0)
 CLOCK_S = 5.0
 #: A study may last weeks; a certificate that ends in it stops it.
 CERTIFICATE_DAYS = 30
-_ANSWER_S = 5.0
+ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _docker() -> Check:
         return Check("Docker", "note", "not installed", "only the containers need it, see docs/coordinator.md")
     command = ["docker", "version", "--format", "{{.Server.Version}}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * _ANSWER_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return Check("Docker", "note", "does not answer", "for the containers: start its service, then: docker version")
     if done.returncode:
@@ -220,7 +220,7 @@ def _end(name: str, end: datetime) -> Check:
 def _clock() -> Check:
     try:
         command = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         done = None
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
@@ -237,7 +237,7 @@ def _coordinator(host: str, port: int, ca: Path | None) -> Iterator[Check]:
     except (OSError, ssl.SSLError):
         yield Check(name, "mend", f"{ca} cannot be read as a certificate", "take the ca.crt of your kit")
         return
-    connection = http.client.HTTPSConnection(host, port, timeout=_ANSWER_S, context=context)
+    connection = http.client.HTTPSConnection(host, port, timeout=ANSWER_S, context=context)
     try:
         connection.connect()
         end = connection.sock.getpeercert()["notAfter"]  # type: ignore[index]
@@ -254,7 +254,7 @@ def _coordinator(host: str, port: int, ca: Path | None) -> Iterator[Check]:
         yield Check(name, "mend", f"not certified: {error.verify_message}", fix)
         return
     except TimeoutError:
-        yield Check(name, "mend", f"no answer within {_ANSWER_S:.0f} s", "ask for a way out through the firewall")
+        yield Check(name, "mend", f"no answer within {ANSWER_S:.0f} s", "ask for a way out through the firewall")
         return
     except (OSError, http.client.HTTPException) as error:
         fix = "the coordinator: docker compose ps; here: is a proxy or a firewall in between?"
