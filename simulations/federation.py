@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +34,8 @@ from server.federation.provision import COORDINATOR, KitSite, provision
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 60.0
+#: How a person, a service manager or a closed terminal ends a command.
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: What a process may take to end after SIGTERM, and after SIGKILL, in seconds.
 _END_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 
@@ -69,6 +71,40 @@ def wait_until(true: Callable[[], object], what: str, patience_s: float = READY_
         if time.monotonic() > deadline:
             raise RunError(f"not within {patience_s:.0f} s: {what}.")
         time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block on the first of Ctrl-C, SIGTERM and a terminal that closes.
+
+    Those after it are ignored, so that an impatient second one does not break off the cleaning up.
+    """
+
+    def interrupt(*_: object) -> None:
+        for sort in INTERRUPTS:
+            signal.signal(sort, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {sort: signal.signal(sort, interrupt) for sort in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for sort, handler in before.items():
+            signal.signal(sort, handler)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let an interrupt wait until the block is done, and then act as it would have."""
+    waiting: list[int] = []
+    before = {sort: signal.signal(sort, lambda number, _: waiting.append(number)) for sort in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for sort, handler in before.items():
+            signal.signal(sort, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 class LocalFederation:
@@ -115,16 +151,12 @@ class LocalFederation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them running
-        try:
-            for process in self.processes.values():  # all at once, then wait for each
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
-            for name in reversed(list(self.processes)):
-                self.end(name, signal.SIGTERM)
-            self.socket_folder.cleanup()
-        finally:
-            signal.signal(signal.SIGINT, before)
+        for process in self.processes.values():  # all at once, then wait for each
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for name in reversed(list(self.processes)):
+            self.end(name, signal.SIGTERM)
+        self.socket_folder.cleanup()
 
     @property
     def coordinator(self) -> Path:
@@ -182,7 +214,7 @@ class LocalFederation:
         }
         # A worker's command is this checkout's; the SuperExec's ClientApp finds the code in the bundle alone.
         where = ROOT if service == "worker" else home
-        with open(self.log(kit, service), "ab") as log:
+        with open(self.log(kit, service), "ab") as log, held():  # a process that is not noted would never be ended
             self.processes[key] = subprocess.Popen(
                 command, env=environment, cwd=where, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
