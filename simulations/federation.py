@@ -80,12 +80,14 @@ def one_interrupt() -> Iterator[None]:
     Those after it are ignored, so that an impatient second one does not break off the cleaning up.
     """
 
+    minded = [sort for sort in INTERRUPTS if signal.getsignal(sort) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+
     def interrupt(*_: object) -> None:
-        for sort in INTERRUPTS:
-            signal.signal(sort, signal.SIG_IGN)
+        for sort in minded:
+            signal.signal(sort, lambda *_: None)  # SIG_IGN would make Python complain about one that is on its way
         raise KeyboardInterrupt
 
-    before = {sort: signal.signal(sort, interrupt) for sort in INTERRUPTS}
+    before = {sort: signal.signal(sort, interrupt) for sort in minded}
     try:
         yield
     finally:
