@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import click
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from common.options import MAX_SEED, Json, Overwrite, Seed, StudyFile, commands, examples, several, typed
+from simulations.show import counter, progress_bar, simulate_and_show
 
 if TYPE_CHECKING:
     from common.study import Study
-
-CONSOLE = Console()
 
 #: Here by name, so that help and completion need none of the simulator's imports.
 PROFILES = ("lumify_like", "telemed_like", "handheld_dev", "cart_dev", "wireless_held_out", "laptop_held_out")
@@ -59,7 +55,7 @@ def demo(
     from simulations.phantom.demo import write_sites
 
     study = _seeded_study(study_file, seed)
-    with _bar() as bar:
+    with progress_bar() as bar:
         folders = write_sites(
             out / "sites",
             source=["lumify_like"],
@@ -67,9 +63,9 @@ def demo(
             seed=study.seed,
             workers=os.cpu_count() or 1,
             overwrite=True,
-            on_site=lambda name: _counter(bar, f"phantom {name}"),
+            on_site=lambda name: counter(bar, f"phantom {name}"),
         )
-    _run(study, folders, out, resume=resume, command=typed(context), as_json=as_json)
+    simulate_and_show(study, folders, out, resume=resume, command=typed(context), as_json=as_json)
 
 
 @app.command(
@@ -96,7 +92,7 @@ def simulate(
     """
     study = _seeded_study(study_file, seed)
     out = out or Path("runs") / study.name
-    _run(study, sites, out, resume=resume, command=typed(context), as_json=as_json)
+    simulate_and_show(study, sites, out, resume=resume, command=typed(context), as_json=as_json)
 
 
 def _seeded_study(file: Path, seed: int | None) -> "Study":
@@ -133,8 +129,8 @@ def ablate(
     from simulations.ablation.results import write_page
 
     ablation = load_ablation(ablation_file)
-    with _bar() as bar:
-        show = _counter(bar, f"variants of {ablation.name}")
+    with progress_bar() as bar:
+        show = counter(bar, f"variants of {ablation.name}")
         summary = run_ablation(ablation, out or Path("runs") / ablation.name, jobs, show)
     summary["command"] = typed(context)
     if publish_to:
@@ -143,7 +139,7 @@ def ablate(
     if as_json:
         print(json.dumps(summary, indent=1))
     else:
-        print_summary(summary, CONSOLE)
+        print_summary(summary, Console())
 
 
 @app.command(
@@ -181,7 +177,7 @@ def phantom(
     for role, profiles in (("source", source), ("target", target)):
         if profiles and not any(counts[role].values()):
             raise click.UsageError(f"a {role} site needs a patient: at least one of its counts above 0")
-    with _bar() as bar:
+    with progress_bar() as bar:
         folders = write_sites(
             out,
             source=source or (),
@@ -191,7 +187,7 @@ def phantom(
             frames=frames,
             workers=os.cpu_count() or 1,
             overwrite=overwrite,
-            on_site=lambda name: _counter(bar, name),
+            on_site=lambda name: counter(bar, name),
         )
     _tell(folders, as_json)
 
@@ -273,78 +269,3 @@ def rehearse(
 def _tell(folders: Sequence[Path], as_json: bool) -> None:
     """Print the site folders that a command made."""
     print(json.dumps([str(folder) for folder in folders]) if as_json else "\n".join(map(str, folders)))
-
-
-@contextmanager
-def _bar() -> Iterator[Bar]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        yield bar
-
-
-def _counter(bar: Bar, text: str) -> Callable[[int, int], None]:
-    """Return a progress callback whose bar appears with the first call: what is cached shows none."""
-    tasks: list[Any] = []
-
-    def show(done: int, total: int) -> None:
-        if not tasks:
-            tasks.append(bar.add_task(text))
-        bar.update(tasks[0], completed=done, total=total)
-
-    return show
-
-
-def _run(study: "Study", folders: Sequence[Path], out: Path, *, resume: bool, command: str, as_json: bool) -> None:
-    """Run the comparison with live progress and print what it found."""
-    from simulations.simulate import Progress
-    from simulations.simulate import simulate as run_simulation
-
-    with _bar() as bar:
-        task = bar.add_task("starting Flower", total=None)
-
-        shown = -1
-
-        def show(progress: Progress) -> None:
-            nonlocal shown
-            bar.update(task, description=_describe(progress), completed=progress.done, total=progress.total)
-            if not bar.console.is_terminal and progress.done != shown:  # a log gets a line a round
-                bar.console.print(
-                    f"{progress.done}/{progress.total} {_describe(progress)}", highlight=False, soft_wrap=True
-                )
-            shown = progress.done
-
-        summary = run_simulation(study, folders, out, resume=resume, command=command, on_progress=show)
-    if as_json:
-        print(json.dumps(summary, indent=1))
-    else:
-        CONSOLE.print(_table(summary))
-        CONSOLE.print(f"{summary['wall_s']:.0f} s. Look next at {out / 'report.html'} and {out / 'summary.json'}")
-
-
-def _describe(progress: Any) -> str:
-    last = progress.last
-    if last is None:
-        return f"{progress.study}: first round"
-    losses = [f"{site} {s.metrics['loss']:.3f}" for site, s in last.sites.items() if "loss" in s.metrics]
-    return f"{progress.study}: {last.stage}, round {last.round + 1}; loss {', '.join(losses) or '-'}"
-
-
-def _table(summary: dict[str, Any]) -> Table:
-    from common.contract import PREDICTORS
-
-    table = Table(title="Dice on test patients, %")
-    table.add_column("site")
-    table.add_column("predictor")
-    table.add_column("Dice", justify="right")
-    table.add_column("difference to baseline [95 %]", justify="right")
-    for site, dice in summary["dice"].items():
-        for row, predictor in enumerate(p for p in PREDICTORS if p in dice):
-            found = summary["difference_to_baseline"].get(site, {}).get(predictor)
-            text = ""
-            if found:
-                low, high = (100 * x for x in found["ci95"])
-                text = f"{100 * found['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
-            name = (site, f"({summary['roles'][site]})")[row] if row < 2 else ""
-            table.add_row(name, predictor, f"{100 * dice[predictor]['mean']:.1f}", text)
-        table.add_section()
-    return table

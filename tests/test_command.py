@@ -18,9 +18,13 @@ import typer
 import yaml
 from hospital import SECRET
 from processes import processes_of
+from pydantic import ValidationError
+from tiny import content
 
 from clients.governance.ledger import Ledger, entry
 from clients.governance.state import State
+from common.options import MAX_SEED
+from common.study import Study
 from crossprobe import COMMANDS, app, main
 from simulations.cli import PROFILES
 from simulations.phantom import devices
@@ -69,13 +73,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout == "{0} set()\n"
 
 
-@pytest.mark.parametrize("words", EVERY)
+@pytest.mark.parametrize("words", ["", *EVERY])
 def test_every_command_has_examples_that_it_understands(words: str) -> None:
-    examples = examples_of(EVERY[words])
+    examples = examples_of(EVERY[words] if words else typer.main.get_command(app))
     assert examples
     for example in examples:
         name = next(known for known in (" ".join(example[:2]), example[0]) if known in EVERY)
-        assert words in (name, name.split()[0])
+        assert words in ("", name, name.split()[0])
         given = [f"{0:064x}" if word == HEAD else word for word in example[len(name.split()) :]]
         EVERY[name].make_context(name, given)  # raises where an option, a value or an argument is wrong
 
@@ -202,6 +206,12 @@ def test_the_commands_profiles_are_the_simulators() -> None:
     assert tuple(devices.PROFILES) == PROFILES
 
 
+def test_the_command_takes_the_seeds_that_a_study_takes() -> None:
+    assert Study.model_validate(content() | {"seed": MAX_SEED}).seed == MAX_SEED
+    with pytest.raises(ValidationError):
+        Study.model_validate(content() | {"seed": MAX_SEED + 1})
+
+
 def test_one_option_takes_the_words_of_a_shells_star() -> None:
     command = EVERY["simulate"]
     together = command.make_context("simulate", ["study.yaml", "--sites", "a", "b", "c", "--out", "run"]).params
@@ -217,6 +227,8 @@ def test_every_place_that_names_the_version_names_the_same() -> None:
     images = re.findall(r"image: crossprobe-\w+:(\S+)", (ROOT / "docker-compose.yml").read_text("utf-8"))
     assert len(images) == 4
     assert set(images) == {version}
+    for template in (ROOT / "server" / "federation").glob("*.j2"):
+        assert version not in template.read_text("utf-8"), f"{template.name}: write {{{{ version }}}}"
     assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"]) == version
     assert re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.M)[0] == version
     assert run("--version").stdout == f"crossprobe {version}\n"
