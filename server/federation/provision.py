@@ -25,6 +25,7 @@ from common.components import ROLES, Role
 from common.errors import RunError
 from common.files import PUBLIC, private_folder, write_atomically
 from common.study import Study
+from common.version import software_version
 from server.federation.authority import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -252,7 +253,9 @@ def _readme(kit: Path, template: str, **values: object) -> None:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    write_public(kit / "README.md", environment.get_template(template).render(**values).encode())
+    write_public(
+        kit / "README.md", environment.get_template(template).render(version=software_version(), **values).encode()
+    )
 
 
 def valid_host(text: str) -> str:

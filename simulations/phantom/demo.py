@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clients.data.manifest import Role, Split
-from simulations.phantom.sites import write_phantom_site
+from simulations.phantom.sites import remove_phantom_sites, write_phantom_site
 
 #: Patients by split, for each role; a target has no use for `calibrate` and `val` without labels.
 PATIENTS: dict[Role, dict[Split, int]] = {
@@ -30,13 +30,20 @@ def write_sites(
 
     Args:
         source, target: profiles of the sites of either role.
+        overwrite: replace what phantom sites `out` holds, also those of other names: whoever takes all of its
+            folders would else train on patients that two sites share.
         on_site: is told each site's name and gives the callback for its progress.
+
+    Raises:
+        FolderInUseError: before anything is written, if a folder holds what must not be removed.
     """
     profiles: list[tuple[Role, str]] = [("source", p) for p in source] + [("target", p) for p in target]
+    names = [f"{role}-{number}-{profile.replace('_', '-')}" for number, (role, profile) in enumerate(profiles, 1)]
+    if overwrite:
+        remove_phantom_sites(out, but=names)
     folders = []
     first = 0
-    for number, (role, profile) in enumerate(profiles, 1):
-        name = f"{role}-{number}-{profile.replace('_', '-')}"
+    for name, (role, profile) in zip(names, profiles, strict=True):
         folders.append(
             write_phantom_site(
                 out / name,
