@@ -50,6 +50,10 @@ def main(arguments: list[str]) -> int:
         "--study", type=Path, help="also tell for which of this study's tasks and numbers it is too small"
     )
 
+    check.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with numbers and pictures; it stays here"
+    )
+
     new = actions.add_parser("new", help="make a site folder from images, loops and DICOM as a hospital has them")
     intake.add_arguments(new)
 
@@ -107,6 +111,10 @@ def _check(chosen: argparse.Namespace) -> int:
         findings, kept = list(misfits(study, site)), kept_back(study, site)
     if chosen.all:
         write_atomically(chosen.all, "".join(f"{finding}\n" for finding in findings).encode(), then="check again")
+    if chosen.html:
+        from clients.data.contact_sheet import write_sheet
+
+        write_sheet(chosen.html, chosen.folder, site, findings)
     hints = notes(site) if site is not None else []
     if chosen.json:
         content = {"ok": not findings, "findings": findings, "kept_back": kept, "notes": hints}
