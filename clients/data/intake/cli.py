@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def run(chosen: argparse.Namespace) -> int:
         )
     if chosen.most_frames < 1:
         raise CrossProbeError(f"expected --most-frames of at least 1, found {chosen.most_frames}.")
-    name = check_name(chosen.name or out.name)
+    name = check_name(chosen.name or re.sub("[^a-z0-9]+", "-", out.name.lower()).strip("-")[:63])
     key = site_key(chosen.key or out.with_name(f"{out.name}.key"))
     sources = find_sources(chosen.source, table=chosen.table, pattern=chosen.patient_pattern, masks=chosen.masks)
     sheet = BeforeAfter()
