@@ -60,7 +60,7 @@ def write_sheet(path: Path, folder: Path, site: Site | None, findings: Sequence[
     content = environment.get_template(TEMPLATE).render(
         folder=folder.name, site=site, groups=_groups(findings), examples=EXAMPLES, **shown
     )
-    write_atomically(path, content.encode(), then="check again", private=True)
+    write_atomically(path, content.encode(), then="check again")
 
 
 def _groups(findings: Sequence[Finding]) -> list[tuple[str, int, list[Finding]]]:

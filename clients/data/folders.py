@@ -57,12 +57,6 @@ def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> It
 def only(names: Collection[str], folder: Path) -> None:
     """Check that a folder, if it exists, holds nothing but `names`. Raises FolderInUseError."""
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    only(names, folder)
-
-
-def only(names: Collection[str], folder: Path) -> None:
-    """Check that a folder, if it exists, holds nothing but `names`. Raises FolderInUseError."""
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if strange := sorted(found.difference(names)):
         raise FolderInUseError(
             f"expected nothing but {', '.join(names)} in {folder}, found {', '.join(strange)}; "
