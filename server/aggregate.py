@@ -1,4 +1,7 @@
-"""Exact, order-free aggregation of updates: integers add up to the same sum whoever comes first."""
+"""Exact, order-free aggregation of updates: integers add up to the same sum whoever comes first.
+
+By hand: Flower's strategies add up floats, whose sum depends on the order in which replies arrive.
+"""
 
 from collections.abc import Mapping
 
