@@ -19,7 +19,16 @@ def modules_behind(entry: str, root: Path = ROOT) -> dict[str, Path]:
     Raises:
         ValueError: if `entry` is not below `root`, or one of the modules imports by a name that only shows as it runs.
     """
-    return {name: file for name in _closure(entry, root) if (file := _file(name, root))}
+    if _file(entry, root) is None:
+        raise ValueError(f"expected a module below {root}, found none named {entry}")
+    modules: dict[str, Path] = {}
+    waiting = [entry]
+    while waiting:
+        name = waiting.pop()
+        if name not in modules and (file := _file(name, root)) is not None:
+            modules[name] = file
+            waiting += [*_with_packages(name), *_imported_by(name, file, root)]
+    return modules
 
 
 def code_digest(entry: str, root: Path = ROOT) -> str:
@@ -27,29 +36,11 @@ def code_digest(entry: str, root: Path = ROOT) -> str:
 
     A file is read once in a process: what it was when the process began to ask is what the process runs.
     """
-    distributions = _distributions()
-    names = _closure(entry, root)
-    files = sorted((name, _file_digest(file)) for name in names if (file := _file(name, root)))
-    imported = {name.partition(".")[0] for name in names}
-    libraries = sorted({(dist, version(dist)) for name in imported for dist in distributions.get(name, ())})
+    modules = modules_behind(entry, root)
+    files = sorted((name, _file_digest(file)) for name, file in modules.items())
+    imported = {other.partition(".")[0] for name, file in modules.items() for other in _imported_by(name, file, root)}
+    libraries = sorted({(dist, version(dist)) for name in imported for dist in _distributions().get(name, ())})
     return hashlib.sha256(repr((files, libraries)).encode()).hexdigest()
-
-
-def _closure(entry: str, root: Path) -> set[str]:
-    """Return the names of `entry` and of all that it leads to, of the project and of others."""
-    if _file(entry, root) is None:
-        raise ValueError(f"expected a module below {root}, found none named {entry}")
-    seen: set[str] = set()
-    waiting = [entry]
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        if (file := _file(name, root)) is not None:
-            waiting += _with_packages(name)
-            waiting += _imported_by(name, file, root)
-    return seen
 
 
 def _file(name: str, root: Path) -> Path | None:
@@ -64,7 +55,12 @@ def _with_packages(name: str) -> list[str]:
     return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def _imported_by(name: str, file: Path, root: Path) -> Iterator[str]:
+@cache
+def _imported_by(name: str, file: Path, root: Path) -> tuple[str, ...]:
+    return tuple(_imports(name, file, root))
+
+
+def _imports(name: str, file: Path, root: Path) -> Iterator[str]:
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_bytes(), file)):
         if isinstance(node, ast.Import):

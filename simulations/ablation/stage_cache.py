@@ -69,6 +69,10 @@ class StageCache:
         words = f"{settings.hash()} {self._sites_digest} {self._code} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
+    def kept(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState | None:
+        """Return the state within or after the last of `stages` as far as it was trained, or None."""
+        return load_state(self.folder(stages, pooled), self._alone(stages[-1]).hash())
+
     def train(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState:
         """Return the state after `stages`, from the cache as far as it goes; a killed federated stage goes on.
 
@@ -81,7 +85,7 @@ class StageCache:
         """
         *before, stage = stages
         folder, study = self.folder(stages, pooled), self._alone(stage)
-        state = load_state(folder, study.hash())
+        state = self.kept(stages, pooled)
         if state is not None and state.round == stage.rounds:
             return state
         transport = self._transport(study)

@@ -17,7 +17,6 @@ from clients.data.site import load_site
 from common.errors import StudyError
 from common.study import baseline_of
 from server import history
-from server.state import load_state
 from simulations.ablation.cells import LOG, Ablation, Cell, load_ablation, run_ablation
 from simulations.ablation.code_version import code_digest
 from simulations.ablation.page import chart, overview, publish, section
@@ -85,7 +84,7 @@ def test_pooled_training_moves_what_federated_training_moves(sites: Sequence[Pat
     stages = tiny.study().stages
     own = stage_cache(sites, tmp_path)
     federated, pooled = own.train(stages), own.train(stages, pooled=True)
-    begin = load_state(own.folder(stages[:1]), own._alone(stages[0]).hash())
+    begin = own.kept(stages[:1])
     assert begin is not None
     assert federated.components.keys() == pooled.components.keys()
     for name, x in begin.components.items():

@@ -10,7 +10,7 @@ import pytest
 
 from clients.data.folders import FolderInUseError
 from clients.data.site import load_site, read_image, read_mask
-from simulations.phantom import sites
+from simulations.phantom import formation, sites
 from simulations.phantom.devices import PROFILES
 from simulations.phantom.formation import render_frame
 from simulations.phantom.sites import RENDERING, write_phantom_site
@@ -73,7 +73,7 @@ def test_several_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
 def test_the_same_request_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_phantom_site(tmp_path / "north", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "north").rglob("*")}
-    monkeypatch.setattr(sites, "_render", None)
+    monkeypatch.setattr(formation, "render_frame", None)
 
     write_phantom_site(tmp_path / "north", **SMALL)
 
@@ -95,7 +95,7 @@ def test_another_request_replaces_a_folder_only_when_allowed(tmp_path: Path, cha
 
 def test_changed_rendering_code_is_another_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_phantom_site(tmp_path / "north", **SMALL)
-    monkeypatch.setattr(sites, "_code_hash", lambda: "other")
+    monkeypatch.setattr(sites, "RENDERING", RENDERING[:-1])
 
     with pytest.raises(FolderInUseError):
         write_phantom_site(folder, **SMALL)
