@@ -22,7 +22,8 @@ from clients.released import Model
 from common.components import FUSED
 from common.errors import CrossProbeError, RunError
 from common.networks import Networks, initial_networks
-from common.study import RUN_STUDY, Study
+from common.run_folder import RunFolder
+from common.study import Study
 from crossprobe import main
 
 SPACED = {"image": {"size": 32, "geometry": "spacing", "spacing_mm": 1.0}}
@@ -95,9 +96,9 @@ def half(run: Path) -> None:
 
 
 def other_study(run: Path) -> None:
-    content = yaml.safe_load((run / RUN_STUDY).read_text())
+    content = yaml.safe_load(RunFolder(run).study.read_text())
     content["study"]["image"]["size"] = 64
-    (run / RUN_STUDY).write_text(yaml.safe_dump(content))
+    RunFolder(run).study.write_text(yaml.safe_dump(content))
 
 
 def first(content: dict[str, np.ndarray]) -> str:
@@ -119,7 +120,7 @@ WRONG_MODELS: list[tuple[str, Edit]] = [
     ("damaged", lambda run: (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-9])),
     ("No such file", lambda run: (run / "model.safetensors").unlink()),
     ("was changed after the run", other_study),
-    ("not a valid study", lambda run: (run / RUN_STUDY).write_text("study: {}")),
+    ("not a valid study", lambda run: RunFolder(run).study.write_text("study: {}")),
 ]
 
 
