@@ -89,7 +89,7 @@ def _named_at_run_time(call: ast.Call, file: Path, root: Path) -> list[str]:
     picked = []
     for part in ast.walk(call.args[0]):
         match part:
-            case ast.Constant(str(name)) if _file(name, root):
+            case ast.Constant(str(name)) if not name.endswith(".") and _file(name, root):
                 picked.append(name)
             case ast.JoinedStr([ast.Constant(str(package)), *_]) if package.endswith("."):
                 folder = root.joinpath(*package.split("."))
