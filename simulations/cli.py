@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -150,13 +151,19 @@ def _phantom(arguments: list[str]) -> int:
         epilog=(
             f"profiles: {', '.join(PROFILES)}\n\n"
             "examples:\n  crossprobe phantom runs/sites --source lumify_like --target telemed_like\n"
-            "  crossprobe phantom runs/many --source lumify_like --source lumify_like --target telemed_like --train 20"
+            "  crossprobe phantom runs/many --source lumify_like --source lumify_like --target telemed_like --train 20\n"
+            "  crossprobe phantom sites --source north-clinic=lumify_like --target east-clinic=telemed_like"
         ),
     )
     parser.add_argument("out", type=Path, help="folder to write the site folders into")
     for role in ("source", "target"):
         parser.add_argument(
-            f"--{role}", action="append", default=[], metavar="PROFILE", choices=PROFILES, help=f"a {role} site; repeat"
+            f"--{role}",
+            action="append",
+            default=[],
+            type=_named_profile,
+            metavar="[NAME=]PROFILE",
+            help=f"a {role} site, by default named after its role, number and profile; repeat",
         )
     for split in ("train", "calibrate", "val", "test"):
         parser.add_argument(f"--{split}", type=int, metavar="N", help=f"{split} patients a site")
@@ -166,6 +173,9 @@ def _phantom(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if not chosen.source and not chosen.target:
         parser.error("give at least one --source or --target")
+    given = [name for name, _, _ in (text.rpartition("=") for text in chosen.source + chosen.target) if name]
+    if len(set(given)) < len(given):
+        parser.error(f"sites need different names, found {', '.join(given)}")
 
     from simulations.phantom.demo import write_sites
 
@@ -188,6 +198,19 @@ def _phantom(arguments: list[str]) -> int:
     for folder in folders:
         print(folder)
     return 0
+
+
+def _named_profile(text: str) -> str:
+    """Return a text `PROFILE` or `NAME=PROFILE` of a profile that there is and a name that a site may have."""
+    from clients.data.site import SITE_NAME
+    from simulations.phantom.devices import PROFILES
+
+    name, equals, profile = text.rpartition("=")
+    if profile not in PROFILES:
+        raise argparse.ArgumentTypeError(f"expected a profile of {', '.join(PROFILES)}; found {profile!r}")
+    if equals and not re.fullmatch(SITE_NAME, name):
+        raise argparse.ArgumentTypeError(f"expected a name of small letters, digits and dashes; found {name!r}")
+    return text
 
 
 def _import(arguments: list[str]) -> int:

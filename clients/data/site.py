@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clients.data.findings import Finding, SiteFolderError
 from clients.data.frames import FileChecker, Frame, read_image, read_mask
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 
 class SiteConfig(BaseModel):
@@ -39,11 +40,21 @@ class SiteConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    name: str = Field(pattern=SITE_NAME)
     role: Role
     # CPU threads the worker may use; one, since a hospital's machine has other work to do.
     threads: int = Field(default=1, ge=1)
+    # Where the networks compute; images, losses and all randomness stay on the CPU.
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$")
+    # On a GPU: convolutions in bfloat16, see `common.networks.Networks`. Never under differential privacy.
+    mixed_precision: bool = False
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _mixed_precision_needs_a_gpu(self) -> "SiteConfig":
+        if self.mixed_precision and self.device == "cpu":
+            raise ValueError("mixed_precision needs a GPU: set device to cuda, or leave mixed_precision out")
+        return self
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,8 @@ def _read_config(path: Path, findings: list[Finding]) -> tuple[SiteConfig | None
                 wrong("unknown-key", f"expected one of {known}; found {key}", "Remove or respell it")
             elif problem["type"] == "missing":
                 wrong("missing-key", f"expected {key}, found none", f"Add `{key}:`")
+            elif not key:  # of keys that do not go together
+                wrong("wrong-value", problem["msg"].removeprefix("Value error, "), "Change one of the two")
             else:
                 message = f"{key}: {problem['msg']}, found {problem['input']!r}"
                 wrong("wrong-value", message, f"Correct the value of {key}")

@@ -53,6 +53,7 @@ def worker(arguments: list[str]) -> int:
     from clients.data.site import load_site
     from clients.governance.state import State
     from clients.node.channel import address
+    from clients.node.device import check_device
     from clients.node.service import run
 
     address(chosen.socket)  # before minutes are spent on reading the images
@@ -60,6 +61,7 @@ def worker(arguments: list[str]) -> int:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("checking the site's folder", total=None)
         site = load_site(chosen.site, lambda done, total: bar.update(task, completed=done, total=total))
+    check_device(site.config.device)
     run(site, state, chosen.socket, group=chosen.group)
     return 0
 

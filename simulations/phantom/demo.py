@@ -29,14 +29,16 @@ def write_sites(
     """Write one phantom site for each device profile and return the folders. No patient is at two sites.
 
     Args:
-        source, target: profiles of the sites of either role.
+        source, target: profiles of the sites of either role, as `PROFILE` or `NAME=PROFILE`; a site without a name
+            is called after its role, number and profile.
         on_site: is told each site's name and gives the callback for its progress.
     """
     profiles: list[tuple[Role, str]] = [("source", p) for p in source] + [("target", p) for p in target]
     folders = []
     first = 0
-    for number, (role, profile) in enumerate(profiles, 1):
-        name = f"{role}-{number}-{profile.replace('_', '-')}"
+    for number, (role, text) in enumerate(profiles, 1):
+        given, _, profile = text.rpartition("=")
+        name = given or f"{role}-{number}-{profile.replace('_', '-')}"
         folders.append(
             write_phantom_site(
                 out / name,
