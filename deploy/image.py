@@ -22,12 +22,14 @@ def packages() -> list[Path]:
 
 def slim(folder: Path) -> None:
     """Remove tests and what only building against a package needs."""
-    tests = [path for path in folder.rglob("tests") if path.is_dir()]
-    for path in (*tests, *(folder / "torch" / part for part in TORCH_PARTS)):
-        shutil.rmtree(path, ignore_errors=True)
-    for program in (folder / "torch" / "bin").glob("*"):
-        if program.name != TORCH_PROGRAM:
-            program.unlink()
+    doomed = [path for path in folder.rglob("tests") if path.is_dir()]
+    doomed += [folder / "torch" / part for part in TORCH_PARTS]
+    doomed += [path for path in (folder / "torch" / "bin").glob("*") if path.name != TORCH_PROGRAM]
+    for path in doomed:
+        if path.is_file():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)  # it may have gone with a folder around it
 
 
 def size_mb(path: Path) -> float:

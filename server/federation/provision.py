@@ -243,7 +243,11 @@ def _read_compose() -> dict[str, Any]:
 
 def _readme(kit: Path, template: str, **values: object) -> None:
     environment = Environment(
-        loader=PackageLoader("server", "."), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+        loader=PackageLoader("server.federation", "."),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,
     )
     write_public(kit / "README.md", environment.get_template(template).render(**values).encode())
 
