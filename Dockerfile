@@ -11,7 +11,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
 RUN useradd --create-home --uid 1000 crossprobe
 WORKDIR /app
 COPY constraints.txt pyproject.toml ./
-COPY deploy deploy
+COPY deploy/image.py deploy/
 RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" \
       > /tmp/thin.txt && python -m pip install -c constraints.txt -r /tmp/thin.txt && python deploy/image.py --slim
 USER crossprobe
@@ -23,6 +23,7 @@ ARG TORCH_INDEX=""
 RUN python -m pip install -c constraints.txt torch ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} \
       && python deploy/image.py --slim
 COPY README.md LICENSE crossprobe.py Dockerfile docker-compose.yml ./
+COPY deploy deploy
 COPY common common
 COPY clients clients
 COPY server server

@@ -174,8 +174,8 @@ class Networks(nn.Module):
         cast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
         for network in (*parts, self.mim_decoder, self.projector):
             network.forward = cast(network.forward)  # type: ignore[method-assign]
-        for network in (*branches, self.mim_decoder, self.projector):
-            network.register_forward_hook(lambda *call: call[-1].float())
+        for ends in (*branches, self.mim_decoder, self.projector):
+            ends.register_forward_hook(lambda *call: call[-1].float())
 
     def component(self, name: str) -> nn.Module:
         """Return the module of a component, e.g. `target_branch.encoder`."""

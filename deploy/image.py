@@ -17,7 +17,9 @@ TORCH_PROGRAM = "torch_shm_manager"
 
 def packages() -> list[Path]:
     """Return the folders that pip installs into."""
-    return [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages")) and Path(path).is_dir()]
+    return [
+        Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages")) and Path(path).is_dir()
+    ]
 
 
 def slim(folder: Path) -> None:

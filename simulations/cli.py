@@ -151,7 +151,7 @@ def _phantom(arguments: list[str]) -> int:
         epilog=(
             f"profiles: {', '.join(PROFILES)}\n\n"
             "examples:\n  crossprobe phantom runs/sites --source lumify_like --target telemed_like\n"
-            "  crossprobe phantom runs/many --source lumify_like --source lumify_like --target telemed_like --train 20\n"
+            "  crossprobe phantom runs/many --source lumify_like --source lumify_like --target telemed_like\n"
             "  crossprobe phantom sites --source north-clinic=lumify_like --target east-clinic=telemed_like"
         ),
     )

@@ -200,6 +200,17 @@ def test_a_kit_declares_every_network_and_volume_that_it_uses() -> None:
     assert set(cut["volumes"]) == {"socket"}
 
 
+def test_a_gpu_is_given_to_the_worker_and_to_the_hospitals_commands_and_nothing_else_changes(tmp_path: Path) -> None:
+    study = ROOT / "configs" / "demo.yaml"
+    _, kit = provision(load_study(study), study, tmp_path, [KitSite("east", "target")], host="fl.example.org", port=443)
+    override = yaml.safe_load((kit / "compose.gpu.yaml").read_text())
+    gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    change = {"deploy": {"resources": {"reservations": {"devices": [gpu]}}}}
+    assert override == {"services": {"worker": change, "desk": change}}
+    assert override["services"].keys() <= yaml.safe_load((kit / "compose.yaml").read_text())["services"].keys()
+    assert "COMPOSE_FILE=compose.yaml:compose.gpu.yaml" in (kit / "README.md").read_text()
+
+
 def test_compose_itself_accepts_the_file() -> None:
     if (
         shutil.which("docker") is None

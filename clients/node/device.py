@@ -16,8 +16,9 @@ def check_device(device: str) -> None:
     number = torch.device(device).index or 0
     if number < torch.cuda.device_count():
         return
-    build = f"torch {torch.__version__} was built {'for CUDA ' + torch.version.cuda if torch.version.cuda else 'without CUDA'}"
+    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     raise SiteStateError(
-        f"site.yaml has device: {device}, but torch sees {torch.cuda.device_count()} GPU(s); {build}. Give the container "
-        "its GPU (COMPOSE_FILE=compose.yaml:compose.gpu.yaml in .env) and an image with a CUDA build, or write device: cpu."
+        f"site.yaml has device: {device}, but torch sees {torch.cuda.device_count()} GPU(s), and was built {build}. Give "
+        "the container its GPU (COMPOSE_FILE=compose.yaml:compose.gpu.yaml in .env) and an image with a CUDA build, or "
+        "write device: cpu."
     )

@@ -46,7 +46,9 @@ def tool(name: str) -> str:
     own = os.pathsep.join((sysconfig.get_path("scripts"), str(Path(sys.executable).parent)))
     found = shutil.which(name, path=own) or shutil.which(name)
     if found is None:
-        raise RunError(f"expected the program `{name}` in {own} or on PATH, found none. Install CrossProbe with pip again.")
+        raise RunError(
+            f"expected the program `{name}` in {own} or on PATH, found none. Install CrossProbe with pip again."
+        )
     return found
 
 

@@ -5,13 +5,11 @@
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +28,7 @@ from clients.governance.ledger import read as read_ledger
 from clients.governance.state import State
 from clients.node.refusals import refusal
 from clients.node.worker import Worker
-from common.contract import TaskRequest, pack, unpack
+from common.contract import pack, unpack
 from common.study import load_study
 from server import history
 from server.run import MODEL, run_study
@@ -49,6 +47,8 @@ RESOLVER = "127.0.0.53"
 OUTSIDE = "198.51.100.1"
 CAPTIVE = "was-carried-out.example.org"
 COMES_BACK_S = 240.0
+#: All that shipped code can read beside itself: what proves to the SuperNode who asks.
+SHARED_SECRET = "/etc/crossprobe/superexec.secret"
 
 
 class Questions:
@@ -132,7 +132,11 @@ def make_kits(root: Path, found: Engine, port: int) -> dict[str, Kit]:
     kits = root / "kits"
     sites = [word for name, role in SITES.items() for word in ("--site", f"{name}:{role}")]
     crossprobe("provision", str(STUDY), "--out", str(kits), "--address", found.gateway(), "--port", str(port), *sites)
-    counts = [word for split, n in (("train", 6), ("calibrate", 5), ("val", 5), ("test", 5)) for word in (f"--{split}", str(n))]
+    counts = [
+        word
+        for split, n in (("train", 6), ("calibrate", 5), ("val", 5), ("test", 5))
+        for word in (f"--{split}", str(n))
+    ]
     crossprobe("phantom", str(root / "sites"), *PHANTOMS, *counts)
     made = {}
     for name in ("coordinator", *SITES):
@@ -166,7 +170,10 @@ def look_inside(story: Story) -> None:
 
 def addresses(story: Story, doorbell: int, port: int) -> list[tuple[str, int]]:
     """Return every place that a hospital's shipped code has no business at."""
-    machine = [story.engine.gateway(), *subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()]
+    machine = [
+        story.engine.gateway(),
+        *subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split(),
+    ]
     places = [(host, number) for host in machine if ":" not in host for number in (doorbell, port)]
     places += [(OUTSIDE, 443), ("127.0.0.1", 9094)]
     for kit in story.kits.values():
@@ -188,7 +195,10 @@ def attack(story: Story, doorbell: int, port: int) -> None:
         "addresses": addresses(story, doorbell, port),
         "names": ["superlink", "proxy", "worker", CAPTIVE],
         "files": [
-            *(f"/etc/crossprobe/{name}" for name in ("node", "runtime.key", "ca.crt", "server.key", "superexec.secret")),
+            *(
+                f"/etc/crossprobe/{name}"
+                for name in ("node", "runtime.key", "ca.crt", "server.key", "superexec.secret")
+            ),
             *("/site/site.yaml", "/state/secret", "/node/node", "/study/study.yaml", "/etc/shadow"),
             *("/var/run/docker.sock", "/dev/mem", "/dev/kmsg", "/proc/kcore", "/proc/sysrq-trigger"),
         ],
@@ -305,7 +315,6 @@ def test_the_released_tensors_are_the_simulations_bit_for_bit(story: Story, tmp_
     ]
     run_study(study, Between(workers, change), tmp_path)
     assert (story.run_folder / MODEL).read_bytes() == (tmp_path / MODEL).read_bytes()
-    assert TaskRequest  # the requests that `absent` looks at
 
 
 def test_the_engine_was_restarted_in_mid_run_and_every_round_counted(story: Story) -> None:
@@ -327,7 +336,11 @@ def test_a_hospital_sees_its_data_its_question_and_what_left(story: Story, name:
     assert f"{name}: a {SITES[name]} site without findings" in story.said[f"{name} check"]
     assert "approved by" in story.said[f"{name} approve"]
     assert "sent:" in story.said[f"{name} ledger"]
-    done = [e for e in read_ledger(story.kits[name].folder / "state" / "ledger.jsonl") if e["task"] and e["direction"] == "out"]
+    done = [
+        e
+        for e in read_ledger(story.kits[name].folder / "state" / "ledger.jsonl")
+        if e["task"] and e["direction"] == "out"
+    ]
     assert len({entry["round"] for entry in done}) == len(list(load_study(STUDY).rounds()))
 
 
@@ -369,9 +382,9 @@ def test_the_other_two_write_nothing_that_lasts(story: Story, name: str) -> None
 def test_shipped_code_ran_at_every_hospital(story: Story) -> None:
     assert len(story.found) == len(SITES)
     for found in story.found:
-        assert found["interfaces"] == ["lo", "eth0"] or sorted(found["interfaces"])[-1] == "lo"
-        assert found["write"].pop("/tmp") == "written"  # the attempts do work where they may
-        assert found["read"].pop("/etc/crossprobe/superexec.secret") > 0
+        assert sorted(found["interfaces"]) == ["eth0", "lo"]
+        assert found["write"]["/tmp"] == "written"  # the attempts do work where they may
+        assert found["read"][SHARED_SECRET] > 0
 
 
 def test_shipped_code_reaches_its_supernode_and_nothing_else(story: Story) -> None:
@@ -395,10 +408,8 @@ def test_shipped_code_tells_nothing_by_the_names_that_it_asks_for(story: Story) 
 def test_shipped_code_finds_no_image_no_key_and_nothing_to_write(story: Story) -> None:
     for found in story.found:
         assert found["files"]["images"] == []
-        assert found["files"]["keys"] == ["/etc/crossprobe/superexec.secret"]
-        assert [path for path, came in found["read"].items() if isinstance(came, int) and came] == [] or set(
-            path for path, came in found["read"].items() if isinstance(came, int)
-        ) <= {"/etc/crossprobe/superexec.secret"}
+        assert found["files"]["keys"] == [SHARED_SECRET]
+        assert [path for path, came in found["read"].items() if isinstance(came, int)] == [SHARED_SECRET]
         assert "written" not in {came for folder, came in found["write"].items() if folder != "/tmp"}
         assert "Read-only" in found["replace_socket"]
 
@@ -422,11 +433,9 @@ def test_shipped_code_hears_no_more_from_the_worker_than_the_contract_has(story:
 
 def test_an_image_holds_no_tests_and_nothing_to_build_against(story: Story) -> None:
     for image in ("crossprobe-node:0.1.0", "crossprobe-worker:0.1.0", "crossprobe-server:0.1.0"):
-        assert os.environ  # the image's own Python looks
-        look = "import deploy.image as i; print(*(p for f in i.packages() for p in f.rglob('tests') if p.is_dir()))"
+        look = "import sys; sys.path[:0] = ['/app/deploy']; import image as i; print(*(p for f in i.packages() for p in f.rglob('tests') if p.is_dir()))"
         assert story.engine.docker("run", "--rm", image, "python", "-c", look).stdout.strip() == ""
 
 
 def test_everything_was_taken_down(story: Story) -> None:
     assert {name: left for name, left in story.left_over.items() if left} == {}
-    assert time.monotonic()  # the engine itself goes with the fixture

@@ -135,7 +135,9 @@ class Engine:
 
     def base_images(self) -> tuple[str, str]:
         """Return the images to build upon and for the proxy: the documents' own, else of Debian's packages."""
-        if all(self.docker("pull", "--quiet", image, check=False).returncode == 0 for image in (PYTHON_IMAGE, PROXY_IMAGE)):
+        if all(
+            self.docker("pull", "--quiet", image, check=False).returncode == 0 for image in (PYTHON_IMAGE, PROXY_IMAGE)
+        ):
             return PYTHON_IMAGE, PROXY_IMAGE
         if self.docker("image", "inspect", OWN_PROXY, check=False).returncode:
             files = self.root / "rootfs"
@@ -175,12 +177,13 @@ def _pip_config() -> dict[str, str]:
     return {key.rpartition(".")[2]: value.strip("'\"") for key, _, value in pairs}
 
 
-def _wheel_folders() -> list[str]:
-    """Return the local folders that pip takes wheels from."""
-    return [place for place in _pip_config().get("find-links", "").split() if Path(place).is_dir()]
+def _wheels() -> list[Path]:
+    """Return this machine's own wheels, which pip takes before an index's."""
+    folders = [Path(place) for place in _pip_config().get("find-links", "").split()]
+    return [wheel for folder in folders if folder.is_dir() for wheel in folder.glob("*.whl")]
 
 
-#: Where wheel folders of this machine are served to containers while images are built.
+#: Where they are served to containers while images are built.
 _WHEELS_PORT = 18765
 
 
@@ -189,21 +192,20 @@ def _pip_conf(gateway: str) -> str:
     found = _pip_config()
     lines = ["[global]", "cert = /etc/ssl/certs/ca-certificates.crt"]
     lines += [f"index-url = {found['index-url']}"] if "index-url" in found else []
-    if _wheel_folders():
-        links = [f"http://{gateway}:{_WHEELS_PORT}/{number}/" for number in range(len(_wheel_folders()))]
-        lines += [f"find-links = {' '.join(links)}", f"trusted-host = {gateway}"]
+    if _wheels():
+        lines += [f"find-links = http://{gateway}:{_WHEELS_PORT}/", f"trusted-host = {gateway}"]
     return "\n".join(lines) + "\n"
 
 
 @contextlib.contextmanager
 def serving_wheels(engine: Engine) -> Iterator[None]:
-    """Serve this machine's wheel folders to containers for as long as the block runs."""
-    if not _wheel_folders():
+    """Serve this machine's own wheels to containers for as long as the block runs."""
+    if not _wheels():
         yield
         return
     with tempfile.TemporaryDirectory(prefix="crossprobe-wheels-") as folder:
-        for number, place in enumerate(_wheel_folders()):
-            (Path(folder) / str(number)).symlink_to(place)
+        for wheel in _wheels():
+            (Path(folder) / wheel.name).symlink_to(wheel)
         with serving((engine.gateway(), _WHEELS_PORT), partial(_Quiet, directory=folder)):
             yield
 
@@ -229,7 +231,9 @@ def engine() -> Iterator[Engine]:
     address, kept = engine_here(), os.environ.get(KEPT, "")
     with contextlib.ExitStack() as stack:
         # not /tmp: it may lie in memory, and an overlay needs a disk
-        root = Path(kept or stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-engine-", dir="/var/tmp")))
+        root = Path(
+            kept or stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-engine-", dir="/var/tmp"))
+        )
         found = Engine(root, address)
         stack.callback(found.stop)
         found.start()

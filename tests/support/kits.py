@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import textwrap
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from engine import Engine
 #: A numbered step of a README with all that belongs to it.
 STEP = re.compile(r"^(\d+)\. (.*?)(?=^\d+\. |^\S|\Z)", re.M | re.S)
 #: Bits of /proc/PID/status: all capabilities gone; no new privileges; system calls filtered.
-CONFINED = {"CapInh": "0", "CapPrm": "0", "CapEff": "0", "CapBnd": "0", "CapAmb": "0", "NoNewPrivs": "1", "Seccomp": "2"}
+CONFINED = {
+    "CapInh": "0",
+    "CapPrm": "0",
+    "CapEff": "0",
+    "CapBnd": "0",
+    "CapAmb": "0",
+    "NoNewPrivs": "1",
+    "Seccomp": "2",
+}
 
 
 def steps(readme: str) -> dict[int, str]:
@@ -73,7 +82,11 @@ class Kit:
 
     @property
     def environment(self) -> dict[str, str]:
-        own = {"COMPOSE_PROJECT_NAME": self.project, "CROSSPROBE_PROXY_IMAGE": self.proxy, "COMPOSE_HTTP_TIMEOUT": "300"}
+        own = {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "CROSSPROBE_PROXY_IMAGE": self.proxy,
+            "COMPOSE_HTTP_TIMEOUT": "300",
+        }
         return self.engine.environment | own
 
     def commands(self, step: int) -> str:
@@ -92,7 +105,9 @@ class Kit:
         """
         done = self.start(step, answer=answer, changes=changes)
         said = done.stdout + done.stderr
-        assert not check or done.returncode == 0, f"{self.name}, step {step}: exit code {done.returncode}\n{said[-4000:]}"
+        assert not check or done.returncode == 0, (
+            f"{self.name}, step {step}: exit code {done.returncode}\n{said[-4000:]}"
+        )
         assert check or done.returncode != 0, f"{self.name}, step {step} should have failed\n{said[-4000:]}"
         return said
 
@@ -100,6 +115,7 @@ class Kit:
         self, step: int, *, answer: str = "", changes: tuple[str, str] = ("", "")
     ) -> subprocess.CompletedProcess[str]:
         """Carry out a step and return its end."""
+        print(f"{time.strftime('%H:%M:%S')} {self.name}, step {step}", flush=True)  # with `-s`: it takes a while
         commands = self.commands(step)
         assert changes[0] in commands
         script = commands.replace(*changes) if changes[0] else commands
@@ -151,9 +167,7 @@ class Kit:
 
     def healthy(self, *services: str) -> bool:
         """Whether all of these services are healthy."""
-        return all(
-            self.inspect(service)["State"].get("Health", {}).get("Status") == "healthy" for service in services
-        )
+        return all(self.inspect(service)["State"].get("Health", {}).get("Status") == "healthy" for service in services)
 
     def run_in(self, service: str, *command: str) -> str:
         """Run a command in a service's container, as its user."""
