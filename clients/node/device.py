@@ -18,7 +18,7 @@ def check_device(device: str) -> None:
         return
     build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     raise SiteStateError(
-        f"site.yaml has device: {device}, but torch sees {torch.cuda.device_count()} GPU(s), and was built {build}. Give "
-        "the container its GPU (COMPOSE_FILE=compose.yaml:compose.gpu.yaml in .env) and an image with a CUDA build, or "
+        f"site.yaml has device: {device}, but torch, built {build}, sees {torch.cuda.device_count()} GPU(s). Give the "
+        "container its GPU (COMPOSE_FILE=compose.yaml:compose.gpu.yaml in .env) and an image with a CUDA build, or "
         "write device: cpu."
     )

@@ -55,7 +55,7 @@ def test_a_worker_whose_gpu_is_missing_says_so_and_does_not_start(
     socket = tmp_path / "s"
     assert main(["worker", "--site", str(folder), "--state", str(state), "--socket", str(socket)]) == 1
     said = capsys.readouterr().err
-    assert "site.yaml has device: cuda:1, but torch sees 0 GPU(s)" in said
+    assert "site.yaml has device: cuda:1, but torch, built without CUDA, sees 0 GPU(s)" in said
     assert "Traceback" not in said
     assert not socket.exists()
 

@@ -433,8 +433,8 @@ def test_shipped_code_hears_no_more_from_the_worker_than_the_contract_has(story:
 
 def test_an_image_holds_no_tests_and_nothing_to_build_against(story: Story) -> None:
     for image in ("crossprobe-node:0.1.0", "crossprobe-worker:0.1.0", "crossprobe-server:0.1.0"):
-        look = "import sys; sys.path[:0] = ['/app/deploy']; import image as i; print(*(p for f in i.packages() for p in f.rglob('tests') if p.is_dir()))"
-        assert story.engine.docker("run", "--rm", image, "python", "-c", look).stdout.strip() == ""
+        look = "find / -xdev -name tests -path '*-packages/*' -o -xdev -path '*/torch/include'"
+        assert story.engine.docker("run", "--rm", image, "sh", "-c", look, check=False).stdout.strip() == ""
 
 
 def test_everything_was_taken_down(story: Story) -> None:
