@@ -14,25 +14,27 @@ from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from common.components import BASELINE, COMPONENTS, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
 from common.messages import EnrolReply, EnrolRequest, Refusal, pack, unpack
+from common.release import RELEASE, WEIGHTS
 from common.study import RUN_STUDY, Round, Study
 from server import history, pause
 from server.algorithm import init, lacking
 from server.history import RoundRecord
 from server.pause import Pause
+from server.release import write_release
 from server.rounds import run_round
-from server.state import Participant, ServerState, fused_tensors, load_state, save_state
+from server.state import CHECKPOINT, Participant, ServerState, load_state, save_state
 from server.transport import ENROL_S, Failure, Transport
 
 log = logging.getLogger("crossprobe.server")
 
-CHECKPOINT = "checkpoint"
-MODEL = "model.safetensors"
+#: The released model, from a run's folder.
+MODEL = f"{RELEASE}/{WEIGHTS}"
 LOCK = "run.lock"
 #: Sites that are not there are asked again after this, in seconds.
 ASK_AGAIN_S = 5.0
@@ -201,7 +203,7 @@ def _run_study(
                 "sites back, then start again with --resume."
             )
         save_state(run / CHECKPOINT, state, study.hash())
-    write_atomically(run / MODEL, save(dict(sorted(_final_model(study, state).items()))))
+    write_release(run, study, state)
     return state
 
 
@@ -270,12 +272,6 @@ def _locked(lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _final_model(study: Study, state: ServerState) -> Tensors:
-    if not study.fused:
-        return {k: v for k, v in state.components.items() if k.startswith("source_branch.")}
-    return state.released or fused_tensors(state.components)
 
 
 def _reasons(record: RoundRecord) -> str:

@@ -14,6 +14,8 @@ from common.files import write_atomically
 from common.messages import digest
 
 VERSION = 2
+#: In a run's folder.
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)

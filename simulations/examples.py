@@ -22,8 +22,8 @@ from common.metrics import frame_dice
 from common.networks import Networks
 from common.study import Study
 from server.report.page import Example
-from server.run import CHECKPOINT, MODEL
-from server.state import load_state
+from server.run import MODEL
+from server.state import CHECKPOINT, load_state
 
 PANEL_WIDTH_PX = 220
 #: Patients among which examples are picked; more would cost minutes and show nothing else.

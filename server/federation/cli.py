@@ -37,7 +37,8 @@ def study(arguments: list[str]) -> int:
             "  crossprobe study unregister north-clinic --address localhost:8443 --ca ca.crt\n"
             "  crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt\n"
             "  crossprobe study status runs/first\n"
-            "  crossprobe study stop runs/first\n\n"
+            "  crossprobe study stop runs/first\n"
+            "  crossprobe study release runs/first --out model-of-first\n\n"
             f"{ADDRESS_VARIABLE} and {CA_VARIABLE} stand for --address and --ca where these are not given."
         ),
     )
@@ -55,7 +56,9 @@ def study(arguments: list[str]) -> int:
     unregister.add_argument("name", help="as it was registered")
     status = actions.add_parser("status", help="how a run does: rounds, and which sites are connected, slow or lost")
     stop = actions.add_parser("stop", help="stop a run; `run --resume` goes on from its last round")
-    for action in (status, stop):
+    release = actions.add_parser("release", help="check a finished run's model, or copy it to be passed on")
+    release.add_argument("--out", type=Path, metavar="DIR", help="new folder for weights, study, card and hashes")
+    for action in (status, stop, release):
         action.add_argument("run", type=Path, help="folder of the run")
     for action in (check, status):
         action.add_argument("--json", action="store_true", help="print the result for machines")
@@ -70,6 +73,7 @@ def study(arguments: list[str]) -> int:
         "unregister": _unregister,
         "status": _status,
         "stop": _stop,
+        "release": _release,
     }
     return actions_by_name[chosen.action](chosen)
 
@@ -271,4 +275,12 @@ def _stop(chosen: argparse.Namespace) -> int:
 
     going = deployment.stop(_connection_of_run(chosen), chosen.run)
     print("stopped; `crossprobe study run --resume` goes on from its last round" if going else "it had ended already")
+    return 0
+
+
+def _release(chosen: argparse.Namespace) -> int:
+    from server.release import export_release
+
+    folder = export_release(chosen.run, chosen.out)
+    print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")
     return 0

@@ -21,8 +21,7 @@ from server.report import curves, tables
 from server.report.charts import Interval, axis_over, interval_chart
 from server.report.conclusions import headline, labelled_sentence, points, score_sentence, verdicts
 from server.report.summary import summarise
-from server.run import CHECKPOINT
-from server.state import ServerState, load_state
+from server.state import CHECKPOINT, ServerState, load_state
 
 REPORT = "report.html"
 TEMPLATE = "report.html.j2"

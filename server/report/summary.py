@@ -10,8 +10,7 @@ from common.metric_name import MEASURES, PREDICTORS
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
-from server.run import CHECKPOINT
-from server.state import ServerState, load_state
+from server.state import CHECKPOINT, ServerState, load_state
 
 SUMMARY = "summary.json"
 #: Rounds with both numbers that a rank correlation needs before it says anything.

@@ -32,6 +32,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     tensors = initial_networks(study).export((*COMPONENTS, *BASELINE))
     state = ServerState(round=7, components=tensors, released_round=3, best_score=0.6, participants=PAIR)
     save_state(run / CHECKPOINT, state, study.hash())
+    (run / MODEL).parent.mkdir()
     (run / MODEL).write_bytes(save(fused_tensors(tensors)))
     return study, run
 
