@@ -16,6 +16,7 @@ from common.errors import RunError
 from common.geometry import from_grid, placement, to_grid
 from common.infusion import predict_maps
 from common.networks import Networks
+from common.release import WEIGHTS
 from common.study import Study
 
 #: Overlay colour of the mask's outline: orange is told apart from grey by colour-blind readers too.
@@ -43,19 +44,19 @@ class Model:
         return from_grid(maps["infusion" if self.fused else "source_branch"], place).numpy()
 
 
-def load_model(run: Path, study: Study) -> Model:
-    """Return the model of a finished run.
+def load_model(release: Path, study: Study) -> Model:
+    """Return the model of a release, see `common.release`.
 
     Raises:
         RunError: if there is none, or it does not fit the study's network.
     """
-    file = run / "model.safetensors"
+    file = release / WEIGHTS
     try:
         tensors = {name: value.numpy() for name, value in load_file(file).items()}
         networks = Networks(study)
         networks.load(tensors)
     except (OSError, SafetensorError):
-        raise RunError(f"{run} holds no finished run: model.safetensors is missing or damaged.") from None
+        raise RunError(f"{release} holds no model: {file.name} is missing or damaged.") from None
     except RuntimeError as error:
         raise RunError(f"{file} does not fit the study beside it: {error}") from None
     networks.requires_grad_(False)

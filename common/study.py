@@ -15,6 +15,7 @@ from common.errors import StudyError
 from common.messages import Sha256
 from common.network_settings import BasicUNet, Network
 from common.privacy import Privacy
+from common.run_folder import RunFolder
 from common.settings import Settings, parse_settings, read_settings
 from common.tasks import AnyTask, Evaluate, Score, Supervise, Task, TrainingTask
 
@@ -157,10 +158,6 @@ class Stage(Settings):
                 why = "a source site has labels" if role == "source" else "it needs labels; a target site has none"
                 raise ValueError(f"`{task.task}` is for {' and '.join(task.roles)} sites; {why}")
         return self
-
-
-#: The resolved study in a run's folder: its hash under `hash`, itself under `study`.
-RUN_STUDY = "study.yaml"
 
 
 @dataclass(frozen=True)
@@ -341,8 +338,9 @@ def read_study_of_run(run: Path) -> Study:
     Raises:
         StudyError: if the folder holds no run, or its study is damaged.
     """
+    file = RunFolder(run).study
     try:
-        content = yaml.safe_load((run / RUN_STUDY).read_text(encoding="utf-8"))
-        return parse_study(content["study"], origin=str(run / RUN_STUDY))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return parse_study(content["study"], origin=str(file))
     except (OSError, yaml.YAMLError, TypeError, KeyError):
-        raise StudyError(f"{run} holds no run: {RUN_STUDY} is missing or damaged. Give a run's folder.") from None
+        raise StudyError(f"{run} holds no run: {file.name} is missing or damaged. Give a run's folder.") from None

@@ -25,8 +25,12 @@ class Metric:
     Attributes:
         low, high: its range.
         meaning: what it says, for a hospital.
+        digits: significant digits that leave, as many as its purpose needs; None for a whole number. More would let
+            two replies that differ by one patient tell that patient's part.
         role: of the only sites that send it; None: of all that run the task.
         compares: it exists only where the study names a baseline.
+        frozen: it is about all patients of a split, so a site sends the first value again in all later rounds of a
+            study: a change would be that of the patient who came or went.
     """
 
     low: float
@@ -34,6 +38,12 @@ class Metric:
     meaning: str
     role: Role | None = None
     compares: bool = False
+    digits: int | None = 3
+    frozen: bool = False
+
+    def rounded(self, value: float) -> float:
+        """Return the value as it may leave."""
+        return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
 LOSS = Metric(0, math.inf, "mean training error of this round; no unit")
@@ -150,8 +160,13 @@ class Supervise(TrainingTask):
     trainable: ClassVar[tuple[str, ...]] = BRANCH_PARTS
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": LOSS,
+        # as a prior it has a tolerance of a tenth at least
         "foreground_fraction": Metric(
-            0, 1, "mean share of the image that is marked, over your labelled training patients"
+            0,
+            1,
+            "mean share of the image that is marked, over your labelled training patients, to two digits",
+            digits=2,
+            frozen=True,
         ),
         "val_dice": VAL_DICE,
     }
@@ -286,7 +301,10 @@ class Evaluate(Task):
     split: ClassVar[Split] = "test"
     reads: ClassVar[tuple[str, ...]] = (*FUSED, *BASELINE)
     metrics: ClassVar[Mapping[str, Metric]] = {
-        str(name): Metric(*name.range, name.meaning, compares=name.compares) for name in EVALUATION
+        str(name): Metric(
+            *name.range, name.meaning, compares=name.compares, digits=None if name.statistic == "patients" else 3
+        )
+        for name in EVALUATION
     }
     not_private: ClassVar[str] = "it is not a stage; set privacy.evaluation to `outside` for the closing evaluation"
     of_released: ClassVar[bool] = True

@@ -11,12 +11,13 @@ from safetensors.numpy import save
 
 from common.components import ROLES, Tensors
 from common.errors import RunError
-from common.files import write_atomically
+from common.files import PUBLIC, private_folder, write_atomically
 from common.messages import digest
-from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, find_release, sums_of
+from common.release import CARD, STUDY, SUMS, WEIGHTS, find_release, sums_of
+from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from common.version import software_version
-from server.state import CHECKPOINT, ServerState, fused_tensors, load_state
+from server.state import ServerState, fused_tensors, load_state
 
 # Here and not in a file: Flower's bundle of an app takes no template, and the ServerApp writes the card.
 _CARD = """\
@@ -62,48 +63,42 @@ the training data, and parts of images may be rebuilt from them. Treat the weigh
 """
 
 
-def write_release(run: Path, study: Study, state: ServerState) -> Path:
+def write_release(run: RunFolder, study: Study, state: ServerState) -> Path:
     """Write a finished run's release and return its folder; the weights last, so that whoever finds them has all."""
     tensors = final_model(study, state)
     weights = save(dict(sorted(tensors.items())))
     contents = {WEIGHTS: weights, STUDY: _study(study), CARD: _card(study, state, tensors, digest(weights)).encode()}
-    folder = run / RELEASE
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {folder}: {error.strerror}. Free some space or fix the permissions, then start again "
-            "with --resume."
-        ) from None
+    with run.writing():
+        private_folder(run.release)
     for name, content in {
         SUMS: sums_of(contents),
         CARD: contents[CARD],
         STUDY: contents[STUDY],
         WEIGHTS: weights,
     }.items():
-        write_atomically(folder / name, content)
-    return folder
+        write_atomically(run.release / name, content)
+    return run.release
 
 
-def export_release(run: Path, out: Path | None = None) -> Path:
+def export_release(run: RunFolder, out: Path | None = None) -> Path:
     """Return a finished run's release, checked, or a checked copy of it in a new folder.
 
     Raises:
         RunError: if the run is not finished, the release was changed, or the copy cannot be written.
     """
-    study = read_study_of_run(run)
-    state = load_state(run / CHECKPOINT, study.hash())
+    study = read_study_of_run(run.path)
+    state = load_state(run.checkpoint, study.hash())
     if state is None or state.round < len(list(study.rounds())):
-        raise RunError(f"{run} holds no finished run. Continue it with --resume.")
-    if not (run / RELEASE / SUMS).exists():
+        raise RunError(f"{run.path} holds no finished run. Continue it with --resume.")
+    if not (run.release / SUMS).exists():
         write_release(run, study, state)
-    folder = find_release(run)
+    folder = find_release(run.release)
     if out is None:
         return folder
     try:
         out.mkdir(parents=True)
         for name in (SUMS, CARD, STUDY, WEIGHTS):
-            write_atomically(out / name, (folder / name).read_bytes(), then="run the command again")
+            write_atomically(out / name, (folder / name).read_bytes(), then="run the command again", mode=PUBLIC)
     except FileExistsError:
         raise RunError(f"{out} is there already. Choose a new folder with --out; nothing was changed.") from None
     except OSError as error:

@@ -1,14 +1,12 @@
 """A whole run: enrol, all rounds, a checkpoint after each, the final model. The same over any transport."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,22 +18,19 @@ from common.components import BASELINE, COMPONENTS, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
 from common.messages import EnrolReply, EnrolRequest, Refusal, pack, unpack
-from common.release import RELEASE, WEIGHTS
-from common.study import RUN_STUDY, Round, Study
+from common.run_folder import RunFolder
+from common.study import Round, Study
 from server import history, pause
 from server.algorithm import init, lacking
 from server.history import RoundRecord
 from server.pause import Pause
 from server.release import write_release
 from server.rounds import run_round
-from server.state import CHECKPOINT, Participant, ServerState, load_state, save_state
+from server.state import Participant, ServerState, load_state, save_state
 from server.transport import ENROL_S, Failure, Transport
 
 log = logging.getLogger("crossprobe.server")
 
-#: The released model, from a run's folder.
-MODEL = f"{RELEASE}/{WEIGHTS}"
-LOCK = "run.lock"
 #: Sites that are not there are asked again after this, in seconds.
 ASK_AGAIN_S = 5.0
 
@@ -157,7 +152,7 @@ def run_study(
         RunError: if the folder is in use by another run, nothing can be written, or a role stays below
             quorum for as many attempts as the study allows. The last checkpoint stays.
     """
-    with only_one(run, wait_s):
+    with RunFolder(run).only_one(wait_s):
         pause.clear(run)
         try:
             return _run_study(study, transport, run, resume, on_round, enrol_s)
@@ -174,12 +169,12 @@ def _run_study(
     on_round: Callable[[RoundRecord], None],
     enrol_s: float,
 ) -> ServerState:
-    state = load_state(run / CHECKPOINT, study.hash()) if resume else None
+    state = load_state(RunFolder(run).checkpoint, study.hash()) if resume else None
     if state is None:
         _prepare(run, study)
         participants = enrol(study, transport, wait_s=enrol_s)
         state = init(study, participants, initial_components(study))
-        save_state(run / CHECKPOINT, state, study.hash())
+        save_state(RunFolder(run).checkpoint, state, study.hash())
     else:
         enrol(study, transport, wait_s=enrol_s)
         history.rewind(run, state.round)
@@ -196,14 +191,14 @@ def _run_study(
             if attempts_left:
                 _pause(study, state, round_, record, transport, run, first_short, attempts_left)
         else:
-            save_state(run / CHECKPOINT, state, study.hash())
+            save_state(RunFolder(run).checkpoint, state, study.hash())
             raise RunError(
                 f"round {round_.index} ({round_.stage.name}) fell short of quorum "
                 f"{study.participation.retries + 1} times: {_reasons(record)}. Everything is saved: bring the "
                 "sites back, then start again with --resume."
             )
-        save_state(run / CHECKPOINT, state, study.hash())
-    write_release(run, study, state)
+        save_state(RunFolder(run).checkpoint, state, study.hash())
+    write_release(RunFolder(run), study, state)
     return state
 
 
@@ -243,48 +238,14 @@ def _time_in(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
-@contextlib.contextmanager
-def only_one(run: Path, wait_s: float) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process however it ends: two writers would mix two runs.
-
-    Raises:
-        RunError: if another process holds it for longer than `wait_s`, or nothing can be written.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run / LOCK, os.O_RDONLY | os.O_CREAT)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
-    try:
-        deadline = time.monotonic() + wait_s
-        while not _locked(lock):
-            if time.monotonic() > deadline:
-                raise RunError(f"another process is still at work in {run}. Wait for it to end, or stop it first.")
-            time.sleep(0.5)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _reasons(record: RoundRecord) -> str:
     return "; ".join(f"{site} {s.status} {s.detail}".strip() for site, s in record.sites.items() if s.status != "ok")
 
 
 def _prepare(run: Path, study: Study) -> None:
-    if (run / CHECKPOINT / "state.json").exists():
-        raise RunError(f"{run} already holds a run. Continue it with --resume, or choose another --out folder.")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / history.HISTORY).unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
+    folder = RunFolder(run)
+    folder.refuse_a_run()
+    with folder.writing():
+        folder.history.unlink(missing_ok=True)
     content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
-    write_atomically(run / RUN_STUDY, yaml.safe_dump(content, sort_keys=False).encode())
+    write_atomically(folder.study, yaml.safe_dump(content, sort_keys=False).encode())

@@ -4,18 +4,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Self
 
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from common.components import FUSED, Role, Tensors, select
 from common.errors import RunError
-from common.files import write_atomically
+from common.files import private_folder, write_atomically
 from common.messages import digest
 
 VERSION = 2
-#: In a run's folder.
-CHECKPOINT = "checkpoint"
+#: Of a site, as its enrolment may declare them, see `common.messages.EnrolReply`.
+MAX_PATIENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Participant:
     """A site as it enrolled; fixed for the study."""
 
     role: Role
-    patients: int
-    labelled_test: bool
+    patients: Annotated[int, Field(ge=1, le=MAX_PATIENTS, strict=True)]
+    labelled_test: Annotated[bool, Field(strict=True)]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,29 @@ class ServerState:
     bytes_from_sites: int = 0
 
 
+class _Saved(BaseModel):
+    """What a state file may say of a run: who can edit it must not weigh a site negatively or count it twice."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    round: int = Field(ge=0, strict=True)
+    released_round: int | None = Field(ge=0, strict=True)
+    best_score: float | None = Field(ge=0, le=1)
+    foreground_prior: float | None = Field(ge=0, le=1)
+    participants: dict[str, Participant]
+    bytes_to_sites: int = Field(ge=0, strict=True)
+    bytes_from_sites: int = Field(ge=0, strict=True)
+
+    @model_validator(mode="after")
+    def _released_before(self) -> Self:
+        if self.released_round is not None and self.released_round >= self.round:
+            raise ValueError(f"round {self.released_round} cannot be released before round {self.round}")
+        return self
+
+    def as_state(self) -> ServerState:
+        return ServerState(components={}, **dict(self))
+
+
 def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
     """Write a checkpoint: the tensors under a new name first, then the state file that points at them.
 
@@ -60,7 +86,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         RunError: if it cannot be written; the checkpoint before it is intact.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         raise RunError(
             f"cannot write to {folder}: {error.strerror}. Make room, then start again with --resume."
@@ -113,8 +139,9 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
         if digest(blob) != expected:
             raise RunError(f"{folder / name} is damaged: its hash is not the one in state.json.")
         tensors = load(blob)
-        participants = {site: Participant(**participant) for site, participant in content.pop("participants").items()}
-        known = ServerState(components={}, participants=participants, **content)
+        known = _Saved.model_validate(content).as_state()
+        if not all(np.isfinite(x).all() for x in tensors.values()):
+            raise ValueError(f"{name} holds numbers that are not finite")
         if name != _tensor_file(known.round):
             raise ValueError(f"round {known.round} does not go with {name}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

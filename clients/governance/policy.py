@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from clients.data.findings import Finding
+from clients.governance.limits import settings_of
 from common.components import COMPONENTS, Role
 from common.errors import ContractError
 from common.study import Study
@@ -37,6 +38,25 @@ class Policy(BaseModel):
 
     # A mean over one or two patients is those patients; five is a common floor for small counts.
     min_patients: int = Field(default=5, ge=1)
+
+    # Different patients really drawn for an update; fewer, and it is refused before it leaves. Under
+    # differential privacy who was drawn is a secret and the noise bounds what each one adds, so it does not apply.
+    min_update_patients: int = Field(default=5, ge=1)
+
+    # The bounds below are those of `clients.governance.limits`; the shipped studies keep them with room.
+    # The rehearsal's five steps of eight patients make 40.
+    min_update_draws: int = Field(default=32, ge=1)
+
+    # With 0.99 hidden, the rest of the image hardly matters and its filling-in is the image itself.
+    max_mask_ratio: float = Field(default=0.8, gt=0, le=1)
+    max_mask_side: float = Field(default=0.25, gt=0, le=1)
+
+    # The head's is 0.01. A large rate writes one batch over all that was learnt before.
+    max_learning_rate: float = Field(default=0.02, gt=0)
+    max_weight_decay: float = Field(default=0.1, ge=0)
+
+    # Honest rounds stay under 100 at 0.3 million parameters.
+    max_update_norm: float = Field(default=1e3, gt=0)
 
     # 1 declares the true count, so that patient-weighted averages are exact; 10 blurs it.
     patients_rounded_to: int = Field(default=1, ge=1)
@@ -128,7 +148,7 @@ class Policy(BaseModel):
         for stage in (round_.stage for round_ in study.rounds() if round_.step == 0):
             task = stage.task_of(role)
             if task is not None:
-                found += self._of_task(task, f"stage {stage.name}")
+                found += self._of_task(study, task, f"stage {stage.name}")
                 found += self._of_bytes(sent_bytes.get(stage.name, 0), f"stage {stage.name}")
         return found
 
@@ -140,9 +160,14 @@ class Policy(BaseModel):
         """Check a task before it runs.
 
         Raises:
-            ContractError: `policy-rounds`, `privacy-required`, `policy-task` or `policy-component`.
+            ContractError: `policy-rounds`, `privacy-required`, `policy-task`, `policy-component` or `policy-limit`.
         """
-        _refuse([*self._of_study(study), *self._of_task(task, "the request")])
+        _refuse([*self._of_study(study), *self._of_task(study, task, "the request")])
+
+    def check_drawn(self, study: Study, patients: int) -> None:
+        """Check how many different patients were really drawn for an update. Raises ContractError `policy-patients`."""
+        if study.privacy is None:
+            _refuse(self._of_drawn(patients, "the update"))
 
     def check_bytes(self, count: int) -> None:
         """Check a reply's size in bytes before it leaves. Raises ContractError `policy-bytes`."""
@@ -176,7 +201,27 @@ class Policy(BaseModel):
                     "Ask the coordinator for a study with differential privacy, or change the policy",
                 )
 
-    def _of_task(self, task: Task, where: str) -> Iterator[Finding]:
+    def _of_drawn(self, patients: int, where: str) -> Iterator[Finding]:
+        if patients < self.min_update_patients:
+            yield _finding(
+                "policy-patients",
+                "min_update_patients",
+                f"expected at least {self.min_update_patients} patients behind {where}, found {patients}",
+                "Ask the coordinator for a larger batch or more steps, or add patients; a smaller number lets an "
+                "update tell more of each",
+            )
+
+    def _of_task(self, study: Study, task: Task, where: str) -> Iterator[Finding]:
+        for setting in settings_of(study, task, self):
+            if not setting.allowed:
+                yield _finding(
+                    "policy-limit",
+                    setting.key,
+                    f"{where}, {setting.words}: expected at {'least' if setting.least else 'most'} {setting.bound:g}, "
+                    f"found {setting.value:g}",
+                    "Ask the coordinator why, and for a study within the bound; the bound is there because crafted "
+                    "weights can turn such a training into a copy of images",
+                )
         if task.task not in self.allowed_tasks:
             yield _finding(
                 "policy-task",

@@ -10,6 +10,7 @@ import numpy as np
 from clients.data.findings import Finding
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charges_of, smaller_cap
+from clients.governance.limits import Setting, settings_of
 from clients.node.worker import enrolment
 from common.components import ROLES, Role, component_of
 from common.messages import Sha256, TaskReply, pack
@@ -28,6 +29,7 @@ class StagePlan:
 
     Attributes:
         steps: optimizer steps a round; 0 where nothing is trained.
+        settings: what the study turns that bears on how much an update tells, each with the policy's bound.
         sends: components whose updates leave in each round.
         sent_bytes: of one round's reply at most, all metrics included.
         metrics: names of the numbers that leave at most, after the policy.
@@ -39,6 +41,7 @@ class StagePlan:
     rounds: int
     task: str
     steps: int
+    settings: tuple[Setting, ...]
     sends: tuple[str, ...]
     sent_bytes: int
     metrics: tuple[str, ...]
@@ -127,6 +130,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
                 rounds=round_.stage.rounds,
                 task=task.task,
                 steps=task.steps if isinstance(task, TrainingTask) else 0,
+                settings=tuple(settings_of(study, task, policy)),
                 sends=task.trains,
                 sent_bytes=_reply_bytes(round_, task, shapes.shapes(task.trains), metrics),
                 metrics=metrics,

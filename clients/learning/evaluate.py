@@ -9,14 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from clients.data.dataset import Dataset
-from clients.data.dataset import by_patient as group
+from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import read_mask
 from clients.learning.training import Measured, Numbers, TaskCancelled, TaskContext
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metric_name import MEASURES, PREDICTORS, MetricName
-from common.metrics import bootstrap_interval, by_patient, measure_frame
+from common.metrics import bootstrap_interval, mean_by_patient, measure_frame
 from common.networks import Networks
 from common.study import Study
 
@@ -36,7 +35,7 @@ def measure_patients(
     Args:
         measure: of probability [H, W], truth [H, W] and spacing in mm or None, all on the image's own pixels.
     """
-    frames = group(data.site.frames_of("test", labelled=True))
+    frames = by_patient(data.site.frames_of("test", labelled=True))
     measured: dict[str, dict[str, list[Measure]]] = {p: defaultdict(list) for p in predictors}
     for patient in sorted(frames):
         if cancelled():
@@ -72,11 +71,11 @@ def run(context: TaskContext) -> Numbers:
             float(np.mean([m.empty_prediction for m in every])), 2
         )
         for measure in MEASURES:
-            own = by_patient(measured[predictor], measure)
+            own = mean_by_patient(measured[predictor], measure)
             described = _described(own, ("mean", "low", "high"))
             described["patients"] = float(context.policy.declared_patients(len(own)))
             if context.study.compares and predictor != "baseline":
-                difference = own - by_patient(measured["baseline"], measure)
+                difference = own - mean_by_patient(measured["baseline"], measure)
                 described |= _described(difference, ("difference", "difference_low", "difference_high"))
             values |= {MetricName(predictor, measure, name): value for name, value in described.items()}
     return {str(name): Measured(value, count) for name, value in values.items()}

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
 
@@ -33,6 +33,14 @@ class Measured:
 
 #: Metric -> what was measured.
 Numbers = dict[str, Measured]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task measured, and for one that trains, how many different patients its steps really drew."""
+
+    measured: Numbers
+    drawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,13 +111,14 @@ class TaskCancelled(Exception):
     """The caller is gone; nothing is sent."""
 
 
-def perform(context: TaskContext) -> Numbers:
-    """Do what the task's module says, training the context's networks in place, and return what was measured."""
+def perform(context: TaskContext) -> Outcome:
+    """Do what the task's module says, training the context's networks in place."""
     if isinstance(context.task, TrainingTask):
         objective = objective_of(context)
-        return objective.measured | fit(context, context.task, objective)
+        outcome = fit(context, context.task, objective)
+        return replace(outcome, measured=objective.measured | outcome.measured)
     measured: Numbers = _module(context.task).run(context)
-    return measured
+    return Outcome(measured)
 
 
 def objective_of(context: TaskContext) -> Objective:
@@ -130,8 +139,8 @@ def learning_rate(context: TaskContext, task: TrainingTask, step: int) -> float:
     return task.learning_rate * warm * (0.1 + 0.9 * cosine)
 
 
-def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Numbers:
-    """Take the task's steps with a fresh AdamW; the mean loss and what the loss saw, over the drawn patients.
+def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outcome:
+    """Take the task's steps with a fresh AdamW and return the mean loss and what the loss saw.
 
     Under privacy the gradients are clipped by patient and noised; AdamW and its decay only see these, so
     that the update keeps their guarantee (post-processing). The mean loss has none and must not leave.
@@ -165,7 +174,8 @@ def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Numbe
         losses.append(gradients(step))
         optimizer.step()
     context.networks.requires_grad_(False)
-    return {name: Measured(sum(values) / len(values), len(drawn)) for name, values in {**seen, "loss": losses}.items()}
+    means = {name: sum(values) / len(values) for name, values in {**seen, "loss": losses}.items()}
+    return Outcome({name: Measured(mean, len(drawn)) for name, mean in means.items()}, len(drawn))
 
 
 def _gradients(

@@ -8,6 +8,7 @@ and in the ledger before it leaves.
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from clients.data.site import Site
@@ -16,11 +17,12 @@ from clients.governance.approval import Approval, approval_of, valid_approvals
 from clients.governance.ledger import Ledger, LedgerError, entry
 from clients.governance.rate_limit import RateLimit
 from clients.governance.rollback_check import check_rollback
-from clients.governance.state import Answered, State
-from clients.node.refusals import refusal
+from clients.governance.state import State
+from clients.node.refusals import ROUND_SPENT, refusal
 from clients.node.worker import Worker, enrolment
 from common.errors import ContractError, SiteStateError
-from common.messages import EnrolRequest, Message, TaskReply, TaskRequest
+from common.messages import EnrolRequest, Message, Refusal, TaskReply, TaskRequest
+from common.tasks import TASKS
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -168,20 +170,37 @@ class Gatekeeper:
     ) -> Message:
         """Run a task, unless its round was answered: then only the very same request gets its very same reply."""
         answered = self.state.answered(approval.study_hash)
-        if request.sha256 == answered.request:
+        if request.sha256 == answered.request and answered.reply:
             return Message.parse(answered.reply)
         if header.round < answered.round:
             raise ContractError("old-round", f"round {answered.round} was already answered")
-        if header.round == answered.round:
+        if header.round == answered.round and request.sha256 != answered.request:
             raise ContractError("round-answered", "the round was already answered, to another request")
         approved = self.state.approval(approval.study_hash).exists
         worker = self._worker_of(approval, answered.start)
-        reply = worker.answer(request, lambda: cancelled() or not approved(), ledger_head=head)
+        place = replace(answered, round=header.round, request=request.sha256, reply=b"")
+
+        def begin() -> None:
+            """Close the round to any other request: under privacy each of them would be another look."""
+            if approval.study.privacy is not None:
+                self.state.keep_answer(approval.study_hash, place)
+
+        reply = worker.answer(
+            request,
+            lambda: cancelled() or not approved(),
+            ledger_head=head,
+            frozen=answered.frozen,
+            begin=begin,
+        )
         if not approved():  # withdrawn while the task ran
             return Message.of(refusal("not-approved"))
         if isinstance(reply.header, TaskReply):
-            kept = Answered(answered.start, header.round, request.sha256, reply.payload)
-            self.state.keep_answer(approval.study_hash, kept)
+            numbers = TASKS[header.task].metrics
+            frozen = {name: value for name, value in reply.header.metrics.items() if numbers[name].frozen}
+            place = replace(place, reply=reply.payload, frozen={**frozen, **answered.frozen})
+            self.state.keep_answer(approval.study_hash, place)
+        elif isinstance(reply.header, Refusal) and reply.header.code == ROUND_SPENT:
+            self.state.keep_answer(approval.study_hash, replace(place, reply=reply.payload))
         return reply
 
     def _worker_of(self, approval: Approval, start: int) -> Worker:

@@ -7,6 +7,7 @@ import grp
 import logging
 import os
 import signal
+import socket as socketlib
 import stat
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Protocol
 import grpc
 
 from clients.data.site import Site
-from clients.governance.state import State, exclusive
+from clients.governance.state import State
 from clients.node.channel import METHOD, SERVICE, address, options
 from clients.node.gatekeeper import Gatekeeper
 from common.errors import SiteStateError
@@ -57,28 +58,26 @@ def serving(
     def reply(payload: bytes, context: _Running) -> bytes:
         return worker.handle(payload, lambda: stopping.is_set() or not context.is_active())
 
-    # gRPC would take over a socket that another server still listens at, without a word.
-    with exclusive(socket.with_name(f"{socket.name}.lock"), f"another worker already listens at {socket}"):
-        _remove_stale(socket)
-        server = grpc.server(ThreadPoolExecutor(_THREADS), options=options(max_bytes))
-        handler = grpc.unary_unary_rpc_method_handler(reply)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-        before = os.umask(0o117)  # so that the socket is never open to others, not even for a moment
-        try:
-            server.add_insecure_port(target)
-        except RuntimeError:
-            raise SiteStateError(f"cannot listen at {socket}. Check that its folder exists and is writable.") from None
-        finally:
-            os.umask(before)
-        try:
-            if group is not None:
-                _give_to(socket, group)
-            server.start()
-            yield
-        finally:
-            stopping.set()
-            server.stop(_GRACE_S).wait()
-            socket.unlink(missing_ok=True)
+    _remove_stale(socket)
+    server = grpc.server(ThreadPoolExecutor(_THREADS), options=options(max_bytes))
+    handler = grpc.unary_unary_rpc_method_handler(reply)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+    before = os.umask(0o117)  # so that the socket is never open to others, not even for a moment
+    try:
+        server.add_insecure_port(target)
+    except RuntimeError:
+        raise SiteStateError(f"cannot listen at {socket}. Check that its folder exists and is writable.") from None
+    finally:
+        os.umask(before)
+    try:
+        if group is not None:
+            _give_to(socket, group)
+        server.start()
+        yield
+    finally:
+        stopping.set()
+        server.stop(_GRACE_S).wait()
+        socket.unlink(missing_ok=True)
 
 
 def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> None:
@@ -102,15 +101,36 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> 
 
 
 def _remove_stale(socket: Path) -> None:
-    """Remove what a server that was killed left behind; we hold its lock."""
+    """Remove what a server that was killed left behind.
+
+    gRPC would take over a socket that another server still listens at, without a word. No lock file says so:
+    the socket's folder may be one where others can write, and only the state's own lock lies out of their reach.
+    """
     try:
         if not stat.S_ISSOCK(socket.lstat().st_mode):
             raise SiteStateError(f"{socket} is not a socket. Choose another path for it; nothing was removed.")
+        if _listens(socket):
+            raise SiteStateError(
+                f"another worker already listens at {socket}. Stop it first; two would answer the same messages."
+            )
         socket.unlink()
     except FileNotFoundError:
         pass
     except OSError as error:
         raise SiteStateError(f"cannot replace {socket}: {error.strerror}.") from None
+
+
+def _listens(path: Path) -> bool:
+    """Return whether a process accepts connections at a socket, busy or not; after a killed one none does."""
+    with socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:  # so many wait that no more fit
+            return True
+    return True
 
 
 def _give_to(socket: Path, group: str) -> None:

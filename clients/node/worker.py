@@ -6,7 +6,7 @@ function of the request, the images and the site's secret.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -14,7 +14,8 @@ from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charge_of, charges_of
 from clients.learning.training import TaskCancelled, TaskContext, perform
-from clients.node.refusals import refusal
+from clients.node.refusals import ROUND_SPENT, refusal
+from common.components import Tensors
 from common.contract import check_metrics, check_tensors
 from common.errors import ContractError, CrossProbeError, SiteStateError
 from common.messages import EnrolReply, EnrolRequest, Message, TaskReply, TaskRequest
@@ -84,13 +85,21 @@ class Worker:
         return self.answer(request).payload
 
     def answer(
-        self, request: Message, cancelled: Callable[[], bool] = lambda: False, *, ledger_head: str | None = None
+        self,
+        request: Message,
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        ledger_head: str | None = None,
+        frozen: Mapping[str, float] | None = None,
+        begin: Callable[[], None] = lambda: None,
     ) -> Message:
         """Answer a request. Whatever goes wrong, the reply is a refusal with a code, never a text from inside.
 
         Args:
             cancelled: is asked between steps; when it says True the task stops and the reply is `cancelled`.
             ledger_head: for the reply to carry, see `common.messages.TaskReply`.
+            frozen: numbers of this study that were sent before and must not change.
+            begin: is told when all checks are passed and the privacy is paid, before the first image is looked at.
         """
         try:
             if isinstance(request.header, EnrolRequest):
@@ -98,7 +107,7 @@ class Worker:
                 return Message.of(enrolment(self.site, self.study))
             if not isinstance(request.header, TaskRequest):
                 raise ContractError("not-a-request", "expected an enrolment or a task")
-            return self._do(request, request.header, cancelled, ledger_head)
+            return self._do(request, request.header, cancelled, ledger_head, frozen or {}, begin)
         except ContractError as error:
             log.warning("%s: refused: %s", self.site.config.name, error)
             code = error.code
@@ -114,7 +123,13 @@ class Worker:
         return Message.of(refusal(code, ledger_head=ledger_head))
 
     def _do(
-        self, request: Message, header: TaskRequest, cancelled: Callable[[], bool], ledger_head: str | None
+        self,
+        request: Message,
+        header: TaskRequest,
+        cancelled: Callable[[], bool],
+        ledger_head: str | None,
+        frozen: Mapping[str, float],
+        begin: Callable[[], None],
     ) -> Message:
         """Return the reply to a task, once everything that it needs was checked."""
         round_, task = self._agreed(header)
@@ -127,47 +142,68 @@ class Worker:
                 earlier = charges_of(self.study, self.site.config.role)
                 self.accountant = Accountant(charges=(c for c in earlier if c.round < charge.round))
             self.accountant.check(charge, privacy, policy.epsilon_cap)
-        torch.set_num_threads(self.site.config.threads)
-        self.networks.load(request.tensors)
-        measured = perform(
-            TaskContext(
-                study=self.study,
-                round=round_,
-                task=task,
-                networks=self.networks,
-                data=self.data,
-                policy=policy,
-                secret=self.secret,
-                request=request.sha256,
-                foreground_prior=header.foreground_prior,
-                cancelled=cancelled,
-            )
-        )
-        trained = self.networks.export(task.trains)
-        updates = {name: value - request.tensors[name] for name, value in trained.items()}
-        check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
-        # No noise is in a training task's numbers, so under privacy none of them leaves; and no number of too few.
-        silent = privacy is not None and isinstance(task, TrainingTask)
-        backed = {} if silent else {n: m.value for n, m in measured.items() if m.patients >= policy.min_patients}
-        check_metrics(task.task, backed)
-        reply = Message.of(
-            TaskReply(
-                study=self.study_hash,
-                round=header.round,
-                stage=header.stage,
-                task=header.task,
-                request=request.sha256,
-                metrics=policy.permitted(backed),
-                ledger_head=ledger_head,
-            ),
-            updates,
-        )
-        policy.check_bytes(len(reply.payload))
-        if charge is not None:
+            # Before the work, whatever becomes of it: that a round fails, or how, is a look at the patients too.
             self.accountant.spend(charge)
         elif privacy is None:
             self.accountant.expose(self.study_hash)
+        begin()
+        torch.set_num_threads(self.site.config.threads)
+        self.networks.load(request.tensors)
+        context = TaskContext(
+            study=self.study,
+            round=round_,
+            task=task,
+            networks=self.networks,
+            data=self.data,
+            policy=policy,
+            secret=self.secret,
+            request=request.sha256,
+            foreground_prior=header.foreground_prior,
+            cancelled=cancelled,
+        )
+        try:
+            metrics, updates = self._performed(context, request.tensors, frozen)
+            reply = Message.of(
+                TaskReply(
+                    study=self.study_hash,
+                    round=header.round,
+                    stage=header.stage,
+                    task=header.task,
+                    request=request.sha256,
+                    metrics=metrics,
+                    ledger_head=ledger_head,
+                ),
+                updates,
+            )
+            policy.check_bytes(len(reply.payload))
+        except TaskCancelled:
+            raise  # the caller's own doing, and asked again the very same request has the very same end
+        except Exception as error:
+            if charge is None:
+                raise
+            log.warning("%s: a private round came to nothing: %s", self.site.config.name, error)
+            raise ContractError(ROUND_SPENT, "the round's privacy is spent, and no update came of it") from None
         return reply
+
+    def _performed(
+        self, context: TaskContext, received: Tensors, frozen: Mapping[str, float]
+    ) -> tuple[dict[str, float], Tensors]:
+        """Return the numbers and updates of a task, as far as contract and policy let them leave."""
+        task, policy, privacy = context.task, self.site.config.policy, self.study.privacy
+        outcome = perform(context)
+        if isinstance(task, TrainingTask):
+            policy.check_drawn(self.study, outcome.drawn)
+        trained = self.networks.export(task.trains)
+        updates = {name: value - received[name] for name, value in trained.items()}
+        check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
+        # No noise is in a training task's numbers, so under privacy none of them leaves; and no number of too few.
+        silent = privacy is not None and isinstance(task, TrainingTask)
+        backed = (
+            {} if silent else {n: m.value for n, m in outcome.measured.items() if m.patients >= policy.min_patients}
+        )
+        check_metrics(task.task, backed)
+        rounded = {name: frozen.get(name, task.metrics[name].rounded(value)) for name, value in backed.items()}
+        return policy.permitted(rounded), updates
 
     def _check_study(self, study_hash: str) -> None:
         if study_hash != self.study_hash:

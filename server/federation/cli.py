@@ -279,8 +279,9 @@ def _stop(chosen: argparse.Namespace) -> int:
 
 
 def _release(chosen: argparse.Namespace) -> int:
+    from common.run_folder import RunFolder
     from server.release import export_release
 
-    folder = export_release(chosen.run, chosen.out)
+    folder = export_release(RunFolder(chosen.run), chosen.out)
     print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")
     return 0

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunError
+from common.run_folder import RunFolder
 
 #: The folder with pyproject.toml, which Flower bundles as the app.
 APP = Path(__file__).resolve().parents[2]
-#: Holds the message of the error that ended a run; `flwr` itself only says that it failed.
-ERROR = "error.txt"
 #: The one connection in a home's config.toml.
 _LINK = "coordinator"
 _POLL_S = 1.0
@@ -227,7 +226,7 @@ class FlowerCli:
                 on_poll()
                 return
             if status.startswith("finished"):
-                message = out / ERROR
+                message = RunFolder(out).error
                 raise RunError(
                     message.read_text()
                     if message.exists() and message.stat().st_size

@@ -7,12 +7,12 @@ from typing import Any
 from common.errors import RunError
 from common.files import write_atomically
 from common.metric_name import MEASURES, PREDICTORS
+from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
-from server.state import CHECKPOINT, ServerState, load_state
+from server.state import ServerState, load_state
 
-SUMMARY = "summary.json"
 #: Rounds with both numbers that a rank correlation needs before it says anything.
 MIN_SCORED_ROUNDS = 4
 
@@ -28,7 +28,7 @@ def summarise(run: Path) -> dict[str, Any]:
         RunError: if the folder holds no run, or an unfinished one.
     """
     study = read_study_of_run(run)
-    state = load_state(run / CHECKPOINT, study.hash())
+    state = load_state(RunFolder(run).checkpoint, study.hash())
     if state is None or state.round < len(list(study.rounds())):
         raise RunError(f"{run} holds no finished run. Continue it with --resume.")
     records = history.read(run)
@@ -60,7 +60,7 @@ def summarise(run: Path) -> dict[str, Any]:
 def write_summary(run: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write summary.json into a finished run's folder and return its content; `extra` keys are added."""
     content = summarise(run) | (extra or {})
-    write_atomically(run / SUMMARY, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(RunFolder(run).summary, (json.dumps(content, indent=1) + "\n").encode())
     return content
 
 

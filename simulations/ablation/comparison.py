@@ -53,28 +53,20 @@ def difference(row: BySeed, reference: BySeed, *, same_patients: bool) -> Differ
         ValueError: if the rows were measured on different patients.
     """
     seeds = []
-    for own, other in zip(row, reference, strict=True):
-        if own.keys() != other.keys():
+    for dice, other in zip(row, reference, strict=True):
+        if dice.keys() != other.keys():
             raise ValueError("the rows were measured on different patients")
-        seeds.append(np.array([own[p] - other[p] for p in sorted(own)]))
+        seeds.append(np.array([dice[p] - other[p] for p in sorted(dice)]))
     means = tuple(float(values.mean()) for values in seeds)
     if same_patients:
         values = np.mean(seeds, axis=0)
         low, high = bootstrap_interval(values)
     else:
         values = np.concatenate(seeds)
-        low, high = _stratified_interval(seeds)
+        low, high = bootstrap_interval(*seeds)
     p = 1.0 if not values.any() else float(wilcoxon(values).pvalue)
     gaining = int((values > 0).sum())
     return Difference(float(np.mean(means)), low, high, means, p, len(values), float(np.median(values)), gaining)
-
-
-def _stratified_interval(seeds: Sequence[np.ndarray], *, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of the seeds' means, resampling patients within each seed."""
-    generator = np.random.default_rng(0)
-    drawn = [values[generator.integers(0, len(values), (draws, len(values)))].mean(1) for values in seeds]
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def holm(values: Sequence[float]) -> list[float]:

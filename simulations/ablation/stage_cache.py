@@ -1,4 +1,4 @@
-"""Stages trained one after another on the same sites, each kept by the hash of all that made it.
+"""Stages trained one after another on the same sites, each kept by the hash of all that made it, code included.
 
 Two variants of an ablation that begin with the same stages share them. A stage is trained as a study
 of its own, from the state that the stage before it left, by the very functions that a deployed run uses.
@@ -7,21 +7,20 @@ of its own, from the state that the stage before it left, by the very functions 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.learning.evaluate import measure_patients
 from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
-from common.components import ROLES, Tensors
+from common.components import Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
+from common.run_folder import RunFolder
 from common.study import Round, Stage, Study
 from common.tasks import Score
 from server import history
@@ -30,31 +29,24 @@ from server.history import RoundRecord
 from server.rounds import run_round
 from server.run import enrol, initial_components
 from server.state import ServerState, fused_tensors, load_state, save_state
+from simulations.ablation.code_version import code_digest
 from simulations.ablation.pooled import train_pooled
 from simulations.local import LocalTransport
 
 #: File with the seconds of a pooled stage, which has no rounds to add up.
 SECONDS = "seconds"
 
-#: The code that decides the tensors of every stage; its tasks' own files come on top.
-TRAINING = (
-    *(f"common/{name}" for name in ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study")),
-    *(f"clients/{name}" for name in ("dataset", "frames", "scoring", "simulated", "training", "worker")),
-    *(f"server/{name}" for name in ("aggregate", "rounds", "run")),
-    "simulations/pooled",
-)
-
 #: What the server appends to a fused study: the last model is scored, so that it can be released.
 CLOSING = Stage(name="score", rounds=1, source=Score(), target=Score())
 
 
-class Chain:
-    """The sites of one data set under one study's settings, and every chain of stages trained on them.
+class StageCache:
+    """The sites of one data set under one study's settings, and every sequence of stages trained on them.
 
     Args:
         study: its settings and its seed matter; its own stages are not used.
         sites: opened and checked.
-        cache: folder for all chains; a stage's own folder in it is named by its hash.
+        cache: folder for all sequences; a stage's own folder in it is named by its hash.
         device: where the networks compute; another device gives other tensors, so it is part of the hash.
     """
 
@@ -68,15 +60,13 @@ class Chain:
     ) -> None:
         self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
-        self._sites_digest = _sites_digest(sites)
+        self._sites_digest, self._code = _sites_digest(sites), code_digest(__name__)
 
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
-        tasks = {task.task for stage in stages for role in ROLES if (task := stage.task_of(role))}
         place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
-        files = (*TRAINING, *(f"clients/tasks/{task}" for task in sorted(tasks)))
-        words = f"{settings.hash()} {self._sites_digest} {code_digest(files)} {place}"
+        words = f"{settings.hash()} {self._sites_digest} {self._code} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
     def train(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState:
@@ -96,8 +86,8 @@ class Chain:
             return state
         transport = self._transport(study)
         if state is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / history.HISTORY).unlink(missing_ok=True)
+            RunFolder(folder).make()
+            RunFolder(folder).history.unlink(missing_ok=True)
             if before:
                 state = replace(self.train(before, pooled), round=0)
             else:
@@ -148,7 +138,7 @@ class Chain:
         """Return site -> predictor -> test patient -> Dice in [0, 1], averaged over its labelled frames."""
         networks = Networks(self.study, self.device)
         networks.load(tensors)
-        found = {
+        measured = {
             site.config.name: measure_patients(
                 networks, self.study, self.data[site.config.name], predictors, lambda p, truth, _: frame_dice(p, truth)
             )
@@ -156,8 +146,8 @@ class Chain:
             if site.frames_of("test", labelled=True)
         }
         return {
-            site: {p: {who: sum(v) / len(v) for who, v in sorted(own[p].items())} for p in predictors}
-            for site, own in found.items()
+            site: {p: {who: sum(v) / len(v) for who, v in sorted(frames[p].items())} for p in predictors}
+            for site, frames in measured.items()
         }
 
     def _transport(self, study: Study) -> LocalTransport:
@@ -172,17 +162,6 @@ class Chain:
     def _alone(self, stage: Stage) -> Study:
         """Return the study of one stage. Its name is fixed: it must not decide any randomness."""
         return self.study.model_copy(update={"name": "chain", "stages": (stage,), "initial": {}})
-
-
-def code_digest(files: Iterable[str]) -> str:
-    """Return a hash of modules and of torch's version: others may give other numbers.
-
-    Args:
-        files: from the root of the project, without `.py`.
-    """
-    root = Path(__file__).parents[2]
-    parts = [torch.__version__.encode(), *((root / f"{file}.py").read_bytes() for file in files)]
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def _sites_digest(sites: Sequence[Site]) -> str:

@@ -24,13 +24,14 @@ from clients.data.frames import read_mask
 from clients.data.manifest import Split
 from clients.data.site import Site
 from clients.node.simulated import open_worker
-from common.files import write_atomically
+from common.files import PUBLIC, write_atomically
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
+from common.run_folder import RunFolder
 from common.study import Study, parse_study
-from server.run import MODEL, run_study
+from server.run import run_study
 from simulations.local import LocalTransport
 from simulations.phantom.sites import write_phantom_site
 from simulations.simulate import hardware
@@ -97,7 +98,7 @@ def measure(study: Study, folder: Path) -> Point:
     worker = open_worker(study, folder)
     with TemporaryDirectory() as run:
         run_study(study, LocalTransport([worker]), Path(run))
-        values = dice_of_patients(study, worker.site, Path(run) / MODEL)
+        values = dice_of_patients(study, worker.site, RunFolder(Path(run)).model)
     low, high = bootstrap_interval(values)
     privacy = study.privacy
     return Point(
@@ -175,8 +176,8 @@ def main(arguments: list[str]) -> int:
         points.append(measure(study, folder))
         console.print(points[-1])
         content = {**settings, "points": [asdict(point) for point in points]}
-        write_atomically(chosen.out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
-        write_atomically(chosen.out.with_suffix(".md"), page(points, settings).encode())
+        write_atomically(chosen.out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode(), mode=PUBLIC)
+        write_atomically(chosen.out.with_suffix(".md"), page(points, settings).encode(), mode=PUBLIC)
     return 0
 
 

@@ -25,10 +25,11 @@ from common.components import COMPONENTS
 from common.errors import RunError
 from common.messages import EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
+from common.run_folder import RunFolder
 from server import history
 from server.algorithm import init
 from server.rounds import run_round
-from server.run import MODEL, run_study
+from server.run import run_study
 from server.state import Participant
 from simulations.local import LocalTransport
 
@@ -357,7 +358,7 @@ def test_a_run_over_guarded_workers_gives_the_same_model_and_its_history_holds_t
         approve(state, own, STUDY, by="anna")
         hospitals.append(Hospital(own, state, Gatekeeper(own, state)))
     run_study(STUDY, Guarded(hospitals), tmp_path / "run")
-    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(tmp_path / "run").model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     for own in hospitals:
         heads = [r.sites[own.site.config.name].ledger_head for r in history.read(tmp_path / "run")]
         proven = [verify(own.state.ledger, head).proven for head in heads]

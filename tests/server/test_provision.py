@@ -1,5 +1,6 @@
 """Kits: keys that nobody else can read, a certificate for every address, an authority that is made once."""
 
+import os
 import stat
 import subprocess
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from tiny import write_study
 
-from clients.node.keys import fingerprint, make_node_keys
+from clients.node.keys import fingerprint_of, make_node_keys
 from common.errors import RunError, SiteStateError
 from common.study import load_study
 from crossprobe import main
@@ -35,6 +36,18 @@ def test_no_key_or_secret_is_readable_by_others(study: Path, tmp_path: Path) -> 
     assert {path.name for path in private} == {"ca.key", "server.key", "superexec.secret"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
     assert not (tmp_path / "kits" / "coordinator" / "ca.key").exists()
+
+
+def test_nobody_else_may_enter_a_kit_nor_what_its_services_will_write_there(study: Path, tmp_path: Path) -> None:
+    """The SuperLink makes its `superlink.db` by itself, with whatever mode: the folder around it is closed."""
+    before = os.umask(0o000)
+    try:
+        kits = make(study, tmp_path / "kits")
+    finally:
+        os.umask(before)
+    folders = [*kits, tmp_path / "kits" / "ca", *(path for kit in kits for path in kit.rglob("*") if path.is_dir())]
+    assert {"state", "runs", "study", "north", "coordinator"} <= {folder.name for folder in folders}
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
 
 
 def test_a_hospitals_kit_holds_no_private_file(study: Path, tmp_path: Path) -> None:
@@ -190,7 +203,7 @@ def test_a_nodes_key_is_made_once_and_never_open(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(SiteStateError, match="made once"):
         make_node_keys(tmp_path / "node")
-    assert fingerprint(tmp_path / "node" / "node.pub") == key_fingerprint(tmp_path / "node" / "node.pub") == made
+    assert fingerprint_of(tmp_path / "node" / "node.pub") == key_fingerprint(tmp_path / "node" / "node.pub") == made
 
 
 def test_the_fingerprint_is_that_of_ssh_keygen(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from tiny import one_stage
 
 from common.networks import initial_networks
 from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, find_release
+from common.run_folder import RunFolder
 from common.study import read_study_of_run
 from crossprobe import main
 from server.history import read
 from server.release import export_release, write_release
-from server.run import MODEL
 from server.state import Participant, ServerState
 
 FILES = {CARD, STUDY, SUMS, WEIGHTS}
@@ -49,7 +49,7 @@ def test_a_finished_run_leaves_a_release_that_other_tools_check_too(finished: Fi
     assert contents(folder).keys() == FILES
     assert find_release(finished.run) == find_release(folder) == folder
     assert read_study_of_run(folder).hash() == finished.study.hash()
-    assert load_file(finished.run / MODEL).keys() == finished.state.released.keys()
+    assert load_file(RunFolder(finished.run).model).keys() == finished.state.released.keys()
     subprocess.run(["sha256sum", "--strict", "-c", SUMS], cwd=folder, check=True, capture_output=True)
 
 
@@ -73,7 +73,7 @@ def test_the_card_says_whether_anything_bounds_what_the_model_tells(tmp_path: Pa
         run = tmp_path / str(number)
         run.mkdir()
         write_release(
-            run,
+            RunFolder(run),
             study,
             ServerState(
                 2,
@@ -92,7 +92,7 @@ def test_the_card_says_whether_anything_bounds_what_the_model_tells(tmp_path: Pa
 
 
 def test_the_same_run_gives_the_same_release(finished: Finished, tmp_path: Path) -> None:
-    write_release(tmp_path, finished.study, finished.state)
+    write_release(RunFolder(tmp_path), finished.study, finished.state)
     assert contents(tmp_path / RELEASE) == contents(finished.run / RELEASE)
 
 
@@ -130,7 +130,7 @@ def test_a_release_and_its_run_segment_alike(run: Path, tmp_path: Path, capsys: 
 
 def test_an_older_run_without_a_release_gets_one_from_its_checkpoint(finished: Finished, run: Path) -> None:
     shutil.rmtree(run / RELEASE)
-    export_release(run)
+    export_release(RunFolder(run))
     assert contents(run / RELEASE) == contents(finished.run / RELEASE)
 
 
@@ -140,7 +140,7 @@ def test_nothing_is_exported_over_another_folder_or_from_a_changed_release(
     (tmp_path / "kept").mkdir()
     assert main(["study", "release", str(run), "--out", str(tmp_path / "kept")]) == 1
     assert "is there already" in capsys.readouterr().err
-    with open(run / MODEL, "ab") as file:
+    with open(RunFolder(run).model, "ab") as file:
         file.write(b"\0")
     assert main(["study", "release", str(run), "--out", str(tmp_path / "new")]) == 1
     assert "model.safetensors: expected SHA-256" in capsys.readouterr().err

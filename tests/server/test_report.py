@@ -12,13 +12,12 @@ from private import private
 from tiny import study as tiny_study
 
 from common.errors import StudyError
-from common.study import RUN_STUDY, baseline_of
-from server import history
+from common.run_folder import RunFolder
+from common.study import baseline_of
 from server.history import SiteRecord
 from server.report.charts import axis_over
 from server.report.conclusions import score_sentence
 from server.report.page import Example, render_report
-from server.run import CHECKPOINT
 from server.state import Participant
 
 
@@ -124,7 +123,7 @@ def test_unfinished_run_shows_progress_and_claims_nothing(tmp_path: Path) -> Non
 
 def test_run_before_its_first_round_has_a_report(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", {}, done=0)
-    (run / CHECKPOINT / "state.json").unlink()
+    RunFolder(run).state.unlink()
     html = page(run)
     assert "Unfinished: 0 of 7 rounds" in html
     assert "No site has enrolled yet." in html
@@ -166,7 +165,7 @@ def test_unlabelled_sites_come_first(tmp_path: Path) -> None:
     )
     assert re.findall(r"<figure><h3>(\w) ", html) == ["y", "z", "a", "b"]
     rows = re.findall(r'<th scope="row">(\w)<', html)
-    assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the verdicts, then the matrix
+    assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the conclusions, then the matrix
 
 
 def test_page_is_self_contained_and_its_charts_are_whole(tmp_path: Path) -> None:
@@ -186,7 +185,7 @@ def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_no_path_of_the_coordinator_is_shown(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", evaluated={"east": evaluation((0.05, 0.02, 0.08))})
-    assert SECRET in (run / RUN_STUDY).read_text()
+    assert SECRET in RunFolder(run).study.read_text()
     html = page(run)
     assert SECRET not in html
     assert str(tmp_path) not in html
@@ -219,7 +218,7 @@ def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:
     assert '<td class="n" data-label="to sites">8.00</td><td class="n" data-label="from sites">4.00</td>' in html
     assert '<td class="n" data-label="to sites">28.00</td><td class="n" data-label="from sites">14.00</td>' in html
     assert "before a resume" not in html
-    (run / history.HISTORY).write_text("".join((run / history.HISTORY).read_text().splitlines(True)[1:]))
+    RunFolder(run).history.write_text("".join(RunFolder(run).history.read_text().splitlines(True)[1:]))
     assert '<th scope="row">attempts before a resume</th>' in page(run)
 
 

@@ -11,10 +11,10 @@ from tiny import study as tiny_study
 
 from common.components import Role
 from common.metric_name import MEASURES, PREDICTORS
-from common.study import RUN_STUDY, Study
+from common.run_folder import RunFolder
+from common.study import Study
 from server import history
 from server.history import RoundRecord, SiteRecord
-from server.run import CHECKPOINT
 from server.state import Participant, ServerState, save_state
 
 SECRET = "/archive/of-anna-meier"
@@ -74,7 +74,7 @@ def fabricate(
     records = []
     run.mkdir(parents=True)
     content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
-    (run / RUN_STUDY).write_text(yaml.safe_dump(content, sort_keys=False))
+    RunFolder(run).study.write_text(yaml.safe_dump(content, sort_keys=False))
     for round_ in list(study.rounds())[:done]:
         sites = {}
         for site, participant in participants.items():
@@ -103,5 +103,5 @@ def fabricate(
         bytes_to_sites=sum(own.bytes_to for own in every),
         bytes_from_sites=sum(own.bytes_from for own in every),
     )
-    save_state(run / CHECKPOINT, state, study.hash())
+    save_state(RunFolder(run).checkpoint, state, study.hash())
     return run

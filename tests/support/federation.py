@@ -31,12 +31,13 @@ from clients.node.keys import make_node_keys
 from clients.node.refusals import refusal
 from clients.node.simulated import simulated_secret
 from common.messages import TaskRequest, pack, unpack
+from common.run_folder import RunFolder
 from common.study import load_study
 from server import history
 from server.federation.flower_cli import flower_environment, tool
 from server.federation.provision import KitSite, provision
 from server.history import RoundRecord
-from server.run import MODEL, run_study
+from server.run import run_study
 
 READY_S = 60.0
 #: What a SuperNode says once the SuperLink took it.
@@ -286,7 +287,7 @@ class Federation:
 
         change: dict[str, Change] = {name: partial(absent, name) for name in self.names}
         run_study(study, Between(workers(study, self.sites), change), out)
-        return (out / MODEL).read_bytes()
+        return RunFolder(out).model.read_bytes()
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         return read_ledger(self.kits / name / "state" / "ledger.jsonl")

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import POLICY
 
 from clients.data.site import Site
 from clients.governance.approval import approve
 from clients.governance.ledger import read
 from clients.governance.policy import Policy
 from clients.governance.state import State
-from clients.learning.training import Measured, Numbers, TaskContext
+from clients.learning.training import Measured, Outcome, TaskContext
 from clients.node.gatekeeper import Gatekeeper
 from common.messages import Header, TaskReply, unpack
 from common.study import Study
@@ -21,7 +22,8 @@ SECRET = bytes(range(32))
 
 
 def with_policy(site: Site, **policy: Any) -> Site:
-    return replace(site, config=site.config.model_copy(update={"policy": Policy(**policy)}))
+    """The site under a policy that has its keys' defaults, but for the floors of `tiny` and those given."""
+    return replace(site, config=site.config.model_copy(update={"policy": Policy.model_validate(POLICY | policy)}))
 
 
 @dataclass
@@ -65,10 +67,10 @@ class Stub:
     during: Callable[[TaskContext], None] = lambda context: None
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Stub":
-        def perform(context: TaskContext) -> Numbers:
+        def perform(context: TaskContext) -> Outcome:
             self.ran.append(context.task.task)
             self.during(context)
-            return {name: Measured(value, 1000) for name, value in self.metrics.items()}
+            return Outcome({name: Measured(value, 1000) for name, value in self.metrics.items()}, drawn=1000)
 
         monkeypatch.setattr("clients.node.worker.perform", perform)
         return self

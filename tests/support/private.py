@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from clients.data.dataset import by_patient
 from clients.data.frames import Frame
 from clients.learning.private_training import PrivateGradients
-from clients.learning.training import Numbers, Objective, TaskContext
+from clients.learning.training import Objective, Outcome, TaskContext
 from clients.node.worker import Worker
 from common.components import Role
 from common.privacy import Privacy
@@ -67,10 +67,10 @@ def seen(worker: Worker, role: Role, monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the task of a worker's first round would train with."""
     found: list[Seen] = []
 
-    def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Numbers:
+    def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outcome:
         modules = [context.networks.component(name) for name in task.trains]
         found.append(Seen(context, modules, lambda *batch: objective.loss(*batch).per_frame))
-        return {}
+        return Outcome({}, drawn=1000)
 
     task = worker.study.stages[0].task_of(role)
     assert task is not None

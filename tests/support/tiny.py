@@ -19,6 +19,8 @@ from simulations.folders import write_site_files
 from simulations.local import LocalTransport
 
 HEIGHT, WIDTH = 40, 48
+#: Two steps of four patients are below every hospital's floor.
+POLICY = {"min_update_patients": 1, "min_update_draws": 1}
 PATIENTS = {"train": 6, "calibrate": 5, "val": 5, "test": 5}
 
 
@@ -58,6 +60,8 @@ def write_site(
                 row["mask"] = f"masks/{file}"
             rows.append(row)
     write_site_files(folder, name=name, role=role, rows=rows)
+    with (folder / "site.yaml").open("a", encoding="utf-8") as file:
+        yaml.safe_dump({"policy": POLICY}, file)
     return folder
 
 
