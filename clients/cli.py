@@ -7,8 +7,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from common.errors import RunError
-
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -29,43 +27,42 @@ def _predict(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="crossprobe predict",
         description=(
-            "Segment PNG images with a released model. Writes OUT/masks (0 and 255), OUT/confidence\n"
-            "(0 undecided to 255 certain) and OUT/overlays, named and sized as the images."
+            "Segment images and cine loops (PNG, JPEG, TIFF, DICOM, NIfTI, MP4 and others) with a released model.\n"
+            "Writes OUT/masks (0 and 255), OUT/confidence (0 undecided to 255 certain) and OUT/overlays, named and\n"
+            "sized as the images."
         ),
         formatter_class=RAW,
         epilog=(
             "examples:\n  crossprobe predict --model runs/demo --images scans/ --out segmented/\n"
-            "  crossprobe predict --model release-of-demo --images scans/ --out segmented/ --spacing-mm 0.12"
+            "  crossprobe predict --model runs/demo --images scans/ --out segmented/ --spacing-mm 0.12"
         ),
     )
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="RELEASE", help="a release, or the finished run that holds it"
+        "--model", type=Path, required=True, metavar="DIR", help="a release, or the finished run that holds it"
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder of 8- or 16-bit grey PNGs")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="a file, a folder, or a CSV with `image` and `spacing_mm`"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--spacing-mm", type=float, help="side of the images' pixels, for studies with a spacing")
+    parser.add_argument("--spacing-mm", type=float, help="side of a pixel, where neither file nor CSV tells it")
     chosen = parser.parse_args(arguments)
 
-    from clients.predict import load_model, predict_folder
-    from common.release import find_release
-    from common.study import read_study_of_run
+    from clients.predict import predict
+    from clients.released import load_model
 
-    release = find_release(chosen.model)
-    study = read_study_of_run(release)
-    if study.image.geometry == "spacing" and chosen.spacing_mm is None:
-        raise RunError("this model works on a mm grid: give the side of the images' pixels with --spacing-mm.")
-    model = load_model(release, study)
-
+    model = load_model(chosen.model)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
-        problems = predict_folder(
+        outcome = predict(
             model,
             chosen.images,
             chosen.out,
             spacing_mm=chosen.spacing_mm,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    for problem in problems:
+    for problem in outcome.problems:
         print(problem, file=sys.stderr)
-    print(f"written to {chosen.out}: masks/, confidence/, overlays/")
-    return 1 if problems else 0
+    print(f"{outcome.written} images segmented, written to {chosen.out}: masks/, confidence/, overlays/")
+    if outcome.problems:
+        print(f"{len(outcome.problems)} files were NOT segmented, or not whole; they are named above", file=sys.stderr)
+    return 1 if outcome.problems else 0

@@ -1,13 +1,14 @@
 """Settings as a person writes them in YAML: strict, and read with every problem named at once. Torch-free."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.errors import StudyError
+from common.plain_words import NestedError, problems
+from common.strict_text import TextError, read_yaml
 
 
 class Settings(BaseModel):
@@ -30,7 +31,10 @@ def by_key(key: str, kinds: Mapping[str, type[Settings]], default: str = "") -> 
         kind = kinds.get(str(value.get(key, default)))
         if kind is None:
             raise ValueError(f"unknown {key} {value.get(key)!r}; known: {', '.join(kinds)}")
-        return kind.model_validate(value)
+        try:
+            return kind.model_validate(value)
+        except ValidationError as error:
+            raise NestedError(error, kind) from None
 
     return parse
 
@@ -50,18 +54,8 @@ def parse_settings(kind: type[SettingsKind], content: object, *, what: str, orig
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, place)) or what}: {message}" for place, message in _problems(error)]
+        lines = [f"  {problem.key or what}: {problem.text}" for problem in problems(error, kind)]
         raise StudyError(f"{origin} is not a valid {what}:\n" + "\n".join(lines)) from None
-
-
-def _problems(error: ValidationError) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Yield where each value is wrong and why, also inside a value that a validator of ours parsed by itself."""
-    for item in error.errors():
-        inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, ValidationError):
-            yield from (((*item["loc"], *place), message) for place, message in _problems(inner))
-        else:
-            yield item["loc"], item["msg"]
 
 
 def read_settings(kind: type[SettingsKind], path: Path, *, what: str) -> SettingsKind:
@@ -71,9 +65,9 @@ def read_settings(kind: type[SettingsKind], path: Path, *, what: str) -> Setting
         StudyError: if the file cannot be read, is not YAML, or breaks the model.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         raise StudyError(f"cannot read the {what} {path}: {error.strerror}. Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    except TextError as error:
+        raise StudyError(str(error)) from None
     return parse_settings(kind, content, what=what, origin=str(path))

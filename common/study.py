@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from common.components import BASELINE, BRANCHES, COMPONENTS, HALVES, ROLES, Role, branches_of
@@ -17,6 +16,7 @@ from common.network_settings import BasicUNet, Network
 from common.privacy import Privacy
 from common.run_folder import RunFolder
 from common.settings import Settings, parse_settings, read_settings
+from common.strict_text import TextError, read_yaml
 from common.tasks import AnyTask, Evaluate, Score, Supervise, Task, TrainingTask
 
 
@@ -340,7 +340,7 @@ def read_study_of_run(run: Path) -> Study:
     """
     file = RunFolder(run).study
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return parse_study(content["study"], origin=str(file))
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        content = read_yaml(file)
+        return parse_study(content["study"], origin=str(file))  # type: ignore[index]
+    except (OSError, TextError, TypeError, KeyError):
         raise StudyError(f"{run} holds no run: {file.name} is missing or damaged. Give a run's folder.") from None

@@ -15,6 +15,7 @@ from common.components import FUSED, Role, Tensors, select
 from common.errors import RunError
 from common.files import private_folder, write_atomically
 from common.messages import digest
+from common.strict_text import parse_json
 
 VERSION = 2
 #: Of a site, as its enrolment may declare them, see `common.messages.EnrolReply`.
@@ -125,7 +126,7 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
     if not file.exists():
         return None
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text(), origin=file.name)
         version, found_study = content.pop("version"), content.pop("study")
         name, expected = content.pop("tensors"), content.pop("sha256")
         if version != VERSION:

@@ -200,7 +200,7 @@ def _import(arguments: list[str]) -> int:
             "  BUSBRA_DIR=~/busbra crossprobe import busbra runs/busbra"
         ),
     )
-    parser.add_argument("dataset", choices=["busbra"], help="BUS-BRA, doi:10.1002/mp.16812, a subset by scanner")
+    parser.add_argument("dataset", choices=["busbra"], help="BUS-BRA, doi:10.1002/mp.16812, a site for each scanner")
     parser.add_argument("folders", type=Path, nargs="+", metavar="[DIR] OUT", help="DIR defaults to $BUSBRA_DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")

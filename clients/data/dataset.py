@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from clients.data.findings import Finding, SiteFolderError
 from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site, Split
 from common.geometry import Placement, placement, to_grid
@@ -66,9 +67,24 @@ class Dataset:
         return replace(sample, truth=self._truths[frame])
 
     def draw(self, split: Split, count: int, generator: Generator) -> list[Frame]:
-        """Draw `count` different patients of a split (all of them, with repeats, if fewer) and a frame of each."""
+        """Draw `count` different patients of a split (all of them, with repeats, if fewer) and a frame of each.
+
+        Raises:
+            SiteFolderError: if the split has no patients.
+        """
         frames = by_patient(self.site.frames_of(split))
         patients = sorted(frames)
+        if not patients:
+            raise SiteFolderError(
+                [
+                    Finding(
+                        "no-patients",
+                        "manifest.csv",
+                        f"expected {split} patients to draw from, found none",
+                        f"Give some patients the split {split}; `crossprobe site check --study` tells which are needed",
+                    )
+                ]
+            )
         order: list[int] = []
         while len(order) < count:
             order += torch.randperm(len(patients), generator=generator).tolist()

@@ -17,6 +17,7 @@ from clients.governance.state import write
 from common.components import Role
 from common.errors import ContractError, SiteStateError
 from common.privacy import Privacy
+from common.strict_text import parse_json
 from common.study import Round, Study
 from common.tasks import Task, TrainingTask
 
@@ -175,7 +176,7 @@ def smaller_cap(privacy: Privacy, site_cap: float | None) -> float:
 
 def _read(path: Path) -> tuple[tuple[Charge, ...], frozenset[str]]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), origin=path.name)
         charges = tuple(Charge(**charge) for charge in content["charges"])
         wrong = any(not 0 < c.sample_rate <= 1 or c.noise_multiplier <= 0 or c.steps < 1 for c in charges)
         if content["version"] != VERSION or wrong:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from clients.data.intake import cli as intake
 from common.components import ROLES
 from common.errors import CrossProbeError, SiteStateError
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     from clients.data.findings import Finding
@@ -29,6 +31,7 @@ def main(arguments: list[str]) -> int:
         formatter_class=RAW,
         epilog=(
             "examples, in the order of a first study:\n"
+            "  crossprobe site new /archive/wrist /data/our-site --role target\n"
             "  crossprobe site check /data/our-site\n"
             "  crossprobe site init --state /srv/crossprobe\n"
             "  crossprobe site keygen --state /srv/crossprobe-node\n"
@@ -42,6 +45,13 @@ def main(arguments: list[str]) -> int:
 
     check = actions.add_parser("check", help="report everything that is wrong with a site folder")
     check.add_argument("folder", type=Path, help="folder with site.yaml and manifest.csv")
+    check.add_argument("--all", type=Path, metavar="FILE", help="write all findings to FILE; three of a kind are shown")
+    check.add_argument(
+        "--study", type=Path, help="also tell for which of this study's tasks and numbers it is too small"
+    )
+
+    new = actions.add_parser("new", help="make a site folder from images, loops and DICOM as a hospital has them")
+    intake.add_arguments(new)
 
     init = actions.add_parser("init", help="make the state folder and its secret, once")
 
@@ -68,11 +78,12 @@ def main(arguments: list[str]) -> int:
     keygen.add_argument("--state", type=Path, required=True, help="the node's own folder; the worker never sees it")
     for action in (init, approve, withdraw, dry_run):
         action.add_argument("--state", type=Path, required=True, help="the site's state folder; not the data's")
-    for action in (check, init, keygen, leaves, approve, withdraw, dry_run):
+    for action in (check, new, init, keygen, leaves, approve, withdraw, dry_run):
         action.add_argument("--json", action="store_true", help="print the result for machines")
     chosen = parser.parse_args(arguments)
     actions_by_name = {
         "check": _check,
+        "new": intake.run,
         "init": _init,
         "keygen": _keygen,
         "leaves": _leaves,
@@ -86,13 +97,25 @@ def main(arguments: list[str]) -> int:
 def _check(chosen: argparse.Namespace) -> int:
     from clients.data.manifest import SPLITS
     from clients.data.site import check_site
+    from clients.governance.fit import kept_back, misfits, notes
+    from common.study import load_study
 
+    study = load_study(chosen.study) if chosen.study else None
     site, findings = check_site(chosen.folder)
+    kept = []
+    if site is not None and study is not None:
+        findings, kept = list(misfits(study, site)), kept_back(study, site)
+    if chosen.all:
+        write_atomically(chosen.all, "".join(f"{finding}\n" for finding in findings).encode(), then="check again")
+    hints = notes(site) if site is not None else []
     if chosen.json:
-        print(json.dumps({"ok": not findings, "findings": [asdict(finding) for finding in findings]}, indent=1))
+        content = {"ok": not findings, "findings": findings, "kept_back": kept, "notes": hints}
+        print(json.dumps(content, indent=1, default=asdict))
         return 1 if findings else 0
     _complain(findings)
-    if site is None:
+    for line in (*hints, *map(str, kept)):
+        print(line)
+    if site is None or findings:
         print(f"{len(findings)} finding(s): mend them, then check again", file=sys.stderr)
         return 1
     console = Console()
@@ -235,5 +258,7 @@ def _dry_run(chosen: argparse.Namespace) -> int:
 
 
 def _complain(findings: "tuple[Finding, ...] | list[Finding]") -> None:
-    for finding in findings:
-        print(finding, file=sys.stderr)
+    from clients.data.findings import grouped
+
+    for line in grouped(findings):
+        print(line, file=sys.stderr)

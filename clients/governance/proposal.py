@@ -1,6 +1,6 @@
 """What a study would do at a site and what would leave it, as plain data: the text that a hospital approves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from math import prod
@@ -10,6 +10,7 @@ import numpy as np
 from clients.data.findings import Finding
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charges_of, smaller_cap
+from clients.governance.fit import misfits
 from clients.governance.limits import Setting, settings_of
 from clients.node.worker import enrolment
 from common.components import ROLES, Role, component_of
@@ -157,7 +158,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         warnings=tuple(_warnings(config.role, quorum)),
         findings=(
             *policy.findings(study, config.role, today=today, sent_bytes={s.stage: s.sent_bytes for s in stages}),
-            *_misfits(study, site),
+            *misfits(study, site),
         ),
     )
 
@@ -188,24 +189,6 @@ def _budget(study: Study, site: Site, accountant: Accountant) -> Budget | None:
         rounds_in_cap=sum(epsilon <= cap for epsilon in spent[1:]),
         unbounded=len(accountant.unbounded),
     )
-
-
-def _misfits(study: Study, site: Site) -> Iterator[Finding]:
-    """Yield why the site's images could not be used in the study."""
-    if study.image.geometry == "spacing" and not site.has_spacing:
-        yield Finding(
-            "no-spacing",
-            "manifest.csv",
-            "expected spacing_mm for every image, since the study resamples by it; found none",
-            "Fill it in, or ask the coordinator for a study with `geometry: letterbox`",
-        )
-    if not any(stage.task_of(site.config.role) for stage in study.stages):
-        yield Finding(
-            "no-task",
-            f"study {study.name}",
-            f"expected a task for {site.config.role} sites, found none",
-            "Ask the coordinator whether this is the right study",
-        )
 
 
 def _reply_bytes(round_: Round, task: Task, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:

@@ -22,6 +22,7 @@ from common.errors import RunError, SiteStateError
 from common.files import PRIVATE, exclusive, private_folder, write_atomically
 from common.messages import digest
 from common.seeds import derive
+from common.strict_text import parse_json
 
 SECRET_BYTES = 32
 VERSION = 1
@@ -145,7 +146,7 @@ class State:
         except OSError as error:
             raise SiteStateError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from None
         try:
-            content = json.loads(head)
+            content = parse_json(head, origin=path.name)
             if content.pop("version") != VERSION or content.pop("sha256") != digest(reply):
                 raise ValueError
             return Answered(**content, reply=reply)

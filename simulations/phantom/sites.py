@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from clients.data.folders import whole_folder, write_site_files
 from clients.data.manifest import SPLITS, Role, Split
 from clients.data.site import SiteConfig
-from simulations.folders import whole_folder, write_site_files
 from simulations.phantom import devices, formation
 
 RECORD = "phantom.json"

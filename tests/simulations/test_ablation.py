@@ -220,7 +220,9 @@ def test_an_unknown_variant_and_a_missing_study_are_named(tmp_path: Path) -> Non
     with pytest.raises(StudyError, match="unknown variant best; known: baseline, "):
         load_ablation(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text(yaml.safe_dump({"name": "x", "data": [{"name": "d"}]}))
-    with pytest.raises(StudyError, match=r"study: Field required\n  seeds: .*\n  data\.0: .*give either `sites` or"):
+    with pytest.raises(
+        StudyError, match=r"study: expected this key, found none\n  seeds: .*\n  data\.0: .*give either `sites` or"
+    ):
         load_ablation(tmp_path / "b.yaml")
 
 

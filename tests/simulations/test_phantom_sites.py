@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clients.data.folders import FolderInUseError
 from clients.data.site import load_site, read_image, read_mask
-from simulations.folders import FolderInUseError
 from simulations.phantom import sites
 from simulations.phantom.devices import PROFILES
 from simulations.phantom.formation import render_frame

@@ -1,5 +1,6 @@
 """Tiny sites and studies: everything that a real run has, in seconds on one core."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from clients.data.folders import write_site_files
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
 from common.components import Role, Tensors
@@ -15,7 +17,6 @@ from common.messages import Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
 from common.study import Round, Study, parse_study
 from server.transport import Failure
-from simulations.folders import write_site_files
 from simulations.local import LocalTransport
 
 HEIGHT, WIDTH = 40, 48
@@ -115,7 +116,8 @@ def one_stage(*, rounds: int = 1, name: str = "only", **roles: dict[str, Any]) -
 
 
 def write_study(path: Path, **changes: Any) -> Path:
-    path.write_text(yaml.safe_dump(content(**changes)), encoding="utf-8")
+    plain = json.loads(json.dumps(content(**changes)))  # lists that are shared would become aliases
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
     return path
 
 
