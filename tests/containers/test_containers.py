@@ -31,7 +31,8 @@ from clients.node.worker import Worker
 from common.messages import pack, unpack
 from common.study import load_study
 from server import history
-from server.run import MODEL, run_study
+from common.run_folder import RunFolder
+from server.run import run_study
 
 pytestmark = pytest.mark.containers
 
