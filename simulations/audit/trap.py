@@ -1,91 +1,123 @@
 """Images out of one update, exactly: weights that turn a gradient into a code of the loss's derivative by pixel.
 
-The last layer's gradient is `sum over positions of residual(position) * feature(position)`. Features that do
-not depend on the image are known to whoever made the weights, and where those of different positions are
-linearly independent the sum comes apart again (the idea of Fowl et al. 2022, arXiv 2110.13057, and Boenisch et al.
-2023, arXiv 2112.02918, on the masked-image task). Zero padding gives every position features of its own.
+A layer's gradient is a sum over positions of `derivative(position) * feature(position)`. Where the features are the same
+for every image, and those of different positions are linearly independent, the sum comes apart again. The idea is
+Fowl et al. 2022 (arXiv 2110.13057) and Boenisch et al. 2023 (arXiv 2112.02918); here the derivative itself is an image:
+what masked-image modelling missed, and what a segmentation that repeats the image got wrong.
 """
 
-from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from clients.node.worker import Worker
-from common.components import Tensors
+from common.components import HALVES, Tensors
 from common.networks import initial_networks
 from common.study import Round, Study
-from common.tasks import TrainingTask
-from simulations.audit.ask import Site, ask, training_task
+from simulations.audit.ask import ask, training_task
 from simulations.audit.similarity import Gallery, Match
-
-#: AdamW's; a gradient of about this size is not turned into its sign.
-EPS = 1e-8
-#: Brings the gradients down to it.
-SCALE = 1e-5
+from simulations.audit.step import gradient_of
+from simulations.audit.weights import GROUPS, blind, carry, carry_through, noise
 
 
-@dataclass(frozen=True)
-class Trap:
-    """Weights to send, and the features [channels, positions] that they give to every image."""
+class Trap(Protocol):
+    """Weights to send, and how to read what comes back."""
 
     tensors: Tensors
-    codes: Tensor
+
+    def read(self, updates: Tensors, round_: Round) -> list[Tensor]:
+        """Return the images [S, S] in a site's updates, up to scale and offset."""
 
 
-def gradient_of(update: np.ndarray, rate: float) -> Tensor:
-    """Return the gradient behind one step of a fresh AdamW without decay, float64.
+class MimTrap:
+    """The hidden pixels in the gradient of `mim_decoder.out`: it predicts 0, so what it missed is the image.
 
-    Its first step is `-rate * g / (|g| + eps)`, so for g near eps it keeps the size, not only the sign.
+    Of a batch it is the mean.
     """
-    share = torch.from_numpy(-update.astype(np.float64) / rate).clamp(-1 + 1e-7, 1 - 1e-7)
-    return EPS * share / (1 - share.abs())
 
-
-def rate_of(study: Study, round_: Round, task: TrainingTask) -> float:
-    """Return the learning rate of a round's first step without warm-up."""
-    progress = round_.learning_rate_progress(task, 0)
-    return task.learning_rate * (0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * progress))))
-
-
-def mim_trap(study: Study) -> Trap:
-    """Return weights under which the gradient of `mim_decoder/out.weight` holds the hidden pixels."""
-    networks = initial_networks(study)
-    encoder, decoder = networks.target_branch.encoder, networks.mim_decoder
-    with torch.no_grad():
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        networks = initial_networks(study)
+        encoder, decoder = networks.target_branch.encoder, networks.mim_decoder
         blind(encoder)
-        for layer, factor in ((decoder.mix, SCALE), (decoder.out, 0.0)):
-            for parameter in layer.parameters():
-                parameter.mul_(factor)
-        features = encoder(torch.zeros(1, 1, study.image.size, study.image.size))[-1]
-        codes = F.leaky_relu(decoder.mix(features), 0.1)[0].flatten(1)
-    return Trap(networks.export(("target_branch.encoder", "mim_decoder")), codes.double())
+        with torch.no_grad():
+            for layer, factor in ((decoder.mix, 1e-5), (decoder.out, 0.0)):
+                for parameter in layer.parameters():
+                    parameter.mul_(factor)
+            features = encoder(noise(study.image.size))[-1]
+            codes = F.leaky_relu(decoder.mix(features), 0.1)[0].flatten(1).double()
+        self.decode = torch.linalg.pinv(codes)  # [positions, channels]
+        self.tensors = networks.export(("target_branch.encoder", "mim_decoder"))
+
+    def read(self, updates: Tensors, round_: Round) -> list[Tensor]:
+        gradient = gradient_of(updates["mim_decoder/out.weight"], self.study, round_)[:, :, 0, 0]
+        missed = gradient @ self.decode.T  # [stride^2, positions]
+        side = self.study.image.size // self.study.network.stride
+        return [-F.pixel_shuffle(missed.reshape(1, -1, side, side), self.study.network.stride)[0, 0]]
 
 
-def blind(encoder: torch.nn.Module) -> None:
-    """Make an encoder's features the same for every image: its first convolution reads nothing."""
-    first = next(module for module in encoder.modules() if isinstance(module, torch.nn.Conv2d))
-    torch.nn.init.zeros_(first.weight)
+class SuperviseTrap:
+    """Image and mask in the gradient of a branch's last 3 x 3 convolution.
 
-
-def reconstruct_mim(site: Site, study: Study, round_: Round) -> Tensor:
-    """Return the mean of a batch's images [S, S] from one reply, up to scale and offset.
-
-    Raises:
-        Refused: if the site refuses.
+    The logit repeats the image, so the loss's derivative is about `sigmoid(image) - mask`: positive outside the mask,
+    negative inside. Beside the image's, the decoder has channels that no image moves; by their gradient, linear in
+    that derivative, it is solved for.
     """
-    trap, size = mim_trap(study), study.image.size
-    updates = ask(site, study, round_, trap.tensors)
-    gradient = gradient_of(updates["mim_decoder/out.weight"], rate_of(study, round_, training_task(study)))
-    residual = gradient[:, :, 0, 0] @ torch.linalg.pinv(trap.codes).T  # [stride^2, positions]
-    side = size // study.network.stride
-    return -F.pixel_shuffle(residual.reshape(1, -1, side, side), study.network.stride)[0, 0]
+
+    LAYER = "source_branch.decoder/upcat_1.convs.conv_1.conv.weight"
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        networks = initial_networks(study)
+        branch, size = networks.source_branch, study.image.size
+        encoder, decoder = branch.encoder, branch.decoder
+        last, final = decoder.upcat_1.convs, decoder.final_conv
+        carry_through(encoder, upto=2)
+        skip, self.group = encoder.down_1.convs.conv_0.conv.in_channels // GROUPS, final.in_channels // GROUPS
+        with torch.no_grad():
+            encoder.down_1.convs.conv_0.conv.weight[:, :skip] = 0
+            carry(last.conv_0.conv, skip)
+            carry(last.conv_1.conv, self.group)
+            final.weight[:, : self.group] = 0
+            final.weight[0, 0], final.weight[0, 1] = 0.5, -0.5
+            final.weight[:, self.group :] *= 1e-6
+            final.bias.zero_()
+        self.tensors = networks.export(HALVES["source_branch"])
+        networks.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        seen: list[Tensor] = []
+        hook = last.conv_1.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+        branch(noise(size))
+        hook.remove()
+        logits = final(last.conv_1(seen[0])).flatten()
+        rows = []
+        for some in torch.eye(size * size).split(32):
+            (part,) = torch.autograd.grad(
+                logits, last.conv_1.conv.weight, some, retain_graph=True, is_grads_batched=True
+            )
+            rows.append(part[:, self.group :, self.group :].flatten(1))
+        self.map = torch.cat(rows).double()  # [pixels, weights]
+        gram = self.map @ self.map.T
+        self.factor = torch.linalg.cholesky(gram + 1e-10 * gram.diagonal().mean() * torch.eye(len(gram)))
+
+    def read(self, updates: Tensors, round_: Round) -> list[Tensor]:
+        gradient = gradient_of(updates[self.LAYER], self.study, round_)[self.group :, self.group :].flatten()
+        derivative = torch.cholesky_solve((self.map @ gradient)[:, None], self.factor)[:, 0]
+        seen = (derivative.abs() > 0.1 * derivative.abs().max()).sum()
+        inside = (derivative < 0).double()
+        # cross-entropy's step at the mask's edge, and soft Dice's at a probability of about one half
+        step = 1 + seen / (seen + 2 * inside.sum())
+        return [(derivative * seen + step * inside).reshape(self.study.image.size, -1)]
 
 
-def reconstruct(worker: Worker, study: Study, rounds: int = 1) -> list[Match]:
+def trap_for(study: Study) -> Trap:
+    """Return the trap for the task of a study's first stage."""
+    return SuperviseTrap(study) if training_task(study).task == "supervise" else MimTrap(study)
+
+
+def reconstruct(worker: Worker, study: Study, rounds: int = 1, trap: Trap | None = None) -> list[Match]:
     """Return how like the site's images is what each of the first rounds' replies gives away.
 
     Only messages go to the worker; its images are read afterwards, to compare.
@@ -93,6 +125,11 @@ def reconstruct(worker: Worker, study: Study, rounds: int = 1) -> list[Match]:
     Raises:
         Refused: if the site refuses.
     """
-    rebuilt = [reconstruct_mim(worker, study, round_) for round_ in islice(study.rounds(), rounds)]
+    trap = trap or trap_for(study)
+    rebuilt = [
+        image
+        for round_ in islice(study.rounds(), rounds)
+        for image in trap.read(ask(worker, study, round_, trap.tensors), round_)
+    ]
     gallery = Gallery(worker.data)
     return [gallery.match(image) for image in rebuilt]
