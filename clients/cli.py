@@ -30,7 +30,7 @@ app.add_typer(node)
     )
 )
 def predict(
-    model: Annotated[Path, typer.Option(metavar="RUN", help="folder of a finished run")],
+    model: Annotated[Path, typer.Option(metavar="DIR", help="a release, or the finished run that holds it")],
     images: Annotated[Path, typer.Option(help="a file, a folder, or a CSV with `image` and `spacing_mm`")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder to write to")],
     spacing_mm: Annotated[

@@ -13,7 +13,7 @@ from common.errors import ContractError, RunError
 from common.geometry import from_grid, placement, to_grid
 from common.infusion import predict_maps
 from common.networks import Networks
-from common.run_folder import RunFolder
+from common.release import STUDY, WEIGHTS, find_release
 from common.strict_text import TextError, read_yaml
 from common.study import Study, read_study_of_run
 
@@ -42,24 +42,28 @@ class Model:
         return from_grid(maps["infusion" if self.fused else "source_branch"], place).numpy()
 
 
-def load_model(run: Path) -> Model:
-    """Return the model of a finished run: exactly the tensors of its study, in float32, all finite.
+def load_model(folder: Path) -> Model:
+    """Return the model of a release: exactly the tensors of its study, in float32, all finite.
+
+    Args:
+        folder: a release, or the finished run that holds it, see `common.release`.
 
     Raises:
-        StudyError: if the folder holds no run.
-        RunError: if there is no model, it is not whole, or the study beside it is not the one of the run.
+        StudyError: if its study cannot be read.
+        RunError: if there is no release, it is not whole, or the study beside the model is not the one of the run.
     """
-    study, folder = read_study_of_run(run), RunFolder(run)
+    release = find_release(folder)
+    study = read_study_of_run(release)
     try:
-        recorded = read_yaml(folder.study)["hash"]  # type: ignore[index]
+        recorded = read_yaml(release / STUDY)["hash"]  # type: ignore[index]
     except (OSError, TextError, TypeError, KeyError):
         recorded = None
     if recorded != study.hash():
         raise RunError(
-            f"{folder.study} was changed after the run, or is of another version of this software: its hash is not "
-            "the one it records. Get the run's folder again; nothing was segmented."
+            f"{release / STUDY} was changed after the run, or is of another version of this software: its hash is not "
+            "the one it records. Get the release again; nothing was segmented."
         )
-    file = folder.model
+    file = release / WEIGHTS
     tensors = _tensors(file)
     networks = Networks(study)
     expected = FUSED if study.fused else FUSED[:2]
@@ -67,8 +71,7 @@ def load_model(run: Path) -> Model:
         check_tensors(tensors, networks.shapes(expected), max_norm=MAX_NORM)
     except ContractError as error:
         raise RunError(
-            f"{file} is not the model of the study beside it ({error}). Get the run's folder again; nothing was "
-            "segmented."
+            f"{file} is not the model of the study beside it ({error}). Get the release again; nothing was segmented."
         ) from None
     networks.load(tensors)
     networks.requires_grad_(False)

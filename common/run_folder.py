@@ -5,7 +5,7 @@ input.yaml          the study as a simulation hands it to its processes
 checkpoint/         the server's state after the last round, see `server.state`
 history.jsonl       a line a round, see `server.history`
 paused.json         which sites a round waits for, see `server.pause`
-model.safetensors   the final model
+release/            the final model with study, card and hashes, see `common.release`; it alone may be passed on
 summary.json        what was found, for machines
 report.html         the same for people
 error.txt           why the ServerApp ended, where it did not end well
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from common.errors import RunError
 from common.files import exclusive, private_folder
+from common.release import RELEASE, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ class RunFolder:
         return self.path / "paused.json"
 
     @property
+    def release(self) -> Path:
+        """The folder of the final model, the only one without numbers of single sites."""
+        return self.path / RELEASE
+
+    @property
     def model(self) -> Path:
         """The final model, written last."""
-        return self.path / "model.safetensors"
+        return self.release / WEIGHTS
 
     @property
     def summary(self) -> Path:

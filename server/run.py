@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from common.components import BASELINE, COMPONENTS, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
@@ -24,8 +24,9 @@ from server import history, pause
 from server.algorithm import init, lacking
 from server.history import RoundRecord
 from server.pause import Pause
+from server.release import write_release
 from server.rounds import run_round
-from server.state import Participant, ServerState, fused_tensors, load_state, save_state
+from server.state import Participant, ServerState, load_state, save_state
 from server.transport import ENROL_S, Failure, Transport
 
 log = logging.getLogger("crossprobe.server")
@@ -197,7 +198,7 @@ def _run_study(
                 "sites back, then start again with --resume."
             )
         save_state(RunFolder(run).checkpoint, state, study.hash())
-    write_atomically(RunFolder(run).model, save(dict(sorted(_final_model(study, state).items()))))
+    write_release(RunFolder(run), study, state)
     return state
 
 
@@ -235,12 +236,6 @@ def _pause(
 
 def _time_in(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
-
-
-def _final_model(study: Study, state: ServerState) -> Tensors:
-    if not study.fused:
-        return {k: v for k, v in state.components.items() if k.startswith("source_branch.")}
-    return state.released or fused_tensors(state.components)
 
 
 def _reasons(record: RoundRecord) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +21,29 @@ if TYPE_CHECKING:
 
 #: Here by name, so that help and completion need none of the simulator's imports.
 PROFILES = ("lumify_like", "telemed_like", "handheld_dev", "cart_dev", "wireless_held_out", "laptop_held_out")
+
+
+def _probes(values: list[str] | None) -> list[str] | None:
+    """Refuse what is neither `PROFILE` nor `NAME=PROFILE`. Raises BadParameter."""
+    from common.messages import SITE_NAME
+
+    for text in values or ():
+        name, equals, profile = text.rpartition("=")
+        if profile not in PROFILES:
+            raise typer.BadParameter(f"expected a profile of {', '.join(PROFILES)}; found {profile!r}")
+        if equals and not re.fullmatch(SITE_NAME, name):
+            raise typer.BadParameter(f"expected a name of small letters, digits and hyphens; found {name!r}")
+    return values
+
+
 Probes = Annotated[
-    list[str] | None, typer.Option(click_type=click.Choice(PROFILES), help="such a site, seen with this probe; repeat")
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]PROFILE",
+        callback=_probes,
+        help=f"such a site, seen with this probe, by default named after role, number and probe; repeat. Probes: "
+        f"{', '.join(PROFILES)}",
+    ),
 ]
 #: None: as in the demo.
 Patients = Annotated[int | None, typer.Option(min=0, max=100_000, metavar="N", help="such patients a site")]
@@ -169,6 +191,9 @@ def phantom(
 
     if not source and not target:
         raise click.UsageError("give at least one --source or --target")
+    named = [name for name, _, _ in (text.rpartition("=") for text in (*(source or ()), *(target or ()))) if name]
+    if len(set(named)) < len(named):
+        raise click.UsageError(f"sites need different names, found {', '.join(named)}")
     asked = {"train": train, "calibrate": calibrate, "val": val, "test": test}
     counts: dict[Any, Any] = {
         role: {split: count if asked[split] is None else asked[split] for split, count in usual.items()}

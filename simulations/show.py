@@ -61,7 +61,8 @@ def simulate_and_show(
     else:
         console = Console()
         console.print(_table(summary))
-        console.print(f"{summary['wall_s']:.0f} s. Look next at {out / 'report.html'} and {out / 'summary.json'}")
+        said = f"{summary['wall_s']:.0f} s. Look next at {out / 'report.html'} and {out / 'summary.json'}"
+        console.print(said, soft_wrap=True)  # a path that is to be copied stays on its line
 
 
 def _describe(progress: "Progress") -> str:

@@ -26,7 +26,7 @@ def functions(file: Path) -> set[str]:
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_test_that_a_document_cites_exists(name: str) -> None:
     cited = set(re.findall(r"(tests/[\w/]+\.py)::(\w+)", TEXTS[name]))
-    assert TEXTS[name].count("::") == len(re.findall(r"tests/[\w/]+\.py::test_\w+", TEXTS[name]))
+    assert TEXTS[name].count("::test_") == len(re.findall(r"tests/[\w/]+\.py::test_\w+", TEXTS[name]))
     missing = [(file, test) for file, test in cited if test not in functions(ROOT / file)]
     assert missing == []
 
@@ -39,6 +39,20 @@ def test_every_path_and_link_of_a_document_exists(name: str) -> None:
     missing = [link for link in links if not (folder / link).exists()]
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert missing == []
+
+
+def test_every_name_of_code_in_a_document_is_defined_in_its_file() -> None:
+    named = {found for text in TEXTS.values() for found in re.findall(r"`([\w/]+\.py)::(\w+)`", text)}
+    assert len(named) > 50
+    missing = [f"{file}::{name}" for file, name in named if not _defines(ROOT / file, name)]
+    assert missing == []
+
+
+def _defines(file: Path, name: str) -> bool:
+    return (
+        file.exists()
+        and re.search(rf"^\s*(?:async )?(?:def|class) {name}\b", file.read_text(), re.MULTILINE) is not None
+    )
 
 
 def test_every_command_that_a_document_names_exists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,7 @@ def worker(
     from clients.data.site import load_site
     from clients.governance.state import State
     from clients.node.channel import address
+    from clients.node.device import check_device
     from clients.node.service import run
 
     address(socket)  # before minutes are spent on reading the images
@@ -73,6 +74,7 @@ def worker(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("checking the site's folder", total=None)
         checked = load_site(site, lambda done, total: bar.update(task, completed=done, total=total))
+    check_device(checked.config.device)
     run(checked, folder, socket, group=group)
 
 

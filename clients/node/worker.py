@@ -72,7 +72,7 @@ class Worker:
         self._simulated = accountant is None
         self.study_hash = study.hash()
         self.rounds = list(study.rounds())
-        self.networks = Networks(study, device)
+        self.networks = Networks(study, device, site.config.mixed_precision)
         self.data = Dataset(site, study) if data is None else data
 
     def handle(self, payload: bytes) -> bytes:

@@ -41,6 +41,7 @@ study = commands(
         "crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt",
         "crossprobe study status runs/first",
         "crossprobe study stop runs/first",
+        "crossprobe study release runs/first --out model-of-first",
         note=f"{ADDRESS_VARIABLE} and {CA_VARIABLE} stand for --address and --ca where these are not given.",
     ),
 )
@@ -267,3 +268,20 @@ def stop(run_folder: RunFolder, address: Address = "", ca: Ca = None) -> None:
 
     going = deployment.stop(_connection_of_run(run_folder, address, ca), run_folder)
     print("stopped; `crossprobe study run --resume` goes on from its last round" if going else "it had ended already")
+
+
+@study.command(
+    epilog=examples("crossprobe study release runs/first", "crossprobe study release runs/first --out model-of-first")
+)
+def release(
+    run_folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="new folder for weights, study, card and hashes")
+    ] = None,
+) -> None:
+    """Check a finished run's model, or copy it to be passed on."""
+    from common import run_folder as names
+    from server.release import export_release
+
+    folder = export_release(names.RunFolder(run_folder), out)
+    print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")

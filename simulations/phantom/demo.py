@@ -29,7 +29,8 @@ def write_sites(
     """Write one phantom site for each device profile and return the folders. No patient is at two sites.
 
     Args:
-        source, target: profiles of the sites of either role.
+        source, target: profiles of the sites of either role, as `PROFILE` or `NAME=PROFILE`; a site without a name
+            is called after its role, number and profile.
         overwrite: replace what phantom sites `out` holds, also those of other names: whoever takes all of its
             folders would else train on patients that two sites share.
         on_site: is told each site's name and gives the callback for its progress.
@@ -37,8 +38,12 @@ def write_sites(
     Raises:
         FolderInUseError: before anything is written, if a folder holds what must not be removed.
     """
-    profiles: list[tuple[Role, str]] = [("source", p) for p in source] + [("target", p) for p in target]
-    names = [f"{role}-{number}-{profile.replace('_', '-')}" for number, (role, profile) in enumerate(profiles, 1)]
+    texts: list[tuple[Role, str]] = [("source", text) for text in source] + [("target", text) for text in target]
+    profiles: list[tuple[Role, str]] = [(role, text.rpartition("=")[2]) for role, text in texts]
+    names = [
+        text.rpartition("=")[0] or f"{role}-{number}-{text.replace('_', '-')}"
+        for number, (role, text) in enumerate(texts, 1)
+    ]
     if overwrite:
         remove_phantom_sites(out, but=names)
     folders = []

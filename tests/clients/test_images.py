@@ -32,6 +32,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     tensors = initial_networks(study).export((*COMPONENTS, *BASELINE))
     state = ServerState(round=7, components=tensors, released_round=3, best_score=0.6, participants=PAIR)
     save_state(RunFolder(run).checkpoint, state, study.hash())
+    RunFolder(run).release.mkdir()
     RunFolder(run).model.write_bytes(save(fused_tensors(tensors)))
     return study, run
 

@@ -86,6 +86,20 @@ def test_all_that_is_written_around_the_image_is_found_and_the_image_is_kept(
     assert view[inside].mean() > 0.97
 
 
+@pytest.mark.parametrize("shape", [linear, convex])
+def test_an_even_panel_larger_than_the_image_is_not_taken_for_it(shape: Shape) -> None:
+    inside = shape()
+    wide = np.full((HEIGHT, WIDTH + 500), 90, np.uint8)
+    wide[:, :WIDTH] = with_text(speckle(inside, 1))
+    ImageDraw.Draw(picture := Image.fromarray(wide)).text((600, 100), "MUELLER ANNA", fill=255)
+
+    view = field_of_view(bright(np.asarray(picture)))
+
+    assert view is not None
+    assert not view[:, WIDTH:].any()
+    assert view[:, :WIDTH][inside].mean() > 0.97
+
+
 def test_a_screen_without_an_image_has_no_field() -> None:
     assert field_of_view(bright(with_text(np.zeros((HEIGHT, WIDTH), np.uint8)))) is None
     assert field_of_view(np.zeros((HEIGHT, WIDTH), bool)) is None

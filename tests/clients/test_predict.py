@@ -22,7 +22,7 @@ from clients.released import Model
 from common.components import FUSED
 from common.errors import CrossProbeError, RunError
 from common.networks import Networks, initial_networks
-from common.run_folder import RunFolder
+from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, sums_of
 from common.study import Study
 from crossprobe import main
 
@@ -82,23 +82,23 @@ Edit = Callable[[Path], object]
 
 
 def tensors(edit: Callable[[dict[str, np.ndarray]], object]) -> Edit:
-    def change(run: Path) -> None:
-        content = {name: value.copy() for name, value in load_file(run / "model.safetensors").items()}
+    def change(release: Path) -> None:
+        content = {name: value.copy() for name, value in load_file(release / WEIGHTS).items()}
         edit(content)
-        save_file(content, run / "model.safetensors")
+        save_file(content, release / WEIGHTS)
 
     return change
 
 
-def half(run: Path) -> None:
-    content = {k: torch.from_numpy(v).bfloat16() for k, v in load_file(run / "model.safetensors").items()}
-    save_torch(content, run / "model.safetensors")
+def half(release: Path) -> None:
+    content = {k: torch.from_numpy(v).bfloat16() for k, v in load_file(release / WEIGHTS).items()}
+    save_torch(content, release / WEIGHTS)
 
 
-def other_study(run: Path) -> None:
-    content = yaml.safe_load(RunFolder(run).study.read_text())
+def other_study(release: Path) -> None:
+    content = yaml.safe_load((release / STUDY).read_text())
     content["study"]["image"]["size"] = 64
-    RunFolder(run).study.write_text(yaml.safe_dump(content))
+    (release / STUDY).write_text(yaml.safe_dump(content))
 
 
 def first(content: dict[str, np.ndarray]) -> str:
@@ -116,11 +116,11 @@ WRONG_MODELS: list[tuple[str, Edit]] = [
     ("wrong-shape", tensors(lambda t: t.update({first(t): t[first(t)][None]}))),
     ("absurd-norm", tensors(lambda t: t[first(t)].fill(1e9))),
     ("bfloat16", half),
-    ("damaged", lambda run: (run / "model.safetensors").write_bytes(b"")),
-    ("damaged", lambda run: (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-9])),
-    ("No such file", lambda run: (run / "model.safetensors").unlink()),
+    ("damaged", lambda release: (release / WEIGHTS).write_bytes(b"")),
+    ("damaged", lambda release: (release / WEIGHTS).write_bytes((release / WEIGHTS).read_bytes()[:-9])),
+    ("No such file", lambda release: (release / WEIGHTS).unlink()),
     ("was changed after the run", other_study),
-    ("not a valid study", lambda run: RunFolder(run).study.write_text("study: {}")),
+    ("not a valid study", lambda release: (release / STUDY).write_text("study: {}")),
 ]
 
 
@@ -128,7 +128,10 @@ WRONG_MODELS: list[tuple[str, Edit]] = [
 def test_a_model_that_is_not_whole_draws_no_picture_at_all(
     run: Path, scans: Path, tmp_path: Path, reason: str, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(run)
+    release = run / RELEASE
+    edit(release)
+    if (release / WEIGHTS).exists():  # whoever changes a file can make its hash too
+        (release / SUMS).write_bytes(sums_of({name: (release / name).read_bytes() for name in (CARD, STUDY, WEIGHTS)}))
 
     assert main(["predict", "--model", str(run), "--images", str(scans), "--out", str(tmp_path / "out")]) == 1
 

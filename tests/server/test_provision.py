@@ -53,7 +53,17 @@ def test_nobody_else_may_enter_a_kit_nor_what_its_services_will_write_there(stud
 def test_a_hospitals_kit_holds_no_private_file(study: Path, tmp_path: Path) -> None:
     make(study, tmp_path / "kits")
     names = {str(path.relative_to(tmp_path / "kits" / "north")) for path in (tmp_path / "kits" / "north").rglob("*")}
-    assert names == {"compose.yaml", ".env", "ca.crt", "README.md", "study", "study/study.yaml", "state", "node"}
+    assert names == {
+        "compose.yaml",
+        "compose.gpu.yaml",
+        ".env",
+        "ca.crt",
+        "README.md",
+        "study",
+        "study/study.yaml",
+        "state",
+        "node",
+    }
 
 
 def test_the_certificate_names_every_address_that_connects(study: Path, tmp_path: Path) -> None:

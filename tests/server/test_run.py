@@ -223,6 +223,6 @@ def test_a_second_process_cannot_write_into_the_same_run(pair: Sequence[Path], t
 def test_a_runs_folder_and_all_in_it_are_closed_to_others(finished: Finished) -> None:
     """It holds numbers of single sites, and models that were never released."""
     modes = {path.name: path.stat().st_mode & 0o777 for path in [finished.run, *finished.run.rglob("*")]}
-    folders = {finished.run.name, RunFolder(finished.run).checkpoint.name}
+    folders = {finished.run.name, RunFolder(finished.run).checkpoint.name, RunFolder(finished.run).release.name}
     assert {"study.yaml", "history.jsonl", "model.safetensors", "state.json", "run.lock"} <= modes.keys()
     assert modes == {name: 0o700 if name in folders else 0o600 for name in modes}
