@@ -29,9 +29,9 @@ from clients.governance.state import State
 from clients.node.refusals import refusal
 from clients.node.worker import Worker
 from common.messages import pack, unpack
+from common.run_folder import RunFolder
 from common.study import load_study
 from server import history
-from common.run_folder import RunFolder
 from server.run import run_study
 
 pytestmark = pytest.mark.containers
@@ -315,7 +315,7 @@ def test_the_released_tensors_are_the_simulations_bit_for_bit(story: Story, tmp_
         for kit in story.hospitals.values()
     ]
     run_study(study, Between(workers, change), tmp_path)
-    assert (story.run_folder / MODEL).read_bytes() == (tmp_path / MODEL).read_bytes()
+    assert RunFolder(story.run_folder).model.read_bytes() == RunFolder(tmp_path).model.read_bytes()
 
 
 def test_the_engine_was_restarted_in_mid_run_and_every_round_counted(story: Story) -> None:
