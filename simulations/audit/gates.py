@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from common.components import Tensors
 from common.networks import initial_networks
 from common.study import Round, Study
-from simulations.audit.step import gradient_of
+from simulations.audit.step import filled, gradient_of
 from simulations.audit.weights import GROUPS, carry_through, noise
 
 
@@ -65,4 +65,4 @@ class GatedTrap:
         stride, size = self.study.network.stride, self.study.image.size
         images = -F.pixel_shuffle(between.reshape(len(between), stride**2, size // stride, -1), stride)[:, 0]
         strength = images.flatten(1).norm(dim=1)
-        return list(images[strength > 0.02 * strength.max()])
+        return list(filled(images[strength > 0.02 * strength.max()]))

@@ -19,7 +19,7 @@ from common.networks import initial_networks
 from common.study import Round, Study
 from simulations.audit.ask import ask, training_task
 from simulations.audit.similarity import Gallery, Match
-from simulations.audit.step import gradient_of
+from simulations.audit.step import filled, gradient_of
 from simulations.audit.weights import GROUPS, blind, carry, carry_through, noise
 
 
@@ -56,7 +56,7 @@ class MimTrap:
         gradient = gradient_of(updates["mim_decoder/out.weight"], self.study, round_)[:, :, 0, 0]
         missed = gradient @ self.decode.T  # [stride^2, positions]
         side = self.study.image.size // self.study.network.stride
-        return [-F.pixel_shuffle(missed.reshape(1, -1, side, side), self.study.network.stride)[0, 0]]
+        return list(filled(-F.pixel_shuffle(missed.reshape(1, -1, side, side), self.study.network.stride)[:, 0]))
 
 
 class SuperviseTrap:
