@@ -41,6 +41,7 @@ Probes = Annotated[
     typer.Option(
         metavar="[NAME=]PROFILE",
         callback=_probes,
+        autocompletion=lambda incomplete: [profile for profile in PROFILES if profile.startswith(incomplete)],
         help=f"such a site, seen with this probe, by default named after role, number and probe; repeat. Probes: "
         f"{', '.join(PROFILES)}",
     ),
