@@ -238,7 +238,8 @@ def test_an_evaluation_reports_paired_differences_to_a_given_baseline(pair: Sequ
     assert metrics["source_branch/dice/difference"] == 0
     assert metrics["source_branch/dice/mean"] == metrics["baseline/dice/mean"]
     assert metrics["infusion/dice/difference"] == pytest.approx(
-        metrics["infusion/dice/mean"] - metrics["baseline/dice/mean"]
+        metrics["infusion/dice/mean"] - metrics["baseline/dice/mean"],
+        abs=0.001,  # each leaves with three digits
     )
     for predictor in ("baseline", *BRANCHES, "average", "infusion"):
         assert (
