@@ -1,7 +1,7 @@
 """Images out of one update, exactly: weights that turn a gradient into a code of the loss's derivative by pixel.
 
-A layer's gradient is a sum over positions of `derivative(position) * feature(position)`. Where the features are the same
-for every image, and those of different positions are linearly independent, the sum comes apart again. The idea is
+A layer's gradient is a sum over positions of `derivative(position) * feature(position)`. Where the features are the
+same for every image, and those of different positions are linearly independent, the sum comes apart again. The idea is
 Fowl et al. 2022 (arXiv 2110.13057) and Boenisch et al. 2023 (arXiv 2112.02918); here the derivative itself is an image:
 what masked-image modelling missed, and what a segmentation that repeats the image got wrong.
 """

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hospital import with_policy
 from tiny import write_site
 
 from clients.node.simulated import open_worker
@@ -20,7 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(study: Study, folder: Path) -> Worker:
-    return open_worker(study, folder)
+    """A site whose policy lets every attack through: what the defaults refuse is in test_plausibility and test_limits."""
+    worker = open_worker(study, folder)
+    open_ = {"max_mask_ratio": 1.0, "max_mask_side": 1.0, "max_learning_rate": 1.0, "implausible_weights": "report"}
+    return Worker(with_policy(worker.site, **open_), study, worker.secret)
 
 
 def test_one_reply_of_one_patient_is_that_patients_image(folder: Path) -> None:
