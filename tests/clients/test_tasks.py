@@ -116,7 +116,7 @@ def test_pseudo_labels_in_the_padding_are_not_counted(pair: Sequence[Path]) -> N
     all_foreground = {f"{branch}.decoder/final_conv.bias": np.array([20], np.float32) for branch in BRANCHES}
     header, _ = answer(east, request(of, "only", "target", all_foreground, prior=None))
     view = 27 / 32  # 40 of 48 rows, on a tile of 32
-    assert header.metrics["pseudo_foreground_fraction"] == pytest.approx(view)
+    assert header.metrics["pseudo_foreground_fraction"] == pytest.approx(view, abs=0.0005)
 
 
 def dice(p: Tensor, truth: Tensor) -> float:

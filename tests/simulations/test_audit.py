@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(study: Study, folder: Path) -> Worker:
-    """A site whose policy lets every attack through: what the defaults refuse is in test_plausibility and test_limits."""
+    """A site whose policy lets every attack through; what the defaults refuse is in test_plausibility."""
     worker = open_worker(study, folder)
     open_ = {"max_mask_ratio": 1.0, "max_mask_side": 1.0, "max_learning_rate": 1.0, "implausible_weights": "report"}
     return Worker(with_policy(worker.site, **open_), study, worker.secret)
