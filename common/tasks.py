@@ -10,6 +10,28 @@ from pydantic import Field, field_validator
 from common.contract import BRANCHES, COMPONENTS, FUSED
 from common.settings import Settings
 
+#: What `common.artefacts` can draw into a training image.
+Artefact = Literal[
+    "reverberation",
+    "shadow",
+    "depth_blur",
+    "speckle",
+    "near_field_clutter",
+    "time_gain",
+    "compression",
+    "calipers",
+    "depth_setting",
+    "field_of_view",
+]
+#: Artefact -> strength in [0, 1].
+Artefacts = dict[Artefact, Annotated[float, Field(gt=0, le=1)]]
+
+
+def unset(value: object) -> bool:
+    """Whether a setting is off, and then no part of a study's resolved form: studies older than it keep their hash."""
+    return not value
+
+
 _HALVES = {branch: [f"{branch}.encoder", f"{branch}.decoder"] for branch in BRANCHES}
 
 
@@ -59,12 +81,15 @@ class TrainingTask(Task):
         learning_rate: peak of AdamW's rate; it follows a cosine over the stage's rounds.
         warmup_steps: linear warm-up of each round. Adam starts fresh each round, and its first steps,
             with second moments known from one batch only, would otherwise kick the averaged model.
+        average: decay a step of the weights' running average, which is what leaves (Polyak, Juditsky 1992); 0 sends the
+            last step's. 0.98 averages over some 50 steps and lags as many behind.
     """
 
     trains: tuple[str, ...] = Field(min_length=1)
     steps: int = Field(default=40, ge=1, le=100_000)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     warmup_steps: int = Field(default=5, ge=0)
+    average: float = Field(default=0.0, ge=0, lt=1, exclude_if=unset)
 
 
 class Supervise(TrainingTask):
@@ -72,10 +97,14 @@ class Supervise(TrainingTask):
 
     Where both branches travel, the head goes with them (0.4 kB): the reply then holds the received
     fused model's Dice on `val` patients, the reference for the label-free score.
+
+    Attributes:
+        artefacts: what a view may show besides the common augmentation, see `common.artefacts`.
     """
 
     task: Literal["supervise"] = "supervise"
     trainable: ClassVar[tuple[str, ...]] = COMPONENTS[:4]
+    artefacts: Artefacts = Field(default={}, exclude_if=unset)
 
     def components(self) -> tuple[str, ...]:
         sent = super().components()

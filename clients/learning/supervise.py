@@ -12,6 +12,7 @@ from clients.learning.training import LossOf, Metrics, Seen, TaskContext, note, 
 from common.augment import augment
 from common.geometry import standardise
 from common.losses import dice_cross_entropy
+from common.tasks import Supervise
 
 
 def run(context: TaskContext) -> Metrics:
@@ -22,6 +23,7 @@ def run(context: TaskContext) -> Metrics:
 def objective(context: TaskContext, seen: Seen) -> LossOf:
     """Return the loss on labelled frames; the received model is measured first."""
     task, study, networks = context.task, context.study, context.networks
+    assert isinstance(task, Supervise)
     if study.privacy is None:  # no number leaves under privacy, so none is measured
         seen["foreground_fraction"].append(mean_foreground(context))
         if is_fused(task):
@@ -39,7 +41,7 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
                 generator,
             )
             maps = torch.cat([batch.maps, batch.valid], 1)
-            image, moved = augment(batch.image, maps, study.augmentation, generator)
+            image, moved = augment(batch.image, maps, study.augmentation, generator, artefacts=task.artefacts)
             truth, valid = moved[:, :1], moved[:, 1:]
             logits = getattr(networks, branch)(standardise(image, valid > 0))
             total = total + dice_cross_entropy(logits, truth, valid)
