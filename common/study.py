@@ -14,7 +14,7 @@ from common.contract import BASELINE, BRANCHES, COMPONENTS, ROLES, Role, Sha256
 from common.errors import StudyError
 from common.privacy import Privacy
 from common.settings import Settings, parse_settings, read_settings
-from common.tasks import AnyTask, Evaluate, Score, Supervise, TrainingTask
+from common.tasks import AnyTask, Evaluate, Score, Supervise, TrainingTask, unset
 
 
 class ImageGrid(Settings):
@@ -194,6 +194,8 @@ class Study(Settings):
         weight_decay: AdamW's.
         flips_at_inference: average each prediction with that of the mirrored image, for every
             predictor, the baseline included.
+        smallest_part: connected parts of a prediction smaller than this share of its largest one are dropped, for every
+            predictor, the baseline included, and so from pseudo-labels too; 0 keeps all.
         initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
             then `evaluate` reports differences to it.
         privacy: patient-level differential privacy; None: nothing bounds what updates tell of a patient.
@@ -207,6 +209,7 @@ class Study(Settings):
     batch_size: int = Field(default=8, ge=1, le=1024)
     weight_decay: float = Field(default=1e-4, ge=0)
     flips_at_inference: bool = True
+    smallest_part: float = Field(default=0.0, ge=0, le=1, exclude_if=unset)
     participation: Participation = Participation()
     release: Release = Release()
     initial: dict[str, InitialWeights] = Field(default_factory=dict)

@@ -1,10 +1,12 @@
 """`self_train`: the student learns, on a strong view, what the fused teacher says of a weak view.
 
-The teacher is the received model: the server's average over rounds, fixed within a round. Its
-pseudo-labels are hard, weighted per pixel by confidence, and held near the sources' foreground.
+The teacher begins each round as the received model and follows the students as their running average, or stays
+where it was. Its pseudo-labels are hard, weighted per pixel by confidence, held near the sources' foreground, and made
+once a round or anew every few steps.
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +15,17 @@ from torch import Generator, Tensor
 from clients.data.dataset import tiles
 from clients.data.frames import Frame
 from clients.learning.scoring import mean_area, received_views, score_received
-from clients.learning.training import LossOf, Metrics, Seen, TaskContext, note, train, trained_branches
+from clients.learning.training import (
+    LossOf,
+    Metrics,
+    Seen,
+    TaskContext,
+    averaging,
+    follow,
+    note,
+    train,
+    trained_branches,
+)
 from common.augment import augment
 from common.geometry import standardise
 from common.infusion import predict_maps
@@ -48,19 +60,28 @@ def run(context: TaskContext) -> Metrics:
 
 
 def objective(context: TaskContext, seen: Seen) -> LossOf:
-    """Return the loss under a teacher that stays as it was received, whose score is measured first."""
+    """Return the loss under a teacher that begins as it was received, whose score is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_views(context)
     note(seen, score_received(context, received.values()))
     plain = [views.plain for views in received.values()]
     threshold = prior_threshold(plain, context.foreground_prior, task.prior_tolerance, study.image.size)
-    teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
+    teacher = copy.deepcopy(networks)  # the students move `networks`
     branches = trained_branches(context)
-    # Once a round, on the whole image: the teacher says the same of a frame each time.
+    # On the whole image, and the same of a frame each time until it is made anew.
     taught = {frame: views.plain for frame, views in received.items()}
+    steps = itertools.count()
+
+    def teach(step: int) -> None:
+        """Have the teacher follow the step that the students took last."""
+        if step and task.teacher_decay < 1:
+            follow(teacher.parameters(), networks.parameters(), averaging(task.teacher_decay, step))
+        if step and task.remake_every and step % task.remake_every == 0:
+            taught.clear()
 
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
+        teach(next(steps))
         samples = [context.data.sample(frame) for frame in frames]
         for sample in samples:
             if sample.frame not in taught:
@@ -75,7 +96,14 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
         total = torch.zeros(len(samples))
         for branch in branches:
             maps = torch.cat([label, confidence, batch.valid], 1)
-            image, maps = augment(batch.image, maps, study.augmentation, generator, strength=task.strength)
+            image, maps = augment(
+                batch.image,
+                maps,
+                study.augmentation,
+                generator,
+                strength=task.strength,
+                artefacts=task.artefacts,
+            )
             valid = maps[:, 2:]
             logits = getattr(networks, branch)(standardise(image, valid > 0))
             total = total + dice_cross_entropy(logits, maps[:, :1], maps[:, 1:2] * valid)

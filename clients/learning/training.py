@@ -52,18 +52,25 @@ class TaskContext:
     cancelled: Callable[[], bool] = lambda: False
 
     def generator(self, purpose: str) -> Generator:
-        """Return a generator that no one without the site's secret can predict."""
-        return torch.Generator().manual_seed(derive_seed(self.secret, *self._words(purpose)))
+        """Return a generator that no one without the site's secret can predict, for draws that protect nobody.
+
+        It follows the study's name and seed, not its settings: a setting that is changed must show its own effect
+        and not that of other draws. Two studies of one name then draw the same patients and views at a site, which
+        gives nothing away: no promise rests on these draws being fresh, and the secret still hides them.
+        """
+        return torch.Generator().manual_seed(derive_seed(self.secret, self.study.name, *self._words(purpose)))
 
     def key(self, purpose: str) -> bytes:
-        """Return 32 bytes that no one without the site's secret can predict, for this very request.
+        """Return 32 bytes that no one without the site's secret can predict, for this very study and request.
 
-        The same noise under two models would come off in the difference of the two replies.
+        For noise that protects patients. The same noise under two models, or under two studies of one name, would come
+        off in the difference of the two replies.
         """
-        return derive(self.secret, *self._words(purpose), self.request)
+        return derive(self.secret, self.study.hash(), *self._words(purpose), self.request)
 
     def _words(self, purpose: str) -> tuple[str | int, ...]:
-        return (self.study.hash(), self.data.site.config.name, self.round.index, self.task.task, purpose)
+        round_ = (self.round.stage.name, self.round.index, self.task.task)
+        return (self.study.seed, self.data.site.config.name, *round_, purpose)
 
 
 class TaskCancelled(Exception):
@@ -112,8 +119,9 @@ def fit(
 ) -> float:
     """Take the task's steps with a fresh AdamW and return the mean loss.
 
-    Under privacy the gradients are clipped by patient and noised; AdamW and its decay only see these, so
-    that the update keeps their guarantee (post-processing). The mean loss has none and must not leave.
+    Under privacy the gradients are clipped by patient and noised; AdamW, its decay and the average of the weights
+    only see these, so that the update keeps their guarantee (post-processing). The mean loss has none and must not
+    leave.
 
     Args:
         trained: modules whose parameters move; all others stay.
@@ -127,6 +135,7 @@ def fit(
     parameters = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=context.study.weight_decay, fused=True)
     gradients = _gradients(context, modules, parameters, loss_of, split)
+    average = [p.detach().clone() for p in parameters] if task.average else []
     total = 0.0
     for step in range(task.steps):
         if context.cancelled():
@@ -136,8 +145,26 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         total += gradients(step)
         optimizer.step()
+        follow(average, parameters, averaging(task.average, step))
     context.networks.requires_grad_(False)
+    for parameter, own in zip(parameters, average or parameters, strict=True):
+        parameter.copy_(own)
     return total / task.steps
+
+
+def averaging(decay: float, step: int) -> float:
+    """Return the decay of a running average after optimizer step `step`: less at first, so that it has no old start."""
+    return min(decay, (step + 1) / (step + 10))
+
+
+@torch.no_grad()
+def follow(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+    """Move a running average of tensors towards the current ones: `average = decay * average + (1 - decay) * current`.
+
+    An empty average stays empty.
+    """
+    for own, now in zip(average, current, strict=False):
+        own.mul_(decay).add_(now.detach(), alpha=1 - decay)
 
 
 def _gradients(
