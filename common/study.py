@@ -41,6 +41,7 @@ class ImageGrid(Settings):
 
 #: A multiple of 4, so that both norms fit.
 Channels = Annotated[int, Field(ge=4, le=2048, multiple_of=4)]
+BranchName = Literal["source_branch", "target_branch"]
 #: rho of a role; above 1 it over-relaxes, which ten times over can only diverge.
 Rho = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
@@ -132,6 +133,7 @@ class Stage(Settings):
         source, target: what sites of that role do in each of these rounds; None: nothing.
         weights: component -> role -> rho in `new = old + sum(rho_role * mean update of the role)`.
             Unset: 1 for the only role that trains the component, 1/2 each where both do.
+        begin: branch -> the other branch, whose weights it takes over before the stage's first round.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$")
@@ -139,6 +141,7 @@ class Stage(Settings):
     source: AnyTask | None = None
     target: AnyTask | None = None
     weights: dict[str, dict[Role, Rho]] = Field(default_factory=dict)
+    begin: dict[BranchName, BranchName] = Field(default={}, exclude_if=unset)
 
     def task_of(self, role: Role) -> AnyTask | None:
         """Return what sites of `role` do in this stage."""
@@ -155,6 +158,8 @@ class Stage(Settings):
     def _consistent(self) -> Self:
         if self.source is None and self.target is None:
             raise ValueError(f"stage `{self.name}` gives neither role a task")
+        if len(self.begin) > 1 or any(branch == other for branch, other in self.begin.items()):
+            raise ValueError(f"stage `{self.name}`: begin gives one branch the weights of the other one")
         for component, roles in self.weights.items():
             if component not in COMPONENTS:
                 raise ValueError(f"unknown component `{component}` in weights; known: {', '.join(COMPONENTS)}")
@@ -312,19 +317,25 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     """Return the baseline study: supervised rounds on the sources alone, with the same engine.
 
     Same network, augmentation, learning rate, seed and number of supervised steps as `study`, all of
-    them spent on one branch.
+    them spent on one branch. Where a branch of the study begins as a copy of the other one, the baseline has the
+    study's own supervised stages: up to the copy it is the very same model, and from there on it differs by the
+    targets alone.
     """
-    supervised = [s.source for s in study.stages if isinstance(s.source, Supervise)]
+    supervised = [(stage, stage.source) for stage in study.stages if isinstance(stage.source, Supervise)]
     if not supervised:
         raise StudyError("a study without a `supervise` task has no baseline; give a source stage one")
-    task = supervised[0].model_copy(
-        update={
-            "trains": ("source_branch.encoder", "source_branch.decoder"),
-            "steps": -(-study.supervised_steps() // rounds),
-        }
-    )
-    stage = Stage(name="baseline", rounds=rounds, source=task)
-    return study.model_copy(update={"name": f"{study.name}-baseline", "stages": (stage,), "initial": {}})
+    trains = ("source_branch.encoder", "source_branch.decoder")
+    if any(stage.begin for stage in study.stages):
+        stages = [
+            Stage(name=own.name, rounds=own.rounds, source=task.model_copy(update={"trains": trains}))
+            for own, task in supervised
+        ]
+    else:
+        task = supervised[0][1].model_copy(
+            update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
+        )
+        stages = [Stage(name="baseline", rounds=rounds, source=task)]
+    return study.model_copy(update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}})
 
 
 def parse_study(content: object, *, origin: str) -> Study:

@@ -1,6 +1,6 @@
 """The settings of each task, as a study writes them. One class a task; `AnyTask` is the registry.
 
-Torch-free. What a task does is in `clients/tasks/<task>.py`.
+Torch-free. What a task does is in `clients/learning/<task>.py`.
 """
 
 from typing import Annotated, ClassVar, Literal, get_args

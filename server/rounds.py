@@ -29,7 +29,7 @@ from common.contract import (
     unpack,
 )
 from common.errors import ContractError
-from common.study import Round, Study
+from common.study import BranchName, Round, Study
 from server.aggregate import RoleSum, apply_updates
 from server.history import RoundRecord, SiteRecord
 from server.state import Seat, ServerState, fused_tensors
@@ -128,6 +128,8 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
     `counted` is False.
     """
     begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    if round_.step == 0:
+        state = replace(state, components=taken_over(state.components, round_.stage.begin))
     requests = requests_of(study, state, round_)
     everyone = {role: sum(s.patients for s in state.seats.values() if s.role == role) for role in ROLES}
     sums = {role: RoleSum(most_patients=patients) for role, patients in everyone.items()}
@@ -179,6 +181,16 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
     if not record.counted:
         return state, record
     return _follow(study, state, round_, sums, means, record)
+
+
+def taken_over(components: Tensors, begin: Mapping[BranchName, BranchName]) -> Tensors:
+    """Return the tensors with those of each branch in `begin` replaced by the other branch's: branch -> other."""
+    return components | {
+        branch + name.removeprefix(other): tensor
+        for branch, other in begin.items()
+        for name, tensor in components.items()
+        if name.startswith(f"{other}.")
+    }
 
 
 def _ledger_head(payload: bytes) -> str:

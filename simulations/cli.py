@@ -197,13 +197,22 @@ def _import(arguments: list[str]) -> int:
         formatter_class=RAW,
         epilog=(
             "examples:\n  crossprobe import busbra ~/busbra runs/busbra\n"
-            "  BUSBRA_DIR=~/busbra crossprobe import busbra runs/busbra"
+            "  BUSBRA_DIR=~/busbra crossprobe import busbra runs/busbra\n"
+            "  crossprobe import busbra ~/busbra runs/busbra-logiq5-unlabelled --target ge-logiq5"
         ),
     )
     parser.add_argument("dataset", choices=["busbra"], help="BUS-BRA, doi:10.1002/mp.16812, a subset by scanner")
     parser.add_argument("folders", type=Path, nargs="+", metavar="[DIR] OUT", help="DIR defaults to $BUSBRA_DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="SITE",
+        choices=["ge-logiq7", "ge-logiq5"],
+        help="a labelled scanner that plays an unlabelled one: only its test patients keep their masks; repeat",
+    )
     chosen = parser.parse_args(arguments)
 
     from simulations.importers.busbra import import_busbra
@@ -212,7 +221,7 @@ def _import(arguments: list[str]) -> int:
     if len(given) > 1 or (not given and not os.environ.get("BUSBRA_DIR")):
         parser.error("give DIR and OUT, or set BUSBRA_DIR and give OUT")
     source = given[0] if given else Path(os.environ["BUSBRA_DIR"])
-    for folder in import_busbra(source, out, seed=chosen.seed, overwrite=chosen.overwrite):
+    for folder in import_busbra(source, out, seed=chosen.seed, overwrite=chosen.overwrite, targets=chosen.target):
         print(folder)
     return 0
 

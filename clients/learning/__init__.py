@@ -1,4 +1,4 @@
-"""One file a task: `clients/tasks/<task>.py` has `run(context) -> metrics`. Torch comes with the task.
+"""One file a task: `clients/learning/<task>.py` has `run(context) -> metrics`. Torch comes with the task.
 
 A training task has its `objective(context, seen) -> loss_of` apart, which `run` hands to the optimizer.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def runner(task: str) -> "Callable[[TaskContext], Metrics]":
-    """Return the `run` function of `clients/tasks/<task>.py`."""
+    """Return the `run` function of `clients/learning/<task>.py`."""
     run: Callable[[TaskContext], Metrics] = import_module(f"clients.learning.{task}").run
     return run
 

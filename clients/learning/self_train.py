@@ -65,12 +65,17 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
     assert isinstance(task, SelfTrain)
     received = received_views(context)
     note(seen, score_received(context, received.values()))
-    plain = [views.plain for views in received.values()]
-    threshold = prior_threshold(plain, context.foreground_prior, task.prior_tolerance, study.image.size)
     teacher = copy.deepcopy(networks)  # the students move `networks`
     branches = trained_branches(context)
+    predictor = "infusion" if len(branches) > 1 else branches[0]  # who learns is who teaches
+
+    def says(frame: Frame) -> Tensor:
+        sample = context.data.sample(frame)
+        return predict_maps(teacher, study, sample.image, sample.valid)[predictor] * sample.valid
+
     # On the whole image, and the same of a frame each time until it is made anew.
-    taught = {frame: views.plain for frame, views in received.items()}
+    taught = {frame: views.plain if len(branches) > 1 else says(frame) for frame, views in received.items()}
+    threshold = prior_threshold(list(taught.values()), context.foreground_prior, task.prior_tolerance, study.image.size)
     steps = itertools.count()
 
     def teach(step: int) -> None:
@@ -83,9 +88,9 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
     def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
         teach(next(steps))
         samples = [context.data.sample(frame) for frame in frames]
-        for sample in samples:
-            if sample.frame not in taught:
-                taught[sample.frame] = predict_maps(teacher, study, sample.image, sample.valid)["infusion"]
+        for frame in frames:
+            if frame not in taught:
+                taught[frame] = says(frame)
         batch = tiles(samples, [taught[s.frame][None] for s in samples], study.image.size, generator)
         p = batch.maps
         label = (p > threshold) * batch.valid

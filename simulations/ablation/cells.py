@@ -32,7 +32,11 @@ from simulations.simulate import hardware, open_sites
 
 LOG, SUMMARY = "ablation.log", "ablation.json"
 #: The code that decides what a trained model's Dice is.
-MEASURING = ("common/geometry", "common/infusion", "common/metrics", "clients/frames", "clients/tasks/evaluate")
+MEASURING = (
+    *(f"common/{name}" for name in ("geometry", "infusion", "metrics")),
+    "clients/data/frames",
+    "clients/learning/evaluate",
+)
 
 
 class DataSet(Settings):

@@ -21,7 +21,7 @@ from common.contract import ROLES, Role
 from common.networks import Networks
 from common.study import Round, Stage, Study
 from common.tasks import TrainingTask
-from server.rounds import weighted
+from server.rounds import taken_over, weighted
 from server.state import Seat, ServerState
 
 
@@ -52,7 +52,7 @@ def train_pooled(
     """
     (stage,) = study.stages
     networks = Networks(study, device)
-    networks.load(state.components)
+    networks.load(taken_over(state.components, stage.begin))
     networks.requires_grad_(False)
     trained = sorted({name for role in ROLES if (task := stage.task_of(role)) for name in task.trains})
     groups = {name: list(networks.component(name).parameters()) for name in trained}

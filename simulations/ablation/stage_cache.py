@@ -37,10 +37,15 @@ SECONDS = "seconds"
 
 #: The code that decides the tensors of every stage; its tasks' own files come on top.
 TRAINING = (
-    *(f"common/{name}" for name in ("augment", "geometry", "infusion", "losses", "networks", "seeds", "study")),
-    *(f"clients/{name}" for name in ("dataset", "frames", "scoring", "simulated", "training", "worker")),
+    *(
+        f"common/{name}"
+        for name in ("artefacts", "augment", "geometry", "infusion", "losses", "networks", "seeds", "study", "tasks")
+    ),
+    *(f"clients/data/{name}" for name in ("dataset", "frames")),
+    *(f"clients/learning/{name}" for name in ("scoring", "training")),
+    *(f"clients/node/{name}" for name in ("simulated", "worker")),
     *(f"server/{name}" for name in ("aggregate", "rounds", "run")),
-    "simulations/pooled",
+    "simulations/ablation/pooled",
 )
 
 #: What the server appends to a fused study: the last model is scored, so that it can be released.
@@ -67,15 +72,18 @@ class Chain:
     ) -> None:
         self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
-        self._sites_digest = _sites_digest(sites)
+        self._digests = [(site.config.role, _site_digest(site)) for site in sites]
 
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
         tasks = {task.task for stage in stages for role in ROLES if (task := stage.task_of(role))}
         place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
-        files = (*TRAINING, *(f"clients/tasks/{task}" for task in sorted(tasks)))
-        words = f"{settings.hash()} {self._sites_digest} {code_digest(files)} {place}"
+        files = (*TRAINING, *(f"clients/learning/{task}" for task in sorted(tasks)))
+        # A site that has no task in these stages leaves no trace in them: data sets that share the others share them.
+        at_work = {role for stage in stages for role in ROLES if stage.task_of(role)}
+        sites = [own for role, own in self._digests if role in at_work]
+        words = f"{settings.hash()} {' '.join(sorted(sites))} {code_digest(files)} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
     def train(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState:
@@ -97,10 +105,11 @@ class Chain:
         if state is None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / history.HISTORY).unlink(missing_ok=True)
+            seats = enrol(study, transport)
             if before:
-                state = replace(self.train(before, pooled), round=0)
+                state = replace(self.train(before, pooled), round=0, seats=seats)
             else:
-                state = initial_state(study, enrol(study, transport), initial_components(study))
+                state = initial_state(study, seats, initial_components(study))
         if pooled:
             begun = time.monotonic()
             state = train_pooled(study, state, self.sites, self.data, self.device)
@@ -116,8 +125,9 @@ class Chain:
     def each_round(self, stages: Sequence[Stage]) -> Iterator[Tensors]:
         """Train the last stage anew, as `train` does, and yield the fused tensors after each of its rounds."""
         *before, stage = stages
-        study, state = self._alone(stage), replace(self.train(before), round=0)
+        study = self._alone(stage)
         transport = self._transport(study)
+        state = replace(self.train(before), round=0, seats=enrol(study, transport))
         for step in range(stage.rounds):
             state, _ = self._round(study, state, step, transport)
             yield fused_tensors(state.components)
@@ -184,12 +194,10 @@ def code_digest(files: Iterable[str]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def _sites_digest(sites: Sequence[Site]) -> str:
-    """Return a hash of the sites' folders: their files, manifests and settings."""
-    digest = hashlib.sha256()
-    for site in sorted(sites, key=lambda s: s.config.name):
-        digest.update(json.dumps([site.config.name, site.config.role]).encode())
-        for file in sorted(site.folder.rglob("*")):
-            if file.is_file():
-                digest.update(str(file.relative_to(site.folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
+def _site_digest(site: Site) -> str:
+    """Return a hash of a site's folder: its files, manifest and settings."""
+    digest = hashlib.sha256(json.dumps([site.config.name, site.config.role]).encode())
+    for file in sorted(site.folder.rglob("*")):
+        if file.is_file():
+            digest.update(str(file.relative_to(site.folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

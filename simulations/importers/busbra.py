@@ -8,7 +8,8 @@ doi:10.1002/mp.16812.
 import csv
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clients.data.manifest import SOURCE_FRACTIONS, Role, Split, split_of_patient
@@ -44,12 +45,16 @@ class DataSetError(CrossProbeError):
         super().__init__("\n".join([f"{source} is not the BUS-BRA subset:", *problems]))
 
 
-def import_busbra(source: Path, out: Path, *, seed: int = 0, overwrite: bool = False) -> list[Path]:
+def import_busbra(
+    source: Path, out: Path, *, seed: int = 0, overwrite: bool = False, targets: Collection[str] = ()
+) -> list[Path]:
     """Write the site folders of `DOMAINS` into `out` and return them.
 
     Source patients are split by a hash of their id and `seed`. Target patients with masks are
     `test`; the others are `train`, all of them, for without labels there is nothing to select by.
     `video` is the patient and `frame` counts its views: they show one lesion.
+
+    A labelled scanner named in `targets` plays a target: its training patients lose their masks, all others are `test`.
 
     Raises DataSetError for missing or unexpected content of `source`, and FolderInUseError
     for an `out` with content unless `overwrite`; `out` is complete or as it was, whatever happens.
@@ -59,6 +64,9 @@ def import_busbra(source: Path, out: Path, *, seed: int = 0, overwrite: bool = F
     with whole_folder(out, names, overwrite=overwrite) as work:
         for domain in DOMAINS:
             own = [row for row in rows if row["domain"] == domain.folder]
+            if domain.site in targets and domain.role == "source":
+                domain = replace(domain, role="target")
+                own = [row | {"has_mask": ""} if _splits(row, seed) == "train" else row for row in own]
             _write_site(source / domain.folder, work / domain.site, domain, own, seed)
         # The licence asks that its notice goes with every copy.
         shutil.copyfile(source / LICENCE, work / LICENCE)
@@ -104,6 +112,10 @@ def _problems(source: Path, row: dict[str, str], roles: dict[str, Role]) -> list
     return problems + [f"missing file {path}" for path in paths if not path.is_file()]
 
 
+def _splits(row: dict[str, str], seed: int) -> Split:
+    return split_of_patient(row["patient"], SOURCE_FRACTIONS, salt=f"{seed}:")
+
+
 def _write_site(source: Path, folder: Path, domain: Domain, rows: list[dict[str, str]], seed: int) -> None:
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
@@ -115,11 +127,9 @@ def _write_site(source: Path, folder: Path, domain: Domain, rows: list[dict[str,
         mask = f"masks/{row['file']}" if row["has_mask"] == "1" else ""
         for name in filter(None, (image, mask)):
             shutil.copyfile(source / name, folder / name)
-        split: Split
+        split: Split = "test" if patient in masked else "train"
         if domain.role == "source":
-            split = split_of_patient(patient, SOURCE_FRACTIONS, salt=f"{seed}:")
-        else:
-            split = "test" if patient in masked else "train"
+            split = _splits(row, seed)
         manifest.append(
             {
                 "image": image,
