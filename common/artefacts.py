@@ -50,10 +50,10 @@ def _grain(images: Tensor, generator: Generator, rows: int, columns: int) -> Ten
 def reverberation(images: Tensor, generator: Generator, strength: float) -> Tensor:
     """Repeat the echo at depth z at 2z: sound went twice between the probe's face and a reflector (F09).
 
-    Two passes cost from 0.8 (unseen) down to 0.15 of the grey scale at strength 1; the copy is a beam broader.
+    The second pass costs 0.8 down to 0.15 of the grey scale at strength 1; the copy is a beam broader.
     """
     count, _, height, width = images.shape
-    loss = 0.8 - 0.65 * strength * uniform(generator, count, 0, 1)
+    loss = 1 - strength * uniform(generator, count, 0.2, 0.85)
     copy = F.interpolate(images[..., : -(-height // 2), :], size=(height, width), mode="bilinear", align_corners=False)
     return torch.maximum(images, _smooth(copy, 1, 3) - loss)
 
