@@ -318,8 +318,7 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
 
     Same network, augmentation, learning rate, seed and number of supervised steps as `study`, all of
     them spent on one branch. Where a branch of the study begins as a copy of the other one, the baseline has the
-    study's own supervised stages: up to the copy it is the very same model, and from there on it differs by the
-    targets alone.
+    study's own supervised stages, so that from the copy on they differ by the targets alone.
     """
     supervised = [(stage, stage.source) for stage in study.stages if isinstance(stage.source, Supervise)]
     if not supervised:

@@ -188,8 +188,10 @@ def test_every_study_site_round_task_and_purpose_has_randomness_of_its_own(north
     refine = round_of(STUDY, "refine")
     seeds = [seed(worker, STUDY, round_) for worker in (north, east) for round_ in STUDY.rounds()]
     seeds += [seed(north, STUDY, refine, "noise"), seed(north, study(name="other"), refine)]
+    seeds += [seed(north, study(seed=1), refine)]
     seeds += [seed(east, STUDY, Round(refine.index, round_of(STUDY, "adapt").stage, 0))]
     assert len(set(seeds)) == len(seeds)
+    assert seed(north, study(weight_decay=0.1), refine) == seed(north, STUDY, refine), "a setting reshuffles nothing"
 
 
 def test_the_worker_says_who_it_is(north: Worker, east: Worker) -> None:
