@@ -108,7 +108,7 @@ def test_every_variant_spends_the_same_supervised_steps_as_its_reference() -> No
     study = tiny.study()
     steps = {v.name: study.model_copy(update={"stages": tuple(v.stages(study))}).supervised_steps() for v in VARIANTS}
     total = study.supervised_steps()
-    for name in ("baseline", "two-baselines", "only-refine", "all", "pooled", "oracle"):
+    for name in ("baseline", "plain-baseline", "two-baselines", "only-refine", "all", "pooled", "oracle"):
         assert total <= steps[name] <= total + 20, name  # whole steps a round are rounded up
     for name in ("short-baseline", "short-two-baselines"):
         assert steps["paper"] <= steps[name] <= steps["paper"] + 20
