@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from clients.data.dataset import tiles
 from clients.data.frames import Frame
-from clients.learning.scoring import mean_area, received_views, score_received
+from clients.learning.scoring import mean_area, received_views, score_received, visible_widths
 from clients.learning.training import (
     LossOf,
     Metrics,
@@ -33,7 +33,9 @@ from common.losses import dice_cross_entropy
 from common.tasks import SelfTrain
 
 
-def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: float, side: int) -> float:
+def prior_threshold(
+    maps: Sequence[Tensor], prior: float | None, tolerance: float, side: int, widths: Sequence[int] = ()
+) -> float:
     """Return the threshold that keeps the pseudo-labels' mean foreground near the prior.
 
     Args:
@@ -41,6 +43,7 @@ def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: floa
         prior: expected mean foreground of a frame, in tiles; None leaves the threshold at 0.5.
         tolerance: factor by which the mean may differ before the threshold moves.
         side: of a tile in pixels.
+        widths: columns that each image shows, see `mean_area`.
 
     The class-ratio guard against collapse, blow-up and size bias: 0.5 unless it leads outside the
     tolerance, and then the nearest threshold in [0.1, 0.9] that leads inside.
@@ -49,9 +52,9 @@ def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: floa
         return 0.5
     candidates = sorted((0.5 + 0.02 * i for i in range(-20, 21)), key=lambda t: abs(t - 0.5))
     for threshold in candidates:
-        if prior / tolerance <= mean_area(maps, threshold, side) <= prior * tolerance:
+        if prior / tolerance <= mean_area(maps, threshold, side, widths) <= prior * tolerance:
             return threshold
-    return min(candidates, key=lambda t: abs(mean_area(maps, t, side) - prior))
+    return min(candidates, key=lambda t: abs(mean_area(maps, t, side, widths) - prior))
 
 
 def run(context: TaskContext) -> Metrics:
@@ -64,7 +67,7 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_views(context)
-    note(seen, score_received(context, received.values()))
+    note(seen, score_received(context, received))
     teacher = copy.deepcopy(networks)  # the students move `networks`
     branches = trained_branches(context)
     predictor = "infusion" if len(branches) > 1 else branches[0]  # who learns is who teaches
@@ -75,7 +78,10 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
 
     # On the whole image, and the same of a frame each time until it is made anew.
     taught = {frame: views.plain if len(branches) > 1 else says(frame) for frame, views in received.items()}
-    threshold = prior_threshold(list(taught.values()), context.foreground_prior, task.prior_tolerance, study.image.size)
+    widths = visible_widths(study, map(context.data.sample, taught))
+    threshold = prior_threshold(
+        list(taught.values()), context.foreground_prior, task.prior_tolerance, study.image.size, widths
+    )
     steps = itertools.count()
 
     def teach(step: int) -> None:
