@@ -201,9 +201,10 @@ class Study(Settings):
             predictor, the baseline included.
         smallest_part: connected parts of a prediction smaller than this share of its largest one are dropped, for every
             predictor, the baseline included, and so from pseudo-labels too; 0 keeps all.
-        foreground: what of the sources' foreground is expected on a target: its mean `area`, or its `thickness`: the mean
+        foreground: what of the sources' foreground is expected on a target: its mean `area`, or its `thickness`, the
             area per width of the view, which is the same on a wide and a narrow probe where a structure runs through
-            the picture: five phantom profiles differ from the sixth by 3 to 16 % in area and by 2 to 9 % in thickness.
+            the picture: five phantom profiles differ from the sixth by 3 to 16 % in area and by 2 to 9 % in thickness
+            (`python -m simulations.phantom.foreground`).
         initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
             then `evaluate` reports differences to it.
         privacy: patient-level differential privacy; None: nothing bounds what updates tell of a patient.
