@@ -15,7 +15,16 @@ from clients.data.dataset import Dataset
 from clients.data.site import Site, Split
 from clients.governance.policy import Policy
 from clients.learning import objective_of
-from clients.learning.training import MAX_GRADIENT_NORM, LossOf, Seen, TaskContext, learning_rate, means
+from clients.learning.training import (
+    MAX_GRADIENT_NORM,
+    LossOf,
+    Seen,
+    TaskContext,
+    averaging,
+    follow,
+    learning_rate,
+    means,
+)
 from clients.node.simulated import simulated_secret
 from common.contract import ROLES, Role
 from common.networks import Networks
@@ -62,11 +71,16 @@ def train_pooled(
     prior = state.foreground_prior
     for step in range(stage.rounds):
         contexts = _contexts(study, Round(step, stage, step), networks, sites, data, state.seats, prior)
-        for parameter in (p for own in groups.values() for p in own):
-            parameter.requires_grad_(True)
-        for own_step in range(max(site.task.steps for own in contexts.values() for site in own)):
+        tasks = [site.task for own in contexts.values() for site in own]
+        parameters = [p.requires_grad_(True) for own in groups.values() for p in own]
+        decay = max(task.average for task in tasks)
+        average = [p.detach().clone() for p in parameters] if decay else []
+        for own_step in range(max(task.steps for task in tasks)):
             _step(stage, optimizer, groups, contexts, step, own_step)
+            follow(average, parameters, averaging(decay, own_step))
         networks.requires_grad_(False)
+        for parameter, own in zip(parameters, average or parameters, strict=True):
+            parameter.copy_(own)
         metrics = {site.context.data.site.config.name: means(site.seen) for site in contexts["source"]}
         found = weighted(state.seats, metrics, "foreground_fraction")
         prior = prior if found is None else found
