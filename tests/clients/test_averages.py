@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import answer, one_stage, request, same, study, workers
+from tiny import Between, answer, one_stage, request, same, study, workers
 
 from clients.learning import self_train
 from clients.learning.training import averaging, follow
-from common.contract import BRANCHES, Tensors, component_of
+from common.contract import BRANCHES, Tensors, component_of, unpack
+from server.run import run_study
 
 SUPERVISE = {"task": "supervise", "trains": ["source_branch"], "steps": 6}
 TEACH = {"task": "self_train", "trains": BRANCHES, "steps": 6}
@@ -93,3 +94,22 @@ def test_small_parts_are_no_pseudo_labels(pair: Sequence[Path], trained: Tensors
         (east,) = workers(whole, pair[1:])
         shares.append(answer(east, request(whole, "only", "target"))[0].metrics["pseudo_foreground_fraction"])
     assert shares[1] < shares[0], "an untrained model's many parts are mostly gone"
+
+
+def test_a_study_whose_branches_part_runs_to_its_end_and_keeps_the_first_branch(
+    pair: Sequence[Path], tmp_path: Path
+) -> None:
+    supervise = SUPERVISE | {"steps": 2, "average": 0.9, "artefacts": {"reverberation": 0.5}}
+    teach = {"task": "self_train", "trains": ["target_branch"], "steps": 2, "teacher_decay": 0.9, "remake_every": 1}
+    refine = {"name": "refine", "rounds": 2, "begin": {"target_branch": "source_branch"}, "target": teach}
+    refine["source"] = supervise | {"trains": ["target_branch"]}
+    of = study(stages=[{"name": "supervise", "rounds": 1, "source": supervise}, refine], smallest_part=0.2)
+    between = Between(workers(of, pair))
+    state = run_study(of, between, tmp_path / "run")
+    first = next(unpack(sent["east"])[1] for sent in between.sent if "east" in sent)
+    for name, x in first.items():
+        if name.startswith("source_branch"):
+            assert np.array_equal(x, state.components[name]), "the baseline is not touched again"
+            twin = name.replace("source", "target", 1)
+            assert np.array_equal(x, first[twin]), "the second branch begins as the first"
+    assert any(not np.array_equal(x, state.components[n]) for n, x in first.items() if n.startswith("target_branch"))
