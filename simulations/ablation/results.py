@@ -101,7 +101,11 @@ def source_only(courses: Sequence[dict[str, Any]]) -> str:
             found = [measured[step, weights, site] for site in sites]
             cells = [f"{100 * row['dice']:.1f} ({100 * row['without_small_parts']:.1f})" for row in found]
             lines.append(f"| {own['artefacts']:g} | {own['seed']} | {step} | {weights} | {' | '.join(cells)} |")
-    lines += ["", *(f"- `{own['command']}`: {own['cpu_minutes']} minutes of {own['hardware']}" for own in courses), ""]
+    lines.append("")
+    for own in courses:
+        note = f"; {own['note']}" if "note" in own else ""
+        lines.append(f"- `{own['command']}`: {own['cpu_minutes']} minutes on {own['hardware']}{note}")
+    lines.append("")
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ def course(
     measured = {name: held_out(own, own=name == source.name) for name, own in data.items()}
     branch = initial_networks(study).source_branch.requires_grad_(True)
     average = copy.deepcopy(branch).requires_grad_(False)
-    generator = torch.Generator().manual_seed(derive_seed(b"source-only", study.seed))
+    generator = torch.Generator().manual_seed(derive_seed(b"dev", study.seed))
     optimizer = torch.optim.AdamW(branch.parameters(), weight_decay=study.weight_decay, fused=True)
     rows = []
     for step in range(steps):
