@@ -208,7 +208,7 @@ def _blanked(frame: Grey, view: Mask | None, removed: Removed) -> Grey:
     lost = int(np.count_nonzero(frame) - np.count_nonzero(after))
     removed.frames_blanked += lost > 0
     removed.pixels_blanked += lost
-    removed.frames_much_blanked += lost > MUCH * np.count_nonzero(frame)
+    removed.frames_much_blanked += lost > MUCH * int(np.count_nonzero(frame))
     return after
 
 
