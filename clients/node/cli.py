@@ -5,11 +5,15 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from clients.governance.state import State
 
 RAW = argparse.RawDescriptionHelpFormatter
 
@@ -83,15 +87,30 @@ def ledger(arguments: list[str]) -> int:
     verify.add_argument("--head", type=_head, help="64 characters from the coordinator; finds a cut or rewritten file")
     show = actions.add_parser("show", help="tell what left, and when")
     show.add_argument("--study", default="", metavar="HASH", help="only this study (the hash, or how it begins)")
-    for action in (verify, show):
+    renew = actions.add_parser("renew", help="put a ledger aside that cannot be mended, and begin a new one")
+    for action in (verify, show, renew):
         action.add_argument("--state", type=Path, required=True, help="the site's state folder")
         action.add_argument("--json", action="store_true", help="print the result for machines")
     chosen = parser.parse_args(arguments)
 
     from clients.governance.state import State
 
+    if chosen.action == "renew":
+        return _renew(State(chosen.state), chosen.json)
     path = State(chosen.state).ledger
     return _verify(path, chosen.head, chosen.json) if chosen.action == "verify" else _show(path, chosen)
+
+
+def _renew(state: "State", as_json: bool) -> int:
+    from clients.governance.renewal import renew
+
+    aside = renew(state)
+    if as_json:
+        print(json.dumps({"aside": aside and str(aside)}))
+        return 0
+    print(f"a new ledger begins in {state.ledger}; the old one is {aside or 'gone'}. Keep it, and tell your")
+    print("privacy officer and the coordinator: heads from before are not in the new one.")
+    return 0
 
 
 def _head(text: str) -> str:
