@@ -86,7 +86,7 @@ def epsilon_of(charges: Iterable[Charge], delta: float) -> float:
     if epsilon < 0:
         raise SiteStateError(
             f"an epsilon of {epsilon:.4f} at delta {delta:g} cannot be: so much noise, or so large a delta, is in no "
-            "study that hides anything. If you changed nothing, show this to your privacy officer before any more leaves."
+            "study that hides anything. If you changed nothing, show this to your privacy officer first."
         )
     return float(epsilon)
 

@@ -22,6 +22,7 @@ from clients.data.site import Site
 from clients.governance.state import State
 from clients.node.channel import METHOD, SERVICE, address, options
 from clients.node.gatekeeper import Gatekeeper
+from clients.node.surroundings import alone_on, surroundings
 from common.errors import SiteStateError
 from common.messages import MAX_MESSAGE_BYTES
 
@@ -84,13 +85,15 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> 
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        SiteStateError: if the state folder or the socket is in use, or the ledger is damaged.
+        SiteStateError: if the state folder, the site's folder or the socket is in use, or the ledger is damaged.
     """
     stop = threading.Event()
     for sort in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sort, lambda *_: stop.set())
-    with state.locked():
+    with state.locked(), alone_on(site.folder) as without:
         worker = Gatekeeper(site, state)
+        for sentence in filter(None, (*surroundings(site.folder), without)):
+            log.warning("%s: %s", site.config.name, sentence)
         with serving(worker, socket, group=group):
             log.warning("%s: answering at %s", site.config.name, socket)
             stop.wait()
