@@ -38,6 +38,9 @@ def worker(arguments: list[str]) -> int:
     parser.add_argument("--state", type=Path, help="the site's state folder; not the data's")
     parser.add_argument("--group", help="group that may connect, beside this user")
     parser.add_argument(
+        "--witness", metavar="FILE", help="append the ledger's heads to FILE; `syslog`: to the system log"
+    )
+    parser.add_argument(
         "--check", action="store_true", help="only say whether a worker answers there: exit code 0 or 1"
     )
     chosen = parser.parse_args(arguments)
@@ -64,7 +67,7 @@ def worker(arguments: list[str]) -> int:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("checking the site's folder", total=None)
         site = load_site(chosen.site, lambda done, total: bar.update(task, completed=done, total=total))
-    run(site, state, chosen.socket, group=chosen.group)
+    run(site, state, chosen.socket, group=chosen.group, witness=chosen.witness)
     return 0
 
 

@@ -18,6 +18,7 @@ from clients.governance.ledger import Ledger, LedgerError, entry
 from clients.governance.rate_limit import RateLimit
 from clients.governance.rollback_check import check_rollback
 from clients.governance.state import State
+from clients.governance.witness import Witness
 from clients.node.refusals import ROUND_SPENT, refusal
 from clients.node.worker import Worker, enrolment
 from common.errors import ContractError, SiteStateError
@@ -36,14 +37,17 @@ class Gatekeeper:
     Args:
         site: a checked site folder.
         state: its state folder, held by this process alone (`State.locked`).
+        witness: is told the head of each line of the ledger, before the reply leaves.
 
     Raises:
         LedgerError: if the ledger is damaged.
         SiteStateError: if the accountant's file is, or if the folder knows less than its ledger.
     """
 
-    def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
-        self.site, self.state, self.busy_wait_s = site, state, busy_wait_s
+    def __init__(
+        self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S, witness: Witness = lambda head: None
+    ) -> None:
+        self.site, self.state, self.busy_wait_s, self.witness = site, state, busy_wait_s, witness
         self.ledger = Ledger(state.ledger)
         self._config = _site_yaml(site)
         self.accountant = Accountant(state.accountant)
@@ -126,7 +130,9 @@ class Gatekeeper:
 
     def _append(self, line: dict[str, Any]) -> str:
         """Write a line of the ledger, bound to the accountant's file as it is now; the caller holds `_writing`."""
-        return self.ledger.append(line | {"accountant": self.accountant.sha256})
+        head = self.ledger.append(line | {"accountant": self.accountant.sha256})
+        self.witness(head)
+        return head
 
     def _approval(self, request: Message | None) -> Approval | None:
         """Return the approval of a request's study as it is on disk now, if it holds."""
