@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "simulations.cli",
     "simulate": "simulations.cli",
     "ablate": "simulations.cli",
+    "audit": "simulations.cli",
     "phantom": "simulations.cli",
     "import": "simulations.cli",
     "rehearse": "simulations.cli",

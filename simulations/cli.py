@@ -1,4 +1,4 @@
-"""The researcher's commands: demo, simulate, ablate, phantom and import."""
+"""The researcher's commands: demo, simulate, ablate, audit, phantom and import."""
 
 import json
 import os
@@ -166,6 +166,54 @@ def ablate(
 
 
 @app.command(
+    cls=several("--sites"),
+    epilog=examples(
+        "crossprobe audit --sites runs/demo/sites/* --model runs/demo",
+        "crossprobe audit --sites runs/busbra/toshiba-aplio300 --out docs/audit/busbra.json --publish docs/privacy.md",
+    ),
+)
+def audit(
+    context: typer.Context,
+    sites: Annotated[list[Path], typer.Option(metavar="DIR ...", help="site folders to attack, of either role")],
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="a release or finished run that these sites trained")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="what was found, JSON")] = Path("runs/audit.json"),
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="replies that each attack reads")] = 4,
+    seed: Seed = 0,
+    publish_to: Annotated[
+        Path | None,
+        typer.Option("--publish", metavar="FILE", help="put the tables of all audits beside OUT into this document"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Attack site folders as a hostile coordinator would, and tell what leaked.
+
+    Images are rebuilt from replies of the real worker, under each site's own policy and, where that refuses, without
+    its limits; of a model, membership is told. Only numbers are written, never an image. A few minutes a site.
+    """
+    from rich.markdown import Markdown
+
+    from common.files import write_atomically
+    from simulations.audit.audit import audit_sites
+    from simulations.audit.page import publish, tables
+
+    with progress_bar() as bar:
+        found = audit_sites(
+            sites, model, command=typed(context), rounds=rounds, seed=seed, on_progress=counter(bar, "attacks")
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1)
+    write_atomically(out, f"{text}\n".encode())
+    if publish_to is not None:
+        publish(publish_to, out.parent)
+    if as_json:
+        print(text)
+    else:
+        Console().print(Markdown(tables([found])))
+
+
+@app.command(
     epilog=examples(
         "crossprobe phantom runs/sites --source lumify_like --target telemed_like",
         "crossprobe phantom runs/many --source lumify_like --source lumify_like --target telemed_like --train 20",
@@ -233,9 +281,10 @@ def import_(
     ],
     folders: Annotated[list[Path], typer.Argument(metavar="[DIR] OUT", help="DIR defaults to $BUSBRA_DIR")],
     target: Annotated[
-        list[Literal["ge-logiq7", "ge-logiq5"]] | None,
+        list[str] | None,
         typer.Option(
             metavar="SITE",
+            click_type=click.Choice(["ge-logiq7", "ge-logiq5"]),
             help="a labelled scanner that plays an unlabelled one: only its test patients keep their masks; repeat",
         ),
     ] = None,

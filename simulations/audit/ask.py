@@ -43,6 +43,7 @@ def hostile_study(
     steps: int = 1,
     rounds: int = 1,
     size: int = 64,
+    seed: int = 0,
     network: Mapping[str, Any] | None = None,
     privacy: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -57,6 +58,7 @@ def hostile_study(
     role = "source" if task == "supervise" else "target"
     content: dict[str, Any] = {
         "name": "audit",
+        "seed": seed,
         "image": {"size": size, "geometry": "letterbox", "spacing_mm": None},
         "augmentation": STILL,
         "batch_size": batch_size,

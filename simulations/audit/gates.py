@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from common.components import Tensors
 from common.networks import initial_networks
 from common.study import Round, Study
-from simulations.audit.step import filled, gradient_of
+from simulations.audit.step import filled, gradient_of, small
 from simulations.audit.weights import GROUPS, carry_through, noise
 
 
@@ -22,10 +22,10 @@ class GatedTrap:
     The deepest level has to be 2 x 2, so that a 3 x 3 convolution sees all of an image from anywhere.
 
     Args:
-        reach: thresholds lie evenly in +- this.
+        reach: thresholds lie evenly in +- this; in 4 were the numbers of all images, breast and phantom wrist.
     """
 
-    def __init__(self, study: Study, reach: float) -> None:
+    def __init__(self, study: Study, reach: float = 4.0) -> None:
         self.study, side = study, study.image.size // study.network.stride
         assert side == 2
         networks = initial_networks(study)
@@ -33,7 +33,7 @@ class GatedTrap:
         carry_through(encoder)
         self.positions = side * side
         self.gates = decoder.mix.out_channels // self.positions
-        self.thresholds = torch.linspace(-reach, reach, self.gates)
+        thresholds = torch.linspace(-reach, reach, self.gates)
         with torch.no_grad():
             features = encoder(noise(study.image.size))[-1][0].flatten(1)
             group = len(features) // GROUPS
@@ -43,18 +43,12 @@ class GatedTrap:
             decoder.mix.weight.zero_()
             decoder.mix.weight[:, 0], decoder.mix.weight[:, 1] = 1.0, -1.0
             decoder.mix.weight[:, group:, 1, 1] = taps.repeat(self.gates, 1)
-            decoder.mix.bias[:] = -self.thresholds.repeat_interleave(self.positions)
-            for layer, factor in ((decoder.mix, 1e-5), (decoder.out, 0.0)):
+            assert decoder.mix.bias is not None
+            decoder.mix.bias[:] = -thresholds.repeat_interleave(self.positions)
+            for layer, factor in ((decoder.mix, small(study)), (decoder.out, 0.0)):
                 for parameter in layer.parameters():
                     parameter.mul_(factor)
-        self.encoder = encoder
         self.tensors = networks.export(("target_branch.encoder", "mim_decoder"))
-
-    @torch.no_grad()
-    def values(self, masked: Tensor) -> Tensor:
-        """Return the number of each masked image [B, 1, S, S] that the gates compare, [B]."""
-        features = self.encoder(masked)[-1]
-        return (features[:, 0] - features[:, 1]).sum((1, 2))
 
     def read(self, updates: Tensors, round_: Round) -> list[Tensor]:
         """Return an image for each gate that something went through."""

@@ -2,12 +2,12 @@
 
 A layer's gradient is a sum over positions of `derivative(position) * feature(position)`. Where the features are the
 same for every image, and those of different positions are linearly independent, the sum comes apart again. The idea is
-Fowl et al. 2022 (arXiv 2110.13057) and Boenisch et al. 2023 (arXiv 2112.02918); here the derivative itself is an image:
-what masked-image modelling missed, and what a segmentation that repeats the image got wrong.
+Fowl et al. 2022 (arXiv 2110.13057) and Boenisch et al. 2023 (arXiv 2112.02918); here the derivative itself is an
+image: what masked-image modelling missed, and what a segmentation that repeats the image got wrong.
 """
 
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from common.networks import initial_networks
 from common.study import Round, Study
 from simulations.audit.ask import ask, training_task
 from simulations.audit.similarity import Gallery, Match
-from simulations.audit.step import filled, gradient_of
+from simulations.audit.step import filled, gradient_of, small
 from simulations.audit.weights import GROUPS, blind, carry, carry_through, noise
 
 
@@ -44,7 +44,7 @@ class MimTrap:
         encoder, decoder = networks.target_branch.encoder, networks.mim_decoder
         blind(encoder)
         with torch.no_grad():
-            for layer, factor in ((decoder.mix, 1e-5), (decoder.out, 0.0)):
+            for layer, factor in ((decoder.mix, small(study)), (decoder.out, 0.0)):
                 for parameter in layer.parameters():
                     parameter.mul_(factor)
             features = encoder(noise(study.image.size))[-1]
@@ -73,7 +73,8 @@ class SuperviseTrap:
         self.study = study
         networks = initial_networks(study)
         branch, size = networks.source_branch, study.image.size
-        encoder, decoder = branch.encoder, branch.decoder
+        encoder: Any = branch.encoder
+        decoder: Any = branch.decoder
         last, final = decoder.upcat_1.convs, decoder.final_conv
         carry_through(encoder, upto=2)
         skip, self.group = encoder.down_1.convs.conv_0.conv.in_channels // GROUPS, final.in_channels // GROUPS
@@ -83,7 +84,7 @@ class SuperviseTrap:
             carry(last.conv_1.conv, self.group)
             final.weight[:, : self.group] = 0
             final.weight[0, 0], final.weight[0, 1] = 0.5, -0.5
-            final.weight[:, self.group :] *= 1e-6
+            final.weight[:, self.group :] *= small(study) / 10
             final.bias.zero_()
         self.tensors = networks.export(HALVES["source_branch"])
         networks.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
