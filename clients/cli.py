@@ -43,14 +43,16 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument(
         "--images", type=Path, required=True, help="a file, a folder, or a CSV with `image` and `spacing_mm`"
     )
+    parser.add_argument("--coordinator-key", type=Path, metavar="FILE", help="use only a release that this key signed")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--spacing-mm", type=float, help="side of a pixel, where neither file nor CSV tells it")
     chosen = parser.parse_args(arguments)
 
     from clients.predict import predict
     from clients.released import load_model
+    from common.signing import read_public_key
 
-    model = load_model(chosen.model)
+    model = load_model(chosen.model, read_public_key(chosen.coordinator_key) if chosen.coordinator_key else None)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
         outcome = predict(

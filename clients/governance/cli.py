@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> int:
 
     keygen = actions.add_parser("keygen", help="make the node's keys, once; the coordinator gets node.pub")
 
+    signing_key = actions.add_parser("signing-key", help="print the key by which the coordinator knows your replies")
+
     leaves = actions.add_parser("leaves", help="tell in Markdown all that can leave a site, or does in one study")
     leaves.add_argument("study", type=Path, nargs="?", help="study file (YAML); without it, whatever the study")
     leaves.add_argument("--role", choices=ROLES, help="of a study: only what leaves sites of this role")
@@ -64,6 +66,7 @@ def main(arguments: list[str]) -> int:
     approve = actions.add_parser("approve", help="show what a study would do and send here, and allow it")
     approve.add_argument("--yes", action="store_true", help="approve without being asked")
     approve.add_argument("--by", default=None, help="who approves (default: the user who runs this)")
+    approve.add_argument("--coordinator-key", type=Path, metavar="FILE", help="take requests signed by this key only")
     approve.add_argument("--restart", action="store_true", help="let the study begin again at its first round")
 
     withdraw = actions.add_parser("withdraw", help="take an approval back")
@@ -76,9 +79,9 @@ def main(arguments: list[str]) -> int:
         action.add_argument("study", type=Path, help="study file (YAML)")
         action.add_argument("--site", type=Path, required=True, help="folder with site.yaml and manifest.csv")
     keygen.add_argument("--state", type=Path, required=True, help="the node's own folder; the worker never sees it")
-    for action in (init, approve, withdraw, dry_run):
+    for action in (init, signing_key, approve, withdraw, dry_run):
         action.add_argument("--state", type=Path, required=True, help="the site's state folder; not the data's")
-    for action in (check, new, init, keygen, leaves, approve, withdraw, dry_run):
+    for action in (check, new, init, keygen, signing_key, leaves, approve, withdraw, dry_run):
         action.add_argument("--json", action="store_true", help="print the result for machines")
     chosen = parser.parse_args(arguments)
     actions_by_name = {
@@ -86,6 +89,7 @@ def main(arguments: list[str]) -> int:
         "new": intake.run,
         "init": _init,
         "keygen": _keygen,
+        "signing-key": _signing_key,
         "leaves": _leaves,
         "approve": _approve,
         "withdraw": _withdraw,
@@ -157,6 +161,15 @@ def _keygen(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _signing_key(chosen: argparse.Namespace) -> int:
+    from clients.governance.state import State
+    from common.signing import text_of
+
+    text = text_of(State(chosen.state).signing_key().public_key())
+    print(json.dumps({"key": text}) if chosen.json else text)
+    return 0
+
+
 def _leaves(chosen: argparse.Namespace) -> int:
     from clients.governance.disclosure import of_contract, of_study, page
     from common.study import load_study
@@ -176,20 +189,31 @@ def _approve(chosen: argparse.Namespace) -> int:
     from clients.governance.approval_page import show
     from clients.governance.proposal import propose
     from clients.governance.state import State
+    from common.fingerprint import fingerprint
+    from common.signing import read_public_key, text_of
     from common.study import load_study
 
     state, study = State(chosen.state), load_study(chosen.study)
     site = load_site(chosen.site)
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
+    key = read_public_key(chosen.coordinator_key) if chosen.coordinator_key else None
     if not chosen.json:
         show(proposal, Console())
+        print(
+            f"Requests must be signed by the coordinator's key {fingerprint(key)}.\nCompare it over the telephone."
+            if key
+            else "Requests need no signature: another hospital, or who stands between the coordinator and you, can "
+            "make some. Ask for the coordinator's key; give it with --coordinator-key."
+        )
     _complain(proposal.findings)
     approval = None
     if not proposal.findings and (chosen.yes or (not chosen.json and _confirmed())):
         if chosen.restart:
             with state.locked():
                 state.start_over(proposal.study_hash)
-        approval = approve(state, site, study, by=chosen.by or getpass.getuser())
+        approval = approve(
+            state, site, study, by=chosen.by or getpass.getuser(), coordinator=text_of(key) if key else ""
+        )
     if chosen.json:
         content = {"approved": approval is not None, "by": approval and approval.by, "when": approval and approval.when}
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))

@@ -57,6 +57,9 @@ def study(arguments: list[str]) -> int:
     status = actions.add_parser("status", help="how a run does: rounds, and which sites are connected, slow or lost")
     stop = actions.add_parser("stop", help="stop a run; `run --resume` goes on from its last round")
     release = actions.add_parser("release", help="check a finished run's model, or copy it to be passed on")
+    release.add_argument("--key", type=Path, metavar="FILE", help="sign it with the coordinator's key")
+    keygen = actions.add_parser("keygen", help="make the coordinator's signing key, once")
+    keygen.add_argument("folder", type=Path, help="new folder for coordinator.key and coordinator.pub")
     release.add_argument("--out", type=Path, metavar="DIR", help="new folder for weights, study, card and hashes")
     for action in (status, stop, release):
         action.add_argument("run", type=Path, help="folder of the run")
@@ -74,6 +77,7 @@ def study(arguments: list[str]) -> int:
         "status": _status,
         "stop": _stop,
         "release": _release,
+        "keygen": _keygen,
     }
     return actions_by_name[chosen.action](chosen)
 
@@ -280,8 +284,22 @@ def _stop(chosen: argparse.Namespace) -> int:
 
 def _release(chosen: argparse.Namespace) -> int:
     from common.run_folder import RunFolder
+    from common.signing import read_private_key
     from server.release import export_release
 
-    folder = export_release(RunFolder(chosen.run), chosen.out)
+    key = read_private_key(chosen.key) if chosen.key else None
+    folder = export_release(RunFolder(chosen.run), chosen.out, key)
     print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")
+    return 0
+
+
+def _keygen(chosen: argparse.Namespace) -> int:
+    from common.fingerprint import fingerprint
+    from common.signing import PRIVATE_KEY, PUBLIC_KEY, make_keys
+
+    found = fingerprint(make_keys(chosen.folder))
+    print(f"made {chosen.folder / PRIVATE_KEY}, which stays here, and {chosen.folder / PUBLIC_KEY} for the hospitals.")
+    print(f"Tell each its fingerprint by another way, such as the telephone:\n  {found}")
+    print(f"Put each hospital's `crossprobe site signing-key` into {chosen.folder / 'sites'}/NAME.pub, and start the")
+    print("ServerApp with CROSSPROBE_SIGNING_KEYS naming this folder.")
     return 0
