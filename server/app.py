@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         study = load_study(Path(str(config["study"])))
         transport: Transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
-        if KEYS in os.environ and not config["sites"]:
+        if os.environ.get(KEYS) and not config["sites"]:
             transport = SignedTransport(transport, Keys.read(Path(os.environ[KEYS])))
         enrol_s = 0.0 if config["sites"] else START_S  # nobody joins a simulation later
         run_study(study, transport, run.path, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
