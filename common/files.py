@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import lock_descriptor
 
 from common.errors import RunError
 
@@ -76,14 +77,17 @@ def exclusive(lock: Path, taken: str, *, wait_s: float = 0.0) -> Iterator[None]:
     Raises:
         RunError: with the text `taken`, or if the lock cannot be made.
     """
-    held = FileLock(lock, timeout=wait_s, poll_interval=0.2, mode=PRIVATE, thread_local=False, fallback_to_soft=False)
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW  # not for writing: a disk can still be made read-only
     try:
-        held.acquire()
-    except Timeout:
-        raise RunError(taken) from None
+        descriptor = os.open(lock, flags, PRIVATE)
     except OSError as error:
         raise RunError(f"cannot make the lock file {lock}: {error.strerror}.") from None
     try:
+        deadline = time.monotonic() + wait_s
+        while not lock_descriptor(descriptor, blocking=False):
+            if time.monotonic() >= deadline:
+                raise RunError(taken)
+            time.sleep(0.2)
         yield
     finally:
-        held.release()
+        os.close(descriptor)

@@ -187,9 +187,12 @@ class Networks(nn.Module):
     Args:
         device: where branches and pretraining heads compute, e.g. `cuda`. Images still come in and results go
             out on the CPU, so that views, losses and all randomness are the same whatever the device.
+        mixed_precision: convolutions in bfloat16 on that device. Weights, gradients, updates and losses stay
+            float32; bfloat16 has the range of float32, so that no gradient has to be scaled. Left out in a study
+            with differential privacy, whose clipping and noise are of float32 gradients.
     """
 
-    def __init__(self, study: Study, device: str = "cpu") -> None:
+    def __init__(self, study: Study, device: str = "cpu", mixed_precision: bool = False) -> None:
         super().__init__()
         self.source_branch = Branch(study.network)
         self.target_branch = Branch(study.network)
@@ -201,6 +204,8 @@ class Networks(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device != "cpu":
             self._compute_on(device)
+            if mixed_precision and study.privacy is None:
+                self._mix_precision(device)
 
     def _compute_on(self, device: str) -> None:
         """Move all but the head, which is too small to be worth it, and have tensors cross at the edges."""
@@ -209,6 +214,16 @@ class Networks(nn.Module):
             branch.encoder.register_forward_pre_hook(lambda _, images: images[0].to(device))
         for network in (*branches, self.mim_decoder, self.projector):
             network.to(device).register_forward_hook(lambda *call: call[-1].cpu())
+
+    def _mix_precision(self, device: str) -> None:
+        """Have all but the head compute under autocast, and give their results in float32."""
+        branches = (self.source_branch, self.target_branch, self.baseline)
+        parts = [part for branch in branches for part in (branch.encoder, branch.decoder)]
+        cast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+        for network in (*parts, self.mim_decoder, self.projector):
+            network.forward = cast(network.forward)
+        for ends in (*branches, self.mim_decoder, self.projector):
+            ends.register_forward_hook(lambda *call: call[-1].float())
 
     def component(self, name: str) -> nn.Module:
         """Return the module of a component, e.g. `target_branch.encoder`."""

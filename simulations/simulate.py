@@ -48,8 +48,8 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
     """
     findings, sites = [], []
     for folder in folders:
-        site, own = check_site(folder)
-        findings += [replace(finding, where=f"{folder}: {finding.where}") for finding in own]
+        site, of_folder = check_site(folder)
+        findings += [replace(finding, where=f"{folder}: {finding.where}") for finding in of_folder]
         if site is not None:
             sites.append(site)
     if findings:
@@ -58,8 +58,7 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
     if len(set(names)) < len(names):
         raise RunError(f"site names must differ, found {', '.join(sorted(names))}. Change `name` in a site.yaml.")
     for role in ROLES:
-        found = sum(site.config.role == role for site in sites)
-        if found < study.needs(role):
+        if sum(site.config.role == role for site in sites) < study.needs(role):
             raise RunError(f"study `{study.name}` needs a {role} site, none given. Add its folder to --sites.")
     if study.image.geometry == "spacing" and not all(site.has_spacing for site in sites):
         lacking = ", ".join(site.config.name for site in sites if not site.has_spacing)
@@ -132,7 +131,7 @@ def privacy_spent(study: Study, baseline: Study) -> dict[str, Any]:
 
     def epsilon(*studies: Study) -> dict[str, float]:
         return {
-            role: epsilon_of([charge for own in studies for charge in charges_of(own, role)], privacy.delta)
+            role: epsilon_of([charge for trained in studies for charge in charges_of(trained, role)], privacy.delta)
             for role in ROLES
         }
 

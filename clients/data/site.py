@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clients.data.findings import Finding, SiteFolderError, remedy_of
 from clients.data.frames import FileChecker, Frame, read_image, read_mask
 from clients.data.manifest import Role, Split, assign_splits, check_rows, read_manifest
 from clients.governance.policy import Policy
 from common.errors import CrossProbeError
+from common.messages import SITE_NAME
 from common.plain_words import problems
 from common.strict_text import TextError, read_yaml
 
@@ -38,12 +39,9 @@ Progress = Callable[[int, int], None]
 _ONE_A_LINE = "Write one `key: value` a line, each key once"
 
 
-NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
-
-
 def check_name(name: str) -> str:
     """The name, if a site may have it. Raises CrossProbeError."""
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(SITE_NAME, name):
         raise CrossProbeError(
             f"expected a site's name of lower-case letters, digits and hyphens, found {name!r}. Give one with --name."
         )
@@ -55,11 +53,21 @@ class SiteConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=SITE_NAME)
     role: Role
     # CPU threads the worker may use; one, since a hospital's machine has other work to do.
     threads: int = Field(default=1, ge=1)
+    # Where the networks compute; images, losses and all randomness stay on the CPU.
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$")
+    # On a GPU: convolutions in bfloat16, see `common.networks.Networks`. Never under differential privacy.
+    mixed_precision: bool = False
     policy: Policy = Field(default_factory=Policy)
+
+    @model_validator(mode="after")
+    def _mixed_precision_needs_a_gpu(self) -> "SiteConfig":
+        if self.mixed_precision and self.device == "cpu":
+            raise ValueError("mixed_precision needs a GPU: set device to cuda, or leave mixed_precision out")
+        return self
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def epsilon_of(charges: Iterable[Charge], delta: float) -> float:
         return 0.0
     from opacus.accountants.analysis import rdp  # seconds, which a site without privacy need not wait
 
-    total = sum(count * _renyi(rate, noise) for (rate, noise), count in sorted(steps.items()))
+    total = sum(count * renyi(rate, noise) for (rate, noise), count in sorted(steps.items()))
     epsilon, _ = rdp.get_privacy_spent(orders=list(ORDERS), rdp=total, delta=delta)
     if epsilon < 0:
         raise SiteStateError(
@@ -92,7 +92,7 @@ def epsilon_of(charges: Iterable[Charge], delta: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _renyi(sample_rate: float, noise_multiplier: float) -> np.ndarray:
+def renyi(sample_rate: float, noise_multiplier: float) -> np.ndarray:
     """Return the Renyi divergence of one step at each of `ORDERS`, [orders]."""
     from opacus.accountants.analysis import rdp
 

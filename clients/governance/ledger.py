@@ -4,6 +4,8 @@ Line by line JSON. `prev` is the SHA-256 of the line before (64 zeros in the fir
 last, that of the line itself up to it. So a changed, removed or moved line breaks the chain. Whoever
 can write the file can also make a whole new chain, or cut its end: that shows only against a head, the
 SHA-256 of a line, which each reply takes with it and the coordinator keeps.
+
+By hand: a hospital can check any line with `sha256sum` alone, without this or any other library.
 """
 
 import contextlib

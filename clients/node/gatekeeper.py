@@ -231,7 +231,8 @@ class Gatekeeper:
         known = self._worker
         if known is None or (known.study_hash, self._start) != (approval.study_hash, start):
             self._worker, self._start = None, start
-            self._worker = Worker(self.site, approval.study, self.state.secret(start), self.accountant)
+            secret = self.state.secret(start)
+            self._worker = Worker(self.site, approval.study, secret, self.accountant, device=self.site.config.device)
         assert self._worker is not None
         return self._worker
 

@@ -1,4 +1,7 @@
-"""Updates as integers: they add up to the same sum whoever comes first."""
+"""Updates as integers: they add up to the same sum whoever comes first.
+
+By hand: Flower's strategies add up floats, whose sum depends on the order in which replies arrive.
+"""
 
 import numpy as np
 

@@ -2,7 +2,7 @@
 
 ca/           the authority's key; belongs on no server
 coordinator/  compose.yaml, .env, certificates, the SuperExec's secret, proxy.conf, README.md
-SITE/         compose.yaml, .env, ca.crt, README.md; its keys are made at the site
+SITE/         compose.yaml, compose.gpu.yaml, .env, ca.crt, README.md; its keys are made at the site
 """
 
 import filecmp
@@ -25,6 +25,7 @@ from common.components import ROLES, Role
 from common.errors import RunError
 from common.files import PUBLIC, private_folder, write_atomically
 from common.study import Study
+from common.version import software_version
 from server.federation.authority import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -192,6 +193,7 @@ def _site_kit(
     # From the coordinator's kit: `ca/` may be in a safe by the time a site is added.
     write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
     _common_files(kit, file, own, {"SITE_KIT": ".", "SITE_DATA": "./site", "COORDINATOR_ADDRESS": address})
+    write_public(kit / "compose.gpu.yaml", (ROOT / "deploy" / "compose.gpu.yaml").read_bytes())
     _readme(kit, "kit_site.md.j2", study=study, site=site, address=address)
     return kit
 
@@ -250,9 +252,12 @@ def _readme(kit: Path, template: str, **values: object) -> None:
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
+        trim_blocks=True,
         autoescape=False,
     )
-    write_public(kit / "README.md", environment.get_template(template).render(**values).encode())
+    write_public(
+        kit / "README.md", environment.get_template(template).render(version=software_version(), **values).encode()
+    )
 
 
 def valid_host(text: str) -> str:

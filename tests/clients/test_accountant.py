@@ -20,7 +20,7 @@ from scipy.stats import norm
 from tiny import one_stage, request, study, workers
 
 from clients.data.site import Site
-from clients.governance.accountant import ORDERS, Accountant, Charge, _renyi, epsilon_of
+from clients.governance.accountant import ORDERS, Accountant, Charge, epsilon_of, renyi
 from clients.governance.approval import approve
 from clients.governance.approval_page import show
 from clients.governance.policy import Policy
@@ -65,7 +65,7 @@ def test_a_sampled_step_costs_what_numerical_integration_finds(rate: float, nois
     logs = norm.logpdf(x, scale=noise) + order * log_ratio
     divergence = (logs.max() + math.log(np.trapezoid(np.exp(logs - logs.max()), x))) / (order - 1)
     place = min(range(len(ORDERS)), key=lambda i: abs(ORDERS[i] - order))
-    assert _renyi(rate, noise)[place] == pytest.approx(divergence, rel=1e-4)
+    assert renyi(rate, noise)[place] == pytest.approx(divergence, rel=1e-4)
 
 
 @pytest.mark.parametrize(("noise", "rate", "steps"), [(2.0, 8 / 200, 1000), (4.0, 8 / 60, 300), (1.0, 8 / 60, 100)])

@@ -77,7 +77,7 @@ def test_a_proposal_names_what_the_study_does_and_what_leaves(sites: tuple[Site,
 def test_a_proposal_holds_all_that_real_replies_do(sites: tuple[Site, Site], tmp_path: Path) -> None:
     from clients.governance.dry_run import dry_run
 
-    state = State.create(tmp_path / "state")
+    state, held = State.create(tmp_path / "state"), []
     for site in sites:
         sent = {m.what.split()[0]: m for m in dry_run(STUDY, site, state, tmp_path / site.config.name)}
         for stage in proposed(STUDY, site).stages:
@@ -85,6 +85,9 @@ def test_a_proposal_holds_all_that_real_replies_do(sites: tuple[Site, Site], tmp
                 assert sent[stage.stage].bytes <= stage.sent_bytes <= 1.2 * sent[stage.stage].bytes + 1000
                 assert sent[stage.stage].metrics.keys() <= set(stage.metrics)
                 assert sent[stage.stage].tensors.keys() == set(stage.sends)
+                held.append((site.config.role, stage.stage))
+    trained = {"source": ("pretrain", "adapt", "refine", "infuse"), "target": ("pretrain", "refine")}
+    assert {(role, stage) for role, stages in trained.items() for stage in stages} <= set(held)
 
 
 def quorum(source: int, target: int) -> Study:

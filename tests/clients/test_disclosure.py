@@ -65,16 +65,16 @@ def test_under_privacy_the_table_names_no_number_of_a_training_task() -> None:
 def test_the_command_narrows_the_table_to_a_study_and_a_role(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["site", "leaves"]) == 0
+    assert main(["site", "disclosure"]) == 0
     assert capsys.readouterr().out == page(of_contract())
     file = write_study(tmp_path / "study.yaml")
-    assert main(["site", "leaves", str(file), "--role", "target"]) == 0
+    assert main(["site", "disclosure", str(file), "--role", "target"]) == 0
     shown = capsys.readouterr().out
     assert STUDY.hash() in shown
     assert "target sites, 2 rounds: `self_train`" in shown
     assert "source sites" not in shown
     assert "`infusion_head`" not in shown
-    assert main(["site", "leaves", str(file), "--json"]) == 0
+    assert main(["site", "disclosure", str(file), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == len(of_study(STUDY))
-    assert main(["site", "leaves", "--role", "target"]) == 1
+    assert main(["site", "disclosure", "--role", "target"]) == 1
     assert "give the study's file too" in capsys.readouterr().err

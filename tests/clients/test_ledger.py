@@ -41,7 +41,9 @@ def damaged(tmp_path: Path, content: bytes, head: str | None = None) -> bool:
 
 
 def heads(content: bytes) -> list[str]:
-    return [digest(line) for line in content.splitlines()]
+    lines = content.splitlines()
+    assert len(lines) == LINES
+    return [digest(line) for line in lines]
 
 
 def test_a_ledger_as_written_verifies_against_each_of_its_heads(written: bytes, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The aggregate: worked out by hand, exact, and the same whoever comes first."""
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -118,24 +119,29 @@ def test_an_update_too_large_to_be_summed_is_refused_and_changes_nothing() -> No
     assert (total.mean()[BOTH].tobytes(), total.patients) == (before, 4)
 
 
-def outcome(values: Sequence[float]) -> tuple[float | None, int]:
-    """The mean over the sites that were not refused, each with the most patients a site may declare."""
-    total, refused = ExactMean(most_patients=1_000_000 * len(values)), 0
+def outcome(values: Sequence[float]) -> tuple[float, list[float]]:
+    """The mean over the sites that were not refused, and their values; each has the most patients it may declare."""
+    total, accepted = ExactMean(most_patients=1_000_000 * len(values)), []
     for x in values:
         try:
             total.add({BOTH: np.array([x], np.float32)}, 1_000_000)
         except ContractError:
-            refused += 1
-    return float(total.mean()[BOTH][0]), refused
+            continue
+        accepted.append(x)
+    return float(total.mean()[BOTH][0]), accepted
 
 
-FALLING = (1000, 500, 333, 250, 200)
+#: By itself each of them fits; the sum of all does not.
+FALLING = (1000.0, 500.0, 333.0, 250.0, 200.0)
 
 
 def test_sums_of_large_updates_of_large_sites_do_not_wrap_around() -> None:
-    mean, refused = outcome(FALLING)
-    assert refused or mean == pytest.approx(sum(FALLING) / len(FALLING))
+    assert outcome(FALLING) == (200.0, [200.0])
+    largest = [214.0] * 5
+    assert outcome(largest) == (214.0, largest)
+    assert outcome([-x for x in largest]) == (-214.0, [-x for x in largest])
 
 
 def test_whether_a_large_update_is_refused_does_not_depend_on_who_came_first() -> None:
-    assert outcome(FALLING)[1] == outcome(FALLING[::-1])[1]
+    for order in itertools.permutations(FALLING):
+        assert outcome(order) == (200.0, [200.0])

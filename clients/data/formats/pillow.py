@@ -1,5 +1,6 @@
 """PNG, JPEG, TIFF, BMP and GIF, also of several pages or frames."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,10 @@ def matches(head: bytes) -> bool:
 
 def read(path: Path) -> Recording:
     """The frames of a file. Raises PictureError."""
-    with reading("image"), Image.open(path, formats=NAMES) as picture:
+    with reading("image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next check says it better
+        picture = Image.open(path, formats=NAMES)
+    with reading("image"), picture:
         check_pixels(picture.width, picture.height, "image")
         count = getattr(picture, "n_frames", 1)
         height, width = picture.height, picture.width

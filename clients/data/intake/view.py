@@ -7,8 +7,11 @@ from scipy import ndimage
 from clients.data.formats.recording import Field
 from clients.data.images import Grey, Mask
 
-#: Share of full brightness above which a pixel shows something; screens are black to within compression's noise.
+#: Share of full brightness above which a pixel shows something. A JPEG's noise around letters stays below; so does a
+#: deep shadow, which is blanked where it reaches the edge of the field: better that than a name.
 DARK = 0.05
+#: An area of one exact level, of more than this brightness and this share of the frame, is a panel and no tissue.
+PANEL, PANEL_SHARE = 0.15, 0.01
 #: A letter is about this share of the frame's height; what is thinner is text, a ruler or a frame.
 STROKE = 0.03
 #: A smaller share of the frame is no field of view.
@@ -18,8 +21,14 @@ SAME_LEVELS = 3.0
 
 
 def bright(frame: Grey) -> Mask:
-    """Where a frame [H, W] shows anything."""
-    return frame > DARK * np.iinfo(frame.dtype).max
+    """Where a frame [H, W] shows anything but a panel, which may be larger than the image beside it."""
+    levels = frame * (1 / np.iinfo(frame.dtype).max)
+    even = (ndimage.maximum_filter(levels, 3) == ndimage.minimum_filter(levels, 3)) & (levels > PANEL)
+    labels, _ = ndimage.label(even)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    found: Mask = (levels > DARK) & ~(sizes >= PANEL_SHARE * levels.size)[labels]
+    return found
 
 
 def field_of_view(bright: Mask, region: Field | None = None) -> Mask | None:

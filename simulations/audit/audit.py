@@ -1,0 +1,194 @@
+"""All attacks of the audit on one site, and what each got."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.data.site import Site, load_site
+from clients.node.simulated import simulated_secret
+from clients.node.worker import Worker
+from clients.released import load_model
+from common.study import Study
+from simulations.audit.ask import Refused, ask, hostile_study
+from simulations.audit.gates import GatedTrap
+from simulations.audit.matching import match_gradient
+from simulations.audit.membership import membership
+from simulations.audit.similarity import Gallery, Match
+from simulations.audit.trap import MimTrap, SuperviseTrap, Trap
+from simulations.simulate import hardware
+
+#: Settings of a policy that let every attack of the audit through.
+LIFTED = {"min_update_patients": 1, "min_update_draws": 1, "max_mask_ratio": 1.0, "max_mask_side": 1.0}
+#: What counts as rebuilt: like the patient's image, and more like it than like any other patient's.
+REBUILT, MARGIN = 0.95, 0.01
+#: Under noise 1 the update of one step is noise but for what many rounds have in common.
+AVERAGED_ROUNDS = 40
+MATCHING_STEPS = 150
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack: the study that it proposes, and how it reads the replies.
+
+    Attributes:
+        averaged: the rounds' images are averaged into one.
+        trap: None: by optimisation, without crafted weights.
+    """
+
+    name: str
+    study: Study
+    rounds: int
+    trap: Callable[[Study], Trap] | None
+    averaged: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one attack got from one site.
+
+    Attributes:
+        patients: a step, on average.
+        noise: multiplier of differential privacy; None without.
+        answer: of the site under its own policy: `answered`, or the code of its refusal.
+        lifted: the numbers are from a site whose policy has no limits, since its own refused.
+        correlation: the best of all rounds' rebuilt images with a training image.
+        other: the same rebuilt image with its best match among all other patients: the reference.
+        rebuilt: different patients with a correlation above `REBUILT`, at least `MARGIN` above any other's.
+        drawn: images behind all rounds' updates, on average.
+    """
+
+    site: str
+    attack: str
+    patients: int
+    noise: float | None
+    rounds: int
+    answer: str
+    lifted: bool
+    correlation: float
+    other: float
+    rebuilt: int
+    drawn: int
+
+
+def open_worker(folder: Path | Site, study: Study, *, lifted: bool = False) -> Worker:
+    """Return a simulated site's worker, as its policy is or with every limit lifted that stops an attack."""
+    site = load_site(folder) if isinstance(folder, Path) else folder
+    if lifted:
+        policy = site.config.policy.model_copy(update=LIFTED)
+        site = replace(site, config=site.config.model_copy(update={"policy": policy}))
+    return Worker(site, study, simulated_secret(study, site.config.name))
+
+
+def audit_sites(
+    folders: Sequence[Path],
+    model: Path | None,
+    *,
+    command: str,
+    rounds: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Return what every attack got from every site, and membership in a model, for JSON.
+
+    Args:
+        model: a release, or the finished run that holds it; None: none.
+        command: as it was typed, for the record.
+
+    Raises:
+        SiteFolderError: if a folder has findings.
+        RunError: if the model cannot be read.
+    """
+    torch.set_num_threads(1)
+    logging.getLogger("crossprobe.worker").setLevel(logging.ERROR)  # refusals are in the table
+    released = load_model(model) if model is not None else None
+    sites = [load_site(folder) for folder in folders]
+    work = [(site, attack) for site in sites for attack in attacks_on(site, rounds, seed)]
+    findings = []
+    for done, (site, attack) in enumerate(work):
+        on_progress(done, len(work))
+        findings.append(run_attack(attack, site, seed))
+    on_progress(len(work), len(work))
+    members = [found for site in sites for found in membership(released, site, seed)] if released else []
+    return {
+        "command": command,
+        "hardware": hardware(),
+        "seed": seed,
+        "model": released.study.name if released else None,
+        "reconstruction": [asdict(finding) for finding in findings],
+        "membership": [asdict(found) for found in members],
+    }
+
+
+def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
+    """Yield the attacks on a site's role, the plain ones first."""
+    target = site.config.role == "target"
+    task = "self_supervise" if target else "supervise"
+    trap: Callable[[Study], Trap] = MimTrap if target else SuperviseTrap
+    network = {"features": (16, 16, 32, 64, 64, 16 if target else 64)}
+    plain: dict[str, Any] = {"network": network, "size": 64 if target else 32, "learning_rate": 0.01, "seed": seed}
+    privacy = {"nominal_patients": len(site.patients("train")), "delta": 1e-3, "epsilon_cap": 1e9}
+    for patients in (1, 2, 8):
+        yield Attack("trap", hostile_study(task, batch_size=patients, rounds=rounds, **plain), rounds, trap)
+    if target:
+        wide: dict[str, Any] = {"seed": seed, "size": 32, "network": {"features": (16, 16, 32, 64, 256, 16)}}
+        for patients, ratio in ((8, 0.99), (32, 0.8)):
+            study = hostile_study(task, batch_size=patients, rounds=rounds, mask_ratio=ratio, **wide)
+            yield Attack("gates", study, rounds, GatedTrap)
+    for noise in (0.1, 1.0):
+        own = privacy | {"noise_multiplier": noise}
+        yield Attack("trap", hostile_study(task, rounds=rounds, privacy=own, **plain), rounds, trap)
+    if target:
+        study = hostile_study(task, rounds=AVERAGED_ROUNDS, privacy=privacy | {"noise_multiplier": 1.0}, **plain)
+        yield Attack("trap, averaged", study, AVERAGED_ROUNDS, trap, averaged=True)
+    else:
+        yield Attack(
+            "optimisation", hostile_study(task, rounds=1, size=32, seed=seed, trains=["source_branch"]), 1, None
+        )
+
+
+def run_attack(attack: Attack, site: Site, seed: int = 0) -> Finding:
+    """Return what an attack gets from a site; where the site's own policy refuses, from one without limits."""
+    answer, lifted = "answered", False
+    try:
+        found = _matches(attack, open_worker(site, attack.study), seed)
+    except Refused as refusal:
+        answer, lifted = refusal.code, True
+        found = _matches(attack, open_worker(site, attack.study, lifted=True), seed)
+    best = max(found, key=lambda match: match.correlation)
+    privacy = attack.study.privacy
+    return Finding(
+        site=site.config.name,
+        attack=attack.name,
+        patients=attack.study.batch_size,
+        noise=privacy.noise_multiplier if privacy else None,
+        rounds=attack.rounds,
+        answer=answer,
+        lifted=lifted,
+        correlation=best.correlation,
+        other=best.other,
+        rebuilt=len(rebuilt_patients(found)),
+        drawn=attack.study.batch_size * attack.rounds,
+    )
+
+
+def rebuilt_patients(found: Sequence[Match]) -> set[str]:
+    """Return the patients that count as rebuilt."""
+    return {m.patient for m in found if m.correlation > REBUILT and m.correlation > m.other + MARGIN}
+
+
+def _matches(attack: Attack, worker: Worker, seed: int) -> list[Match]:
+    study, rounds = attack.study, list(islice(attack.study.rounds(), attack.rounds))
+    gallery = Gallery(worker.data)
+    if attack.trap is None:
+        images = [match_gradient(worker, study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
+    else:
+        trap = attack.trap(study)
+        images = [image for r in rounds for image in trap.read(ask(worker, study, r, trap.tensors), r)]
+    if attack.averaged:
+        images = [torch.stack(images).mean(0)]
+    return [gallery.match(image) for image in images]

@@ -1,0 +1,66 @@
+"""The audit's record (JSON) and its tables (Markdown); no number of a table is typed in."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import RunError
+from common.files import write_atomically
+from simulations.audit.audit import MARGIN, REBUILT
+
+BEGIN, END = "<!-- begin: crossprobe audit -->", "<!-- end: crossprobe audit -->"
+
+Record = Mapping[str, Any]
+
+
+def tables(records: Sequence[Record]) -> str:
+    """Return the tables of several audits."""
+    return "\n".join(line for own in records for line in _of_one(own))
+
+
+def _of_one(own: Record) -> list[str]:
+    lines = [f"`{own['command']}`", "", f"Seed {own['seed']}; {own['hardware']}.", ""]
+    lines += [
+        "| site | attack | patients a step | noise | under the site's own policy | rounds | best correlation | "
+        f"of the same with any other patient | rebuilt (> {REBUILT:g}, {MARGIN:g} above any other), of draws |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in own["reconstruction"]:
+        noise = "-" if row["noise"] is None else f"{row['noise']:g}"
+        answer = f"refused, `{row['answer']}`; limits lifted" if row["lifted"] else row["answer"]
+        lines.append(
+            f"| {row['site']} | {row['attack']} | {row['patients']} | {noise} | {answer} | {row['rounds']} | "
+            f"{row['correlation']:.3f} | {row['other']:.3f} | {row['rebuilt']} of {row['drawn']} |"
+        )
+    lines.append("")
+    if own["membership"]:
+        lines += [
+            f"Membership, of the model `{own['model']}`:",
+            "",
+            "| site | attack | members, others | AUC [95 %] | found at 1 % false positives, % [95 %] |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in own["membership"]:
+            lines.append(
+                f"| {row['site']} | {row['attack']} | {row['members']}, {row['non_members']} | "
+                f"{row['auc']:.2f} [{row['auc_ci95'][0]:.2f}, {row['auc_ci95'][1]:.2f}] | "
+                f"{100 * row['tpr']:.0f} [{100 * row['tpr_ci95'][0]:.0f}, {100 * row['tpr_ci95'][1]:.0f}] |"
+            )
+        lines.append("")
+    return lines
+
+
+def publish(document: Path, records: Path) -> None:
+    """Put the tables of all audits in a folder between the document's marks.
+
+    Raises:
+        RunError: if the document has no marks.
+    """
+    text = document.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(text):
+        raise RunError(f"{document} has no place for the tables: expected {BEGIN} and {END}. Add both lines.")
+    found = tables([json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))])
+    write_atomically(document, pattern.sub(lambda _: f"{BEGIN}\n{found}\n{END}", text).encode())

@@ -1,0 +1,108 @@
+"""The audit's attacks work where nothing stops them: without that, a table of failed attacks would say nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import write_site
+
+from clients.data.site import load_site
+from common.errors import RunError
+from simulations.audit.ask import Refused, hostile_study
+from simulations.audit.audit import Attack, open_worker, rebuilt_patients, run_attack
+from simulations.audit.gates import GatedTrap
+from simulations.audit.membership import area_under_curve, true_positives
+from simulations.audit.page import BEGIN, END, publish, tables
+from simulations.audit.similarity import Match
+from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
+
+ROOT = Path(__file__).parents[2]
+PRIVACY = {"nominal_patients": 6, "noise_multiplier": 1.0, "delta": 1e-3, "epsilon_cap": 1e6}
+SMALL: dict[str, Any] = {"size": 32, "learning_rate": 0.01, "network": {"features": (16, 16, 32, 64, 64, 64)}}
+
+
+@pytest.fixture(scope="module")
+def east(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target site."""
+    return write_site(tmp_path_factory.mktemp("audit") / "east", "target", patients={"train": 12, "test": 5})
+
+
+@pytest.fixture(scope="module")
+def north(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source site."""
+    return write_site(tmp_path_factory.mktemp("audit") / "north", "source")
+
+
+def test_one_reply_of_one_unlabelled_patient_is_that_patients_image(east: Path) -> None:
+    study = hostile_study("self_supervise", rounds=3)
+    found = reconstruct(open_worker(east, study, lifted=True), study, rounds=3)
+    assert min(match.correlation for match in found) > 0.9
+    assert len(rebuilt_patients(found)) >= 2
+
+
+def test_one_reply_of_one_labelled_patient_is_that_patients_image(north: Path) -> None:
+    study = hostile_study("supervise", rounds=3, **SMALL)
+    found = reconstruct(open_worker(north, study, lifted=True), study, rounds=3)
+    assert min(match.correlation for match in found) > 0.9
+    assert min(match.correlation - match.other for match in found) > 0.1
+
+
+def test_gates_take_single_images_out_of_a_batch_of_eight(east: Path) -> None:
+    study = hostile_study("self_supervise", batch_size=8, size=32, network={"features": (16, 16, 32, 64, 256, 16)})
+    worker = open_worker(east, study, lifted=True)
+    assert len(rebuilt_patients(reconstruct(worker, study))) == 0
+    assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedTrap(study)))) >= 4
+
+
+@pytest.mark.parametrize("task", ["self_supervise", "supervise"])
+def test_noise_hides_the_image_even_where_one_patient_is_drawn(task: str, east: Path, north: Path) -> None:
+    study = hostile_study(task, rounds=3, privacy=PRIVACY, **SMALL)
+    worker = open_worker(north if task == "supervise" else east, study, lifted=True)
+    assert max(match.correlation for match in reconstruct(worker, study, rounds=3)) < 0.5
+
+
+@pytest.mark.parametrize("task", ["self_supervise", "supervise"])
+def test_a_policy_that_nobody_changed_refuses_a_study_made_for_the_trap(task: str, east: Path, north: Path) -> None:
+    study = hostile_study(task, **SMALL)
+    worker = open_worker(north if task == "supervise" else east, study)
+    with pytest.raises(Refused) as refusal:
+        reconstruct(worker, study)
+    assert refusal.value.code == "policy-limit"
+
+
+def test_the_audit_tells_both_the_refusal_and_what_the_limits_held_back(east: Path, north: Path) -> None:
+    trap = Attack("trap", hostile_study("self_supervise"), rounds=1, trap=MimTrap)
+    found = run_attack(trap, load_site(east))
+    assert (found.answer, found.lifted, found.drawn) == ("policy-limit", True, 1)
+    assert found.correlation > 0.9
+    many = Attack("trap", hostile_study("supervise", batch_size=32, **SMALL), rounds=1, trap=SuperviseTrap)
+    found = run_attack(many, load_site(north))
+    assert (found.answer, found.lifted, found.rebuilt) == ("answered", False, 0)
+
+
+def test_a_mean_that_is_like_everybody_is_nobody() -> None:
+    assert rebuilt_patients([Match(0.99, "a", 0.985), Match(0.94, "b", 0.1), Match(0.97, "c", 0.9)]) == {"c"}
+
+
+def test_membership_measures_are_those_of_the_literature() -> None:
+    inside, outside = np.array([3.0, 2.0, 1.0, 0.0]), np.array([0.0, 1.5])
+    assert area_under_curve(inside, outside) == (2 * 4 + 2 + 1) / 2 / 8 + 0 / 8
+    assert true_positives(inside, outside) == 0.5
+    many = np.arange(200.0)
+    assert true_positives(many, many) == 0.01  # at 200 others, two may be wrong
+
+
+def test_the_tables_of_the_document_are_those_of_the_records() -> None:
+    records = [json.loads(file.read_text("utf-8")) for file in sorted((ROOT / "docs/audit").glob("*.json"))]
+    assert len(records) >= 2
+    document = (ROOT / "docs/privacy.md").read_text("utf-8")
+    assert f"{BEGIN}\n{tables(records)}\n{END}" in document
+
+
+def test_a_document_without_a_place_for_the_tables_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("words\n")
+    with pytest.raises(RunError, match="no place for the tables"):
+        publish(tmp_path / "page.md", tmp_path)
+    assert (tmp_path / "page.md").read_text() == "words\n"
