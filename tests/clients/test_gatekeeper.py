@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from finished import Finished
 from hospital import SECRET, Hospital, Stub, done, hospital, with_policy
 from tiny import one_stage, refusal, request, same, study, write_site
@@ -97,8 +98,9 @@ def test_an_approval_is_void_once_site_yaml_is_another_even_before_a_restart(tmp
     folder = write_site(tmp_path / "north", "source")
     north = hospital(tmp_path / "state", load_site(folder), STUDY)
     assert north.code(ENROL) == "ok"
-    with (folder / "site.yaml").open("a") as file:
-        file.write("policy: {max_rounds: 1}\n")
+    content = yaml.safe_load((folder / "site.yaml").read_text())
+    content["policy"] = (content.get("policy") or {}) | {"max_rounds": 1}
+    (folder / "site.yaml").write_text(yaml.safe_dump(content))
     assert north.worker.handle(ENROL) == NOTHING_ELSE
     north = north.reopened(load_site(folder))
     assert north.worker.handle(ENROL) == NOTHING_ELSE
