@@ -22,23 +22,24 @@ USER root
 ARG TORCH_INDEX=""
 RUN python -m pip install -c constraints.txt torch ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} \
       && python deploy/image.py --slim
-COPY README.md LICENSE crossprobe.py Dockerfile docker-compose.yml ./
-COPY deploy deploy
-COPY common common
-COPY clients clients
-COPY server server
-COPY simulations simulations
-COPY configs configs
 
+# What the code needs before the code itself: a new version of ours then is a layer of kilobytes.
 FROM torch AS worker
-RUN python -m pip install -c constraints.txt -e '.[worker]' && python deploy/image.py --slim
+RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['worker']))" \
+      > /tmp/needs.txt && python -m pip install -c constraints.txt -r /tmp/needs.txt && python deploy/image.py --slim
+COPY . .
+RUN python -m pip install --no-deps -e .
 USER crossprobe
 
 FROM torch AS server
-RUN python -m pip install -c constraints.txt -e '.[server]' && python deploy/image.py --slim
+RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['server']))" \
+      > /tmp/needs.txt && python -m pip install -c constraints.txt -r /tmp/needs.txt && python deploy/image.py --slim
+COPY . .
+RUN python -m pip install --no-deps -e .
 USER crossprobe
 
 FROM torch AS demo
+COPY . .
 RUN python -m pip install -c constraints.txt -e '.[simulation]' && python deploy/image.py --slim \
       && install -d -o crossprobe /runs
 USER crossprobe

@@ -4,23 +4,21 @@ Images are [B, 1, H, W] in [0, 1]; all randomness comes from the generator that 
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from common.artefacts import SHOWN, depth_setting, field_of_view, photometric, uniform
 from common.study import Augmentation
-
-
-def _uniform(generator: Generator, count: int, low: float, high: float) -> Tensor:
-    """Return [count, 1, 1, 1] uniform in [low, high)."""
-    return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
+from common.tasks import Artefact
 
 
 def random_affine(count: int, settings: Augmentation, generator: Generator) -> Tensor:
     """Return [count, 2, 3] matrices of random flip, zoom, rotation and shift, for `warp`."""
-    angle = _uniform(generator, count, -1, 1)[:, 0, 0, 0] * math.radians(settings.rotation_deg)
-    zoom = 1 + _uniform(generator, count, -1, 1)[:, 0, 0, 0] * settings.scale
+    angle = uniform(generator, count, -1, 1)[:, 0, 0, 0] * math.radians(settings.rotation_deg)
+    zoom = 1 + uniform(generator, count, -1, 1)[:, 0, 0, 0] * settings.scale
     shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * settings.shift
     mirrored = (torch.rand(count, generator=generator) < 0.5) & settings.flip
     sign = torch.where(mirrored, -1.0, 1.0)
@@ -67,7 +65,7 @@ def device_shift(images: Tensor, generator: Generator, strength: float) -> Tenso
         return images
 
     def draw(low: float, high: float) -> Tensor:
-        return _uniform(generator, count, low, high)
+        return uniform(generator, count, low, high)
 
     depth = torch.linspace(0, 1, height).reshape(1, 1, height, 1)
     sharp = images
@@ -93,6 +91,7 @@ def augment(
     generator: Generator,
     *,
     strength: float | None = None,
+    artefacts: Mapping[Artefact, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return a random view of images and of the maps that go with them.
 
@@ -100,8 +99,25 @@ def augment(
         images: [B, 1, H, W] in [0, 1].
         maps: [B, C, H, W] (masks, validity, pseudo-labels), moved with the images by nearest neighbour.
         strength: of the simulated device shift; None takes the settings'.
+        artefacts: kind -> strength in [0, 1]; none of them draws anything from the generator.
     """
-    matrices = random_affine(len(images), settings, generator)
+    count, kinds = len(images), artefacts or {}
+    matrices = random_affine(count, settings, generator)
+    if "depth_setting" in kinds:
+        matrices = _after(depth_setting(count, generator, kinds["depth_setting"]), matrices, generator)
     images, maps = warp(images, matrices), warp(maps, matrices, nearest=True)
-    images = images.clamp(min=0) ** torch.exp(_uniform(generator, len(images), -1, 1) * settings.gamma)
+    if "field_of_view" in kinds:
+        shown = uniform(generator, count, 0, 1) < SHOWN
+        cut, cut_maps = field_of_view(images, maps, generator, kinds["field_of_view"])
+        images, maps = torch.where(shown, cut, images), torch.where(shown, cut_maps, maps)
+    images = photometric(images, kinds, generator)
+    images = images.clamp(min=0) ** torch.exp(uniform(generator, count, -1, 1) * settings.gamma)
     return device_shift(images, generator, settings.device_shift if strength is None else strength), maps
+
+
+def _after(second: Tensor, first: Tensor, generator: Generator) -> Tensor:
+    """Return matrices [B, 2, 3] that look up `second` and then `first`; half of them, at random, `first` alone."""
+    last = torch.tensor([[[0.0, 0.0, 1.0]]]).expand(len(first), -1, -1)
+    both = torch.bmm(first, torch.cat([second, last], 1))
+    shown = torch.rand(len(first), 1, 1, generator=generator) < SHOWN
+    return torch.where(shown, both, first)

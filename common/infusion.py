@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
+from scipy import ndimage
 from torch import Tensor
 
 from common.geometry import standardise
@@ -64,7 +66,8 @@ def predict_maps(
 
     Returns:
         [h, w] maps in [0, 1] by name. Images larger than a tile are predicted tile by tile and
-        blended; with `study.flips_at_inference` each tile is averaged with its mirror.
+        blended; with `study.flips_at_inference` each tile is averaged with its mirror; small parts are dropped as
+        `study.smallest_part` says.
     """
     x = standardise(image[None, None], valid[None, None])
     side = study.image.size
@@ -78,7 +81,25 @@ def predict_maps(
     names = (*MAPS, "baseline") if baseline else MAPS
     with torch.no_grad():
         maps = tiled(lambda tile: _stacked(networks, tile, names, flips=study.flips_at_inference))[0]
-    return {name: maps[i] for i, name in enumerate(names)}
+    share = study.smallest_part
+    return {
+        name: without_small_parts(maps[i], share) if share and name != "weight" else maps[i]
+        for i, name in enumerate(names)
+    }
+
+
+def without_small_parts(p: Tensor, share: float) -> Tensor:
+    """Return a map [h, w] in [0, 1] that is 0 on every connected part above 0.5 but those of a size near the largest.
+
+    Args:
+        share: of the largest part's pixels, below which a part goes; parts touch at sides, not at corners.
+    """
+    parts, count = ndimage.label(p.numpy() > 0.5)
+    if count < 2:
+        return p
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = sizes[1:].max()  # the background stays as it is
+    return p * torch.from_numpy((sizes >= share * sizes[0])[parts])
 
 
 MAPS = ("source_branch", "target_branch", "average", "infusion", "weight")

@@ -6,6 +6,7 @@ and into the hash of a site's ledger.
 """
 
 import hashlib
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ MAX_MESSAGE_BYTES = 1 << 30
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z0-9_-]{1,40}$"
+#: Texts are shown on terminals, where other characters could move the cursor or change what stands there.
+PRINTABLE = r"^[ -~]*$"
 TASK_NAME = r"^[a-z][a-z_]{0,39}$"
 
 
@@ -61,7 +64,7 @@ class EnrolReply(Header):
         description="number of your training patients, rounded and capped by your policy, or the study's public number",
     )
     labelled_test: bool = Field(description="whether you have enough labelled test patients for the evaluation")
-    software: str = Field(max_length=40, description="version of CrossProbe")
+    software: str = Field(max_length=40, pattern=PRINTABLE, description="version of CrossProbe")
 
 
 class TaskRequest(Header):
@@ -108,7 +111,7 @@ class Refusal(Header):
     when: ClassVar[str] = "instead of either"
     kind: Literal["refused"] = Field(default="refused", description="which of these messages it is")
     code: str = Field(pattern=r"^[a-z-]{3,40}$", description="a fixed word for the reason")
-    message: str = Field(max_length=300, description="the fixed sentence of that word")
+    message: str = Field(max_length=300, pattern=PRINTABLE, description="the fixed sentence of that word")
     ledger_head: Sha256 | None = Field(default=None, description="hash of your ledger's last line")
 
 
@@ -184,7 +187,7 @@ def unpack(payload: bytes) -> tuple[Header, Tensors]:
 def _places(error: ValidationError) -> str:
     """Return where a header is wrong: a few places, and only plain words, for a key could hold anything."""
     places = [".".join(map(str, item["loc"][1:])) for item in error.errors(include_url=False, include_input=False)]
-    plain = [place if place.isascii() and place.replace(".", "").isidentifier() else "a key" for place in places[:3]]
+    plain = [place if re.fullmatch(r"[A-Za-z0-9_.]{1,60}", place) else "a key" for place in places[:3]]
     return ", ".join(plain) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 

@@ -61,14 +61,24 @@ class NestedError(ValueError):
 def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """Return what is wrong with settings of `model`, in the order of its keys."""
     found = []
-    for item in error.errors():
+    items = error.errors()
+    places = [item["loc"] for item in items]
+    for item in items:
+        place = item["loc"]
+        if item["type"] == "too_short" and any(len(other) > len(place) == _shared(other, place) for other in places):
+            continue  # pydantic leaves out wrong entries before it counts
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, NestedError):
-            place = "".join(f"{part}." for part in item["loc"])
-            found += [replace(own, key=place + own.key) for own in problems(inner.error, inner.model)]
+            prefix = "".join(f"{part}." for part in place)
+            found += [replace(own, key=prefix + own.key) for own in problems(inner.error, inner.model)]
         else:
             found.append(_problem(dict(item), model))
     return found
+
+
+def _shared(one: tuple[int | str, ...], other: tuple[int | str, ...]) -> int:
+    """Return how many parts two places have in common, from the first on."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _problem(item: dict[str, Any], model: type[BaseModel]) -> Problem:

@@ -28,9 +28,12 @@ def by_key(key: str, kinds: Mapping[str, type[Settings]], default: str = "") -> 
     def parse(value: object) -> object:
         if not isinstance(value, dict):
             return value
-        kind = kinds.get(str(value.get(key, default)))
+        name = value.get(key, default)
+        if not name:
+            raise ValueError(f"expected the key {key}, one of {', '.join(kinds)}")
+        kind = kinds.get(str(name))
         if kind is None:
-            raise ValueError(f"unknown {key} {value.get(key)!r}; known: {', '.join(kinds)}")
+            raise ValueError(f"expected {key} to be one of {', '.join(kinds)}; found {name}")
         try:
             return kind.model_validate(value)
         except ValidationError as error:

@@ -17,7 +17,7 @@ from common.privacy import Privacy
 from common.run_folder import RunFolder
 from common.settings import Settings, parse_settings, read_settings
 from common.strict_text import TextError, read_yaml
-from common.tasks import AnyTask, Evaluate, Score, Supervise, Task, TrainingTask
+from common.tasks import AnyTask, Evaluate, Score, Supervise, Task, TrainingTask, unset
 
 
 class ImageGrid(Settings):
@@ -42,6 +42,7 @@ class ImageGrid(Settings):
         return self
 
 
+BranchName = Literal["source_branch", "target_branch"]
 #: rho of a role; above 1 it over-relaxes, which ten times over can only diverge.
 Rho = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
@@ -120,6 +121,7 @@ class Stage(Settings):
         source, target: what sites of that role do in each of these rounds; None: nothing.
         weights: component -> role -> rho in `new = old + sum(rho_role * mean update of the role)`.
             Unset: 1 for the only role that trains the component, 1/2 each where both do.
+        begin: branch -> the other branch, whose weights it takes over before the stage's first round.
         aggregator: how the updates of one role's sites become one, see `server.aggregation`.
     """
 
@@ -128,6 +130,7 @@ class Stage(Settings):
     source: AnyTask | None = None
     target: AnyTask | None = None
     weights: dict[str, dict[Role, Rho]] = Field(default_factory=dict)
+    begin: dict[BranchName, BranchName] = Field(default={}, exclude_if=unset)
     # studies that are older than the key keep their hash
     aggregator: Literal["exact_mean", "trimmed_mean"] = Field(default="exact_mean", exclude_if="exact_mean".__eq__)
 
@@ -146,6 +149,8 @@ class Stage(Settings):
     def _consistent(self) -> Self:
         if self.source is None and self.target is None:
             raise ValueError(f"stage `{self.name}` gives neither role a task")
+        if len(self.begin) > 1 or any(branch == other for branch, other in self.begin.items()):
+            raise ValueError(f"stage `{self.name}`: begin gives one branch the weights of the other one")
         for component, roles in self.weights.items():
             if component not in COMPONENTS:
                 raise ValueError(f"unknown component `{component}` in weights; known: {', '.join(COMPONENTS)}")
@@ -182,6 +187,12 @@ class Study(Settings):
         weight_decay: AdamW's.
         flips_at_inference: average each prediction with that of the mirrored image, for every
             predictor, the baseline included.
+        smallest_part: connected parts of a prediction smaller than this share of its largest one are dropped, for every
+            predictor, the baseline included, and so from pseudo-labels too; 0 keeps all.
+        foreground: what of the sources' foreground is expected on a target: its mean `area`, or its `thickness`, the
+            area per width of the view, which is the same on a wide and a narrow probe where a structure runs through
+            the picture: five phantom profiles differ from the sixth by 3 to 16 % in area and by 2 to 9 % in thickness
+            (`python -m simulations.phantom.foreground`).
         initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
             then `evaluate` reports differences to it.
         privacy: patient-level differential privacy; None: nothing bounds what updates tell of a patient.
@@ -195,8 +206,10 @@ class Study(Settings):
     batch_size: int = Field(default=8, ge=1, le=1024)
     weight_decay: float = Field(default=1e-4, ge=0)
     flips_at_inference: bool = True
+    smallest_part: float = Field(default=0.0, ge=0, le=1, exclude_if=unset)
     participation: Participation = Participation()
     release: Release = Release()
+    foreground: Literal["area", "thickness"] = Field(default="area", exclude_if=lambda kind: kind == "area")
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
     privacy: Privacy | None = None
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -302,19 +315,24 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     """Return the baseline study: supervised rounds on the sources alone, with the same engine.
 
     Same network, augmentation, learning rate, seed and number of supervised steps as `study`, all of
-    them spent on one branch.
+    them spent on one branch. Where a branch of the study begins as a copy of the other one, the baseline has the
+    study's own supervised stages, so that from the copy on they differ by the targets alone.
     """
-    supervised = [s.source for s in study.stages if isinstance(s.source, Supervise)]
+    supervised = [(stage, stage.source) for stage in study.stages if isinstance(stage.source, Supervise)]
     if not supervised:
         raise StudyError("a study without a `supervise` task has no baseline; give a source stage one")
-    task = supervised[0].model_copy(
-        update={
-            "trains": HALVES["source_branch"],
-            "steps": -(-study.supervised_steps() // rounds),
-        }
-    )
-    stage = Stage(name="baseline", rounds=rounds, source=task)
-    return study.model_copy(update={"name": f"{study.name}-baseline", "stages": (stage,), "initial": {}})
+    trains = HALVES["source_branch"]
+    if any(stage.begin for stage in study.stages):
+        stages = [
+            Stage(name=own.name, rounds=own.rounds, source=task.model_copy(update={"trains": trains}))
+            for own, task in supervised
+        ]
+    else:
+        task = supervised[0][1].model_copy(
+            update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
+        )
+        stages = [Stage(name="baseline", rounds=rounds, source=task)]
+    return study.model_copy(update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}})
 
 
 def parse_study(content: object, *, origin: str) -> Study:

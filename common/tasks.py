@@ -17,6 +17,27 @@ from common.components import BASELINE, BRANCH_PARTS, FUSED, HALVES, ROLES, Role
 from common.metric_name import ALL as EVALUATION
 from common.settings import Settings, by_key
 
+#: What `common.artefacts` can draw into a training image.
+Artefact = Literal[
+    "reverberation",
+    "shadow",
+    "depth_blur",
+    "speckle",
+    "near_field_clutter",
+    "time_gain",
+    "compression",
+    "calipers",
+    "depth_setting",
+    "field_of_view",
+]
+#: Artefact -> strength in [0, 1].
+Artefacts = dict[Artefact, Annotated[float, Field(gt=0, le=1)]]
+
+
+def unset(value: object) -> bool:
+    """Whether a setting is off, and then no part of a study's resolved form: studies older than it keep their hash."""
+    return not value
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -139,6 +160,8 @@ class TrainingTask(Task):
         learning_rate: peak of AdamW's rate; it follows a cosine over the stage's rounds.
         warmup_steps: linear warm-up of each round. Adam starts fresh each round, and its first steps,
             with second moments known from one batch only, would otherwise kick the averaged model.
+        average: decay a step of the weights' running average, which is what leaves (Polyak, Juditsky 1992); 0 sends the
+            last step's. 0.98 averages over some 50 steps and lags as many behind.
     """
 
     split: ClassVar[Split] = "train"
@@ -146,6 +169,7 @@ class TrainingTask(Task):
     steps: int = Field(default=40, ge=1, le=100_000)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     warmup_steps: int = Field(default=5, ge=0)
+    average: float = Field(default=0.0, ge=0, lt=1, exclude_if=unset)
 
 
 class Supervise(TrainingTask):
@@ -153,6 +177,9 @@ class Supervise(TrainingTask):
 
     Where both branches travel, the head goes with them (0.4 kB): the reply then holds the received
     fused model's Dice on `val` patients, the reference for the label-free score.
+
+    Attributes:
+        artefacts: what a view may show besides the common augmentation, see `common.artefacts`.
     """
 
     meaning: ClassVar[str] = "trains on your labelled images"
@@ -171,6 +198,7 @@ class Supervise(TrainingTask):
         "val_dice": VAL_DICE,
     }
     task: Literal["supervise"] = "supervise"
+    artefacts: Artefacts = Field(default={}, exclude_if=unset)
 
     def components(self) -> tuple[str, ...]:
         """Return what it trains, and the head with both whole branches."""
@@ -222,6 +250,10 @@ class SelfTrain(TrainingTask):
             lesion is then larger or smaller by how deep the image reaches, and the prior only tells a collapse.
         confidence_power: a pixel weighs `|2p - 1| ** power`; 0 trusts all pixels alike.
         strength: of the simulated device shift in the student's view, in [0, 1].
+        artefacts: what the student's view may show besides, see `common.artefacts`.
+        teacher_decay: decay a step of the teacher, the running average of the students' weights (Tarvainen, Valpola
+            2017, arXiv 1703.01780), which begins each round at the received model; 1 leaves it there.
+        remake_every: steps after which the pseudo-labels are made anew by the teacher of then; None: once a round.
     """
 
     meaning: ClassVar[str] = "trains on your images without labels, with the present model's own predictions as labels"
@@ -248,10 +280,16 @@ class SelfTrain(TrainingTask):
     prior_tolerance: float = Field(default=1.1, ge=1)
     confidence_power: float = Field(default=1.0, ge=0)
     strength: float = Field(default=0.7, ge=0, le=1)
+    artefacts: Artefacts = Field(default={}, exclude_if=unset)
+    teacher_decay: float = Field(default=1.0, ge=0, le=1, exclude_if=lambda decay: decay == 1)
+    remake_every: int | None = Field(default=None, ge=1, exclude_if=unset)
 
 
 class Infuse(TrainingTask):
     """The infusion head and its temperatures, on `calibrate` patients under simulated device shift.
+
+    The paper's option: in no table of docs/results.md does the head win anything over the plain average, which is what
+    a study without this task has.
 
     Attributes:
         learning_rate: ten times a branch's: the head has 0.8 thousand parameters and starts at zero.

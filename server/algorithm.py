@@ -57,6 +57,19 @@ def init(study: Study, participants: Mapping[str, Participant], components: Tens
     return ServerState(round=0, components=select(components, wanted), participants=dict(participants))
 
 
+def begun(state: ServerState, round_: Round) -> ServerState:
+    """Return the state at the beginning of a round: in a stage's first, a branch may take over the other's weights."""
+    if round_.step > 0 or not round_.stage.begin:
+        return state
+    copies = {
+        branch + name.removeprefix(other): tensor
+        for branch, other in round_.stage.begin.items()
+        for name, tensor in state.components.items()
+        if name.startswith(f"{other}.")
+    }
+    return replace(state, components=state.components | copies)
+
+
 def apply(study: Study, state: ServerState, round_: Round, replies: Iterable[Reply]) -> tuple[ServerState, Diagnostics]:
     """Return the state after a round, and what became of it.
 

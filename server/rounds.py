@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from common.components import Shapes, component_of, select
+from common.components import Role, Shapes, component_of, select
 from common.contract import check_metrics, check_tensors
 from common.errors import ContractError
 from common.messages import Message, Refusal, TaskReply, TaskRequest
 from common.study import Round, Study
 from common.tasks import Task
-from server.algorithm import Reply, apply
+from server.algorithm import Reply, apply, begun
 from server.history import RoundRecord, SiteRecord
 from server.state import ServerState
 from server.transport import Failure, Transport
@@ -28,13 +28,13 @@ TIMEOUT = "worker-timeout"
 
 def requests_of(study: Study, state: ServerState, round_: Round) -> dict[str, Message]:
     """Return each site's message: its task's header and only the components that the task needs."""
-    messages: dict[Task, Message] = {}
+    messages: dict[Role, Message] = {}
     requests = {}
     for site, participant in sorted(state.participants.items()):
         task = round_.stage.task_of(participant.role)
         if task is None or (task.split == "test" and not participant.labelled_test):
             continue
-        if task not in messages:  # all sites of a role get the same bytes
+        if participant.role not in messages:  # all sites of a role get the same bytes
             header = TaskRequest(
                 study=study.hash(),
                 round=round_.index,
@@ -43,8 +43,8 @@ def requests_of(study: Study, state: ServerState, round_: Round) -> dict[str, Me
                 foreground_prior=state.foreground_prior,
             )
             tensors = state.components | state.released if task.of_released else state.components
-            messages[task] = Message.of(header, select(tensors, study.components_of(task)))
-        requests[site] = messages[task]
+            messages[participant.role] = Message.of(header, select(tensors, study.components_of(task)))
+        requests[site] = messages[participant.role]
     return requests
 
 
@@ -77,7 +77,8 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
     Where fewer valid replies than the quorum came, the state is the one before, but for what travelled, and the
     record's `counted` is False.
     """
-    begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    start, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    state = begun(state, round_)
     requests = requests_of(study, state, round_)
     sites: dict[str, SiteRecord] = {}
 
@@ -91,7 +92,7 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
         payloads = {site: request.payload for site, request in requests.items()}
         deadline_s = study.participation.deadline_s
         for site, payload in transport.exchange(payloads, lambda site: task_of(site).task, deadline_s):
-            seconds = round(time.monotonic() - begun, 3)
+            seconds = round(time.monotonic() - start, 3)
             record, reply = _judge(study, state, task_of(site), site, requests[site], payload)
             sites[site] = replace(record, seconds=seconds)
             if reply is not None:
@@ -104,7 +105,7 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
         round=round_.index,
         stage=round_.stage.name,
         started=started,
-        seconds=round(time.monotonic() - begun, 3),
+        seconds=round(time.monotonic() - start, 3),
         sites=dict(sorted(sites.items())),
         counted=diagnostics.counted,
         score=diagnostics.score,

@@ -41,6 +41,7 @@ Probes = Annotated[
     typer.Option(
         metavar="[NAME=]PROFILE",
         callback=_probes,
+        autocompletion=lambda incomplete: [profile for profile in PROFILES if profile.startswith(incomplete)],
         help=f"such a site, seen with this probe, by default named after role, number and probe; repeat. Probes: "
         f"{', '.join(PROFILES)}",
     ),
@@ -270,6 +271,7 @@ def phantom(
     epilog=examples(
         "crossprobe import busbra ~/busbra runs/busbra",
         "BUSBRA_DIR=~/busbra crossprobe import busbra runs/busbra",
+        "crossprobe import busbra ~/busbra runs/busbra-logiq5-unlabelled --target ge-logiq5",
     ),
 )
 def import_(
@@ -278,6 +280,14 @@ def import_(
         typer.Argument(metavar="DATASET", help="busbra: BUS-BRA, doi:10.1002/mp.16812, a site for each scanner"),
     ],
     folders: Annotated[list[Path], typer.Argument(metavar="[DIR] OUT", help="DIR defaults to $BUSBRA_DIR")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE",
+            click_type=click.Choice(["ge-logiq7", "ge-logiq5"]),
+            help="a labelled scanner that plays an unlabelled one: only its test patients keep their masks; repeat",
+        ),
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -292,7 +302,7 @@ def import_(
     if len(given) > 1 or (not given and not os.environ.get("BUSBRA_DIR")):
         raise click.UsageError("give DIR and OUT, or set BUSBRA_DIR and give OUT")
     origin = given[0] if given else Path(os.environ["BUSBRA_DIR"])
-    _tell(import_busbra(origin, out, seed=seed, overwrite=overwrite), as_json)
+    _tell(import_busbra(origin, out, seed=seed, overwrite=overwrite, targets=target or ()), as_json)
 
 
 @app.command(epilog=examples("crossprobe rehearse", "crossprobe rehearse --overwrite"))

@@ -16,6 +16,7 @@ import numpy as np
 from clients.governance.state import write
 from common.components import Role
 from common.errors import ContractError, SiteStateError
+from common.messages import digest
 from common.privacy import Privacy
 from common.strict_text import parse_json
 from common.study import Round, Study
@@ -67,7 +68,11 @@ ORDERS = (1.01, 1.03, *(1 + i / 10 for i in range(1, 100)), *range(11, 64), *(2*
 
 
 def epsilon_of(charges: Iterable[Charge], delta: float) -> float:
-    """Return the epsilon at `delta` of all charges together; 0 for none."""
+    """Return the epsilon at `delta` of all charges together; 0 for none.
+
+    Raises:
+        SiteStateError: if it is below 0, which only a delta far too large or a changed record gives.
+    """
     steps: dict[tuple[float, float], int] = {}
     for charge in charges:
         kind = (charge.sample_rate, charge.noise_multiplier)
@@ -78,6 +83,11 @@ def epsilon_of(charges: Iterable[Charge], delta: float) -> float:
 
     total = sum(count * renyi(rate, noise) for (rate, noise), count in sorted(steps.items()))
     epsilon, _ = rdp.get_privacy_spent(orders=list(ORDERS), rdp=total, delta=delta)
+    if epsilon < 0:
+        raise SiteStateError(
+            f"an epsilon of {epsilon:.4f} at delta {delta:g} cannot be: so much noise, or so large a delta, is in no "
+            "study that hides anything. If you changed nothing, show this to your privacy officer first."
+        )
     return float(epsilon)
 
 
@@ -106,13 +116,27 @@ class Accountant:
         self.charges = tuple(charges)
         #: Hashes of studies without privacy that were answered here: no epsilon bounds what they told.
         self.unbounded: frozenset[str] = frozenset()
+        #: SHA-256 of the file, for the ledger; None where there is none yet.
+        self.sha256: str | None = None
         if path is not None and path.exists():
-            self.charges, self.unbounded = _read(path)
+            self.charges, self.unbounded, self.sha256 = _read(path)
 
     @property
     def count(self) -> int:
         """How much the accountant knows of: charges, and studies without privacy. It only ever grows."""
         return len(self.charges) + len(self.unbounded)
+
+    def follows(self, sha256: str | None) -> bool:
+        """Whether the file is that of this hash, or has one record more: a crash may lie between it and the ledger.
+
+        Args:
+            sha256: None for no file.
+        """
+        before = [_content(self.charges[:-1], self.unbounded)] if self.charges else []
+        before += [_content(self.charges, self.unbounded - {study}) for study in self.unbounded]
+        if sha256 is None:
+            return self.count <= 1
+        return sha256 == self.sha256 or sha256 in map(digest, before)
 
     def epsilon(self, delta: float, *more: Charge) -> float:
         """Return the epsilon of all noisy steps so far, and of `more` besides.
@@ -160,12 +184,9 @@ class Accountant:
 
     def _keep(self, charges: tuple[Charge, ...], unbounded: frozenset[str]) -> None:
         if self.path is not None:
-            content = {
-                "version": VERSION,
-                "charges": [asdict(charge) for charge in charges],
-                "unbounded": sorted(unbounded),
-            }
-            write(self.path, json.dumps(content, indent=1).encode())
+            content = _content(charges, unbounded)
+            write(self.path, content)
+            self.sha256 = digest(content)
         self.charges, self.unbounded = charges, unbounded
 
 
@@ -174,14 +195,20 @@ def smaller_cap(privacy: Privacy, site_cap: float | None) -> float:
     return privacy.epsilon_cap if site_cap is None else min(privacy.epsilon_cap, site_cap)
 
 
-def _read(path: Path) -> tuple[tuple[Charge, ...], frozenset[str]]:
+def _content(charges: tuple[Charge, ...], unbounded: frozenset[str]) -> bytes:
+    content = {"version": VERSION, "charges": [asdict(charge) for charge in charges], "unbounded": sorted(unbounded)}
+    return json.dumps(content, indent=1).encode()
+
+
+def _read(path: Path) -> tuple[tuple[Charge, ...], frozenset[str], str]:
     try:
-        content = parse_json(path.read_bytes(), origin=path.name)
+        blob = path.read_bytes()
+        content = parse_json(blob, origin=path.name)
         charges = tuple(Charge(**charge) for charge in content["charges"])
         wrong = any(not 0 < c.sample_rate <= 1 or c.noise_multiplier <= 0 or c.steps < 1 for c in charges)
         if content["version"] != VERSION or wrong:
             raise ValueError
-        return charges, frozenset(content["unbounded"])
+        return charges, frozenset(content["unbounded"]), digest(blob)
     except OSError as error:
         raise SiteStateError(f"cannot read {path}: {error.strerror}. Run as the worker's user.") from None
     except (ValueError, KeyError, TypeError, AttributeError):

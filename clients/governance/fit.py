@@ -40,6 +40,15 @@ def misfits(study: Study, site: Site) -> Iterator[Finding]:
             "expected spacing_mm for every image, since the study resamples by it; found none",
             "Fill it in, or ask the coordinator for a study with `geometry: letterbox`",
         )
+    if study.privacy is not None and study.privacy.delta * len(site.patients("train")) > 0.1:
+        # Without the number: whoever passes the finding on to the coordinator would tell it.
+        yield Finding(
+            "large-delta",
+            f"study {study.name} privacy.delta",
+            f"expected less than a tenth of one in your training patients, found {study.privacy.delta:g}: with it, the "
+            "promise could be kept by publishing one of them",
+            "Ask the coordinator for a much smaller delta, without telling how many patients you have",
+        )
     own = [(stage, task) for stage, task in _tasks(study, site) if stage in study.stages]
     if not own:
         yield Finding(

@@ -17,7 +17,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,18 @@ from common.messages import Header, Message, Refusal, TaskReply, TaskRequest, di
 log = logging.getLogger("crossprobe.worker")
 
 FIRST = "0" * 64
+#: By how much a clock may step back, as it does when it is set by the network.
+CLOCK_STEP = timedelta(minutes=5)
 #: A request may carry any names: only plain ones, and not more than a study could have, are written down.
 _PLAIN, _MOST_TENSORS = re.compile(r"[\w./]{1,120}"), 2000
 _OWN = re.compile(rb'(\{.*),"own":"([0-9a-f]{64})"\}', re.DOTALL)
+
+
+#: What to do where no right ledger can be had any more.
+RENEW = "A new one, which the coordinator's heads will tell from the old, begins with: crossprobe ledger renew"
+
+
+_SOME_TIME = datetime.fromtimestamp(0, UTC)
 
 
 class LedgerError(SiteStateError):
@@ -54,11 +63,13 @@ class Verdict:
         lines: whole lines in the file.
         proven: lines up to the one whose head was given; 0 without a head or where no line has it.
         head: of the last line; `FIRST` for an empty ledger.
+        latest: the latest time of any line, ISO 8601; empty for an empty ledger.
     """
 
     lines: int
     proven: int
     head: str
+    latest: str
     damage: tuple[Damage, ...]
 
 
@@ -81,8 +92,9 @@ def entry(
         start: how often the study had been started over when a task of it was answered; for `rollback_check`.
 
     Keys: time (UTC), direction, kind, study, start, round, task, tensors (name -> shape), bytes, sha256 of
-    the whole payload, metrics as sent, epsilon, charges, refusal code, and unwritten: how many messages were
-    refused as `too-many-messages` between the line before and this one.
+    the whole payload, metrics as sent, epsilon, charges, refusal code, accountant: SHA-256 of its file when the line
+    was written, and unwritten: how many messages were refused as `too-many-messages` between the line before and
+    this one.
     """
     header, tensors, payload = (
         (None, {}, message) if isinstance(message, bytes) else (message.header, message.tensors, message.payload)
@@ -105,6 +117,7 @@ def entry(
         "epsilon": epsilon,
         "charges": charges,
         "refusal": getattr(header, "code", None),
+        "accountant": None,
         "unwritten": 0,
     }
 
@@ -124,19 +137,32 @@ class Ledger:
         if verdict.damage:
             first = verdict.damage[0]
             raise LedgerError(
-                f"{path} is damaged at line {first.line}: {first.message}. Show it to your privacy officer; move it "
-                "away, unchanged, to begin a new one, which the coordinator's heads will tell from the old."
+                f"{path} is damaged at line {first.line}: {first.message}. Show it to your privacy officer. {RENEW}"
             )
         self.head = verdict.head
+        self._latest = datetime.fromisoformat(verdict.latest) if verdict.latest else None
         self._size = path.stat().st_size if path.exists() else 0
+
+    def now(self) -> datetime:
+        """Return the time, UTC, never before that of a line: a clock that was set back brings nothing back."""
+        now = datetime.now(UTC)
+        return now if self._latest is None else max(now, self._latest)
 
     def append(self, content: Mapping[str, Any]) -> str:
         """Bring a line to the disk and return the new head.
 
         Raises:
-            LedgerError: if that fails, or if the file was changed meanwhile; the file is as it was.
+            LedgerError: if that fails, if the file was changed meanwhile, or if the clock ran backwards; the file is as
+                it was.
         """
         with self._lock:
+            time = datetime.fromisoformat(content["time"])
+            if self._latest is not None and time < self._latest - CLOCK_STEP:
+                raise LedgerError(
+                    f"{self.path} has a line of {self._latest:%Y-%m-%d %H:%M} UTC, and the clock says "
+                    f"{time:%Y-%m-%d %H:%M}. "
+                    f"Set the clock right. If it was wrong then: {RENEW}"
+                )
             body = json.dumps({**content, "prev": self.head}, separators=(",", ":"), allow_nan=False).encode()[:-1]
             line = body + b',"own":"' + digest(body).encode() + b'"}'
             try:
@@ -154,6 +180,7 @@ class Ledger:
             except OSError as error:
                 raise LedgerError(f"cannot write {self.path}: {error.strerror}. Nothing left the site.") from None
             self._size += len(line) + 1
+            self._latest = time if self._latest is None else max(time, self._latest)
             self.head = digest(line)
             return self.head
 
@@ -184,20 +211,26 @@ def verify(path: Path, head: str | None = None) -> Verdict:
         LedgerError: if the file cannot be read.
     """
     damage, before, proven, number = [], FIRST, 0, 0
+    latest: datetime | None = None
     for number, (line, whole) in enumerate(_lines(path), 1):
         content = _content(line)
+        time = None if content is None else datetime.fromisoformat(content["time"])
         if not whole:
             damage.append(Damage(number, "the last line is cut short, or is being written just now"))
         elif content is None:
             damage.append(Damage(number, "the line was changed: it does not have its own hash"))
         elif content["prev"] != before:
             damage.append(Damage(number, "the line before it was changed, removed, added or moved"))
+        elif time is not None and latest is not None and time < latest - CLOCK_STEP:
+            damage.append(Damage(number, f"its time is before that of a line before it, {latest:%Y-%m-%d %H:%M} UTC"))
+        if time is not None:
+            latest = time if latest is None else max(latest, time)
         before = digest(line)
         if before == head:
             proven = number
     if head is not None and not proven:
         damage.append(Damage(number + 1, "no line has the given head: the end was cut off, or the file was rewritten"))
-    return Verdict(number, proven, before, tuple(damage))
+    return Verdict(number, proven, before, latest.isoformat() if latest else "", tuple(damage))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -223,7 +256,8 @@ def _content(line: bytes) -> dict[str, Any] | None:
     if match is None or digest(match[1]) != match[2].decode():
         return None
     try:
-        content = json.loads(match[1] + b"}")
-    except ValueError:
+        content: dict[str, Any] = json.loads(match[1] + b"}")
+        datetime.fromisoformat(content["time"]) - _SOME_TIME
+    except (ValueError, KeyError, TypeError):  # also: a time without its zone, which compares with no other
         return None
     return content if "prev" in content else None

@@ -7,7 +7,7 @@ reply while it runs (`check_request`, `permitted`, `check_bytes`).
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -73,6 +73,10 @@ class Policy(BaseModel):
     # All of the contract's: each is one number over at least `min_patients` patients, and without
     # them nobody sees a run go wrong. What is not allowed is left out of the reply.
     allowed_metrics: Annotated[tuple[str, ...], _FromList] = Field(default_factory=_metric_groups)
+
+    # `report` writes into the worker's log what looks made instead of trained, and goes on: for networks that came
+    # from elsewhere and look unlike any that this software begins with.
+    implausible_weights: Literal["refuse", "report"] = "refuse"
 
     # Every round is one more look at the same patients. The shipped studies take 28; ten times that
     # is a long study, and more should be a decision.

@@ -1,12 +1,13 @@
-"""Whether a state folder still remembers all that its ledger tells of.
+"""Whether a state folder still is what its ledger tells of.
 
 Each file is on the disk before the line of the ledger that follows from it. So a folder that knows less than
 its ledger has lost a file, or got one from an old backup: rounds would be answered twice, with the same
-randomness, and what was spent would be spent again.
+randomness, and what was spent would be spent again. Each line also has the hash of the accountant's file: one
+that was changed by hand would tell another epsilon.
 """
 
 from clients.governance.accountant import Accountant
-from clients.governance.ledger import read
+from clients.governance.ledger import RENEW, read
 from clients.governance.state import State
 from common.errors import SiteStateError
 
@@ -20,7 +21,13 @@ def check_rollback(state: State, accountant: Accountant) -> None:
         SiteStateError: naming the file that knows less than the ledger, and what to do.
     """
     charges, reached = 0, dict[str, tuple[int, int]]()
-    for line in read(state.ledger):
+    lines = read(state.ledger)
+    if accountant.count and not lines:
+        raise SiteStateError(
+            f"{state.accountant} knows of {accountant.count} charges, and there is no ledger of what they were for: it "
+            f"was deleted or moved. Bring {state.ledger} back. {RENEW}"
+        )
+    for line in lines:
         if line["direction"] == "out":
             charges = max(charges, line.get("charges") or 0)
             if line["kind"] == "done":
@@ -31,6 +38,14 @@ def check_rollback(state: State, accountant: Accountant) -> None:
             f"{state.accountant} knows of {accountant.count} charges, the ledger of {charges}: {_RESTORE} none, "
             "nothing more may leave for these patients until your privacy officer has decided: `crossprobe ledger "
             "show` has the epsilon that was spent, and a new state folder would begin at 0."
+        )
+    bound = [line["accountant"] for line in lines if "accountant" in line]  # older ledgers have it not
+    if bound and not accountant.follows(bound[-1]):
+        raise SiteStateError(
+            f"{state.accountant} is not the file that the ledger's last line was written beside: it was changed by "
+            "hand, or is from a backup. What was spent of the privacy budget is not known any more. Restore the whole "
+            "folder from its latest backup; if there is none, nothing more may leave for these patients until your "
+            "privacy officer has decided."
         )
     for study_hash, place in sorted(reached.items()):
         try:

@@ -8,4 +8,4 @@ def run(context: TaskContext) -> Numbers:
     """Return the one number that this site's role can give."""
     if context.data.site.config.role == "source":
         return fused_dice(context)
-    return score_received(context, list(received_views(context).values()))
+    return score_received(context, received_views(context))

@@ -1,10 +1,12 @@
 """`self_train`: the student learns, on a strong view, what the fused teacher says of a weak view.
 
-The teacher is the received model, fixed within a round. Its
-pseudo-labels are hard, weighted per pixel by confidence, and held near the sources' foreground.
+The teacher begins each round as the received model and follows the students as their running average, or stays
+where it was. Its pseudo-labels are hard, weighted per pixel by confidence, held near the sources' foreground, and made
+once a round or anew every few steps.
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,8 +15,8 @@ from torch import Generator, Tensor
 
 from clients.data.dataset import tiles
 from clients.data.frames import Frame
-from clients.learning.scoring import mean_area, received_views, score_received
-from clients.learning.training import Loss, Objective, TaskContext
+from clients.learning.scoring import mean_area, received_views, score_received, visible_widths
+from clients.learning.training import Loss, Objective, TaskContext, averaging, follow
 from clients.learning.view import view
 from common.components import branches_of
 from common.infusion import predict_maps
@@ -22,7 +24,9 @@ from common.losses import dice_cross_entropy
 from common.tasks import SelfTrain
 
 
-def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: float, side: int) -> float:
+def prior_threshold(
+    maps: Sequence[Tensor], prior: float | None, tolerance: float, side: int, widths: Sequence[int] = ()
+) -> float:
     """Return the threshold that keeps the pseudo-labels' mean foreground near the prior.
 
     Args:
@@ -30,6 +34,7 @@ def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: floa
         prior: expected mean foreground of a frame, in tiles; None leaves the threshold at 0.5.
         tolerance: factor by which the mean may differ before the threshold moves.
         side: of a tile in pixels.
+        widths: columns that each image shows, see `mean_area`.
 
     The class-ratio guard against collapse, blow-up and size bias: 0.5 unless it leads outside the
     tolerance, and then the nearest threshold in [0.1, 0.9] that leads inside.
@@ -38,27 +43,45 @@ def prior_threshold(maps: Sequence[Tensor], prior: float | None, tolerance: floa
         return 0.5
     candidates = sorted((0.5 + 0.02 * i for i in range(-20, 21)), key=lambda t: abs(t - 0.5))
     for threshold in candidates:
-        if prior / tolerance <= mean_area(maps, threshold, side) <= prior * tolerance:
+        if prior / tolerance <= mean_area(maps, threshold, side, widths) <= prior * tolerance:
             return threshold
-    return min(candidates, key=lambda t: abs(mean_area(maps, t, side) - prior))
+    return min(candidates, key=lambda t: abs(mean_area(maps, t, side, widths) - prior))
 
 
 def objective(context: TaskContext) -> Objective:
-    """Return the students' loss on the received model's pseudo-labels, whose score is measured first."""
+    """Return the students' loss under a teacher that begins as it was received, whose score is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_views(context)
-    # Once a round, on the whole image: the teacher says the same of a frame each time.
-    taught = {frame: views.plain for frame, views in received.items()}
-    threshold = prior_threshold(list(taught.values()), context.foreground_prior, task.prior_tolerance, study.image.size)
-    teacher = copy.deepcopy(networks)  # the students move `networks`; the teacher stays for the round
+    teacher = copy.deepcopy(networks)  # the students move `networks`
     branches = branches_of(task.trains)
+    predictor = "infusion" if len(branches) > 1 else branches[0]  # who learns is who teaches
+
+    def says(frame: Frame) -> Tensor:
+        sample = context.data.sample(frame)
+        return predict_maps(teacher, study, sample.image, sample.valid)[predictor] * sample.valid
+
+    # On the whole image, and the same of a frame each time until it is made anew.
+    taught = {frame: views.plain if len(branches) > 1 else says(frame) for frame, views in received.items()}
+    widths = visible_widths(study, map(context.data.sample, taught))
+    threshold = prior_threshold(
+        list(taught.values()), context.foreground_prior, task.prior_tolerance, study.image.size, widths
+    )
+    steps = itertools.count()
+
+    def teach(step: int) -> None:
+        """Have the teacher follow the step that the students took last."""
+        if step and task.teacher_decay < 1:
+            follow(teacher.parameters(), networks.parameters(), averaging(task.teacher_decay, step))
+        if step and task.remake_every and step % task.remake_every == 0:
+            taught.clear()
 
     def loss(frames: Sequence[Frame], generator: Generator) -> Loss:
+        teach(next(steps))
         samples = [context.data.sample(frame) for frame in frames]
-        for sample in samples:
-            if sample.frame not in taught:
-                taught[sample.frame] = predict_maps(teacher, study, sample.image, sample.valid)["infusion"]
+        for frame in frames:
+            if frame not in taught:
+                taught[frame] = says(frame)
         batch = tiles(samples, [taught[s.frame][None] for s in samples], study.image.size, generator)
         p = batch.maps
         label = (p > threshold) * batch.valid
@@ -67,7 +90,7 @@ def objective(context: TaskContext) -> Objective:
         labelled = replace(batch, maps=torch.cat([label, confidence], 1))
         total = torch.zeros(len(samples))
         for branch in branches:
-            seen = view(labelled, study.augmentation, generator, task.strength)
+            seen = view(labelled, study.augmentation, generator, task.strength, task.artefacts)
             logits = networks.branch(branch)(seen.x)
             total = total + dice_cross_entropy(logits, truth=seen.maps[:, :1], weight=seen.maps[:, 1:] * seen.valid)
         return Loss(
@@ -78,4 +101,4 @@ def objective(context: TaskContext) -> Objective:
             },
         )
 
-    return Objective(loss, score_received(context, list(received.values())))
+    return Objective(loss, score_received(context, received))

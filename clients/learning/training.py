@@ -93,18 +93,25 @@ class TaskContext:
     cancelled: Callable[[], bool] = lambda: False
 
     def generator(self, purpose: str) -> Generator:
-        """Return a generator that no one without the site's secret can predict."""
-        return torch.Generator().manual_seed(derive_seed(self.secret, *self._words(purpose)))
+        """Return a generator that no one without the site's secret can predict, for draws that protect nobody.
+
+        It follows the study's name and seed, not its settings: a setting that is changed must show its own effect
+        and not that of other draws. Two studies of one name then draw the same patients and views at a site, which
+        gives nothing away: no promise rests on these draws being fresh, and the secret still hides them.
+        """
+        return torch.Generator().manual_seed(derive_seed(self.secret, self.study.name, *self._words(purpose)))
 
     def key(self, purpose: str) -> bytes:
-        """Return 32 bytes that no one without the site's secret can predict, for this very request.
+        """Return 32 bytes that no one without the site's secret can predict, for this very study and request.
 
-        The same noise under two models would come off in the difference of the two replies.
+        For noise that protects patients. The same noise under two models, or under two studies of one name, would come
+        off in the difference of the two replies.
         """
-        return derive(self.secret, *self._words(purpose), self.request)
+        return derive(self.secret, self.study.hash(), *self._words(purpose), self.request)
 
     def _words(self, purpose: str) -> tuple[str | int, ...]:
-        return (self.study.hash(), self.data.site.config.name, self.round.index, self.task.task, purpose)
+        round_ = (self.round.stage.name, self.round.index, self.task.task)
+        return (self.study.seed, self.data.site.config.name, *round_, purpose)
 
 
 class TaskCancelled(Exception):
@@ -142,8 +149,9 @@ def learning_rate(context: TaskContext, task: TrainingTask, step: int) -> float:
 def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outcome:
     """Take the task's steps with a fresh AdamW and return the mean loss and what the loss saw.
 
-    Under privacy the gradients are clipped by patient and noised; AdamW and its decay only see these, so
-    that the update keeps their guarantee (post-processing). The mean loss has none and must not leave.
+    Under privacy the gradients are clipped by patient and noised; AdamW, its decay and the average of the weights
+    only see these, so that the update keeps their guarantee (post-processing). The mean loss has none and must not
+    leave.
 
     Raises:
         StudyError: under privacy, if a module or the loss cannot be made private.
@@ -164,6 +172,7 @@ def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outco
         return loss.per_frame
 
     gradients = _gradients(context, task, modules, parameters, loss_of)
+    average = [p.detach().clone() for p in parameters] if task.average else []
     losses = []
     for step in range(task.steps):
         if context.cancelled():
@@ -173,9 +182,27 @@ def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outco
         optimizer.zero_grad(set_to_none=True)
         losses.append(gradients(step))
         optimizer.step()
+        follow(average, parameters, averaging(task.average, step))
     context.networks.requires_grad_(False)
+    for parameter, averaged in zip(parameters, average or parameters, strict=True):
+        parameter.copy_(averaged)
     means = {name: sum(values) / len(values) for name, values in {**seen, "loss": losses}.items()}
     return Outcome({name: Measured(mean, len(drawn)) for name, mean in means.items()}, len(drawn))
+
+
+def averaging(decay: float, step: int) -> float:
+    """Return the decay of a running average after optimizer step `step`: less at first, so that it has no old start."""
+    return min(decay, (step + 1) / (step + 10))
+
+
+@torch.no_grad()
+def follow(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+    """Move a running average of tensors towards the current ones: `average = decay * average + (1 - decay) * current`.
+
+    An empty average stays empty.
+    """
+    for own, now in zip(average, current, strict=False):
+        own.mul_(decay).add_(now.detach(), alpha=1 - decay)
 
 
 def _gradients(

@@ -1,6 +1,6 @@
 """Batches as a network sees them: tiles under a random view, standardised."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from clients.data.frames import Frame
 from common.augment import augment
 from common.geometry import standardise
 from common.study import Augmentation
+from common.tasks import Artefact
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,21 @@ class View:
     valid: Tensor
 
 
-def view(batch: Batch, augmentation: Augmentation, generator: Generator, strength: float | None = None) -> View:
+def view(
+    batch: Batch,
+    augmentation: Augmentation,
+    generator: Generator,
+    strength: float | None = None,
+    artefacts: Mapping[Artefact, float] | None = None,
+) -> View:
     """Return a random view of a batch.
 
     Args:
         strength: of the simulated device shift in [0, 1]; None takes the augmentation's own.
+        artefacts: kind -> strength in [0, 1], see `common.artefacts`.
     """
-    image, moved = augment(
-        batch.image, torch.cat([batch.maps, batch.valid], 1), augmentation, generator, strength=strength
-    )
+    maps = torch.cat([batch.maps, batch.valid], 1)
+    image, moved = augment(batch.image, maps, augmentation, generator, strength=strength, artefacts=artefacts)
     maps, valid = moved[:, :-1], moved[:, -1:]
     return View(image, standardise(image, valid > 0), maps, valid)
 

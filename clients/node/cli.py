@@ -44,6 +44,10 @@ def worker(
     ] = None,
     state: Annotated[Path | None, typer.Option(metavar="DIR", help="the site's state folder; not the data's")] = None,
     group: Annotated[str | None, typer.Option(help="group that may connect, beside this user")] = None,
+    witness: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="append the ledger's heads to FILE; `syslog`: to the system log"),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="only say whether a worker answers there: exit code 0 or 1")
     ] = False,
@@ -75,7 +79,22 @@ def worker(
         task = bar.add_task("checking the site's folder", total=None)
         checked = load_site(site, lambda done, total: bar.update(task, completed=done, total=total))
     check_device(checked.config.device)
-    run(checked, folder, socket, group=group)
+    run(checked, folder, socket, group=group, witness=witness)
+
+
+@ledger.command(epilog=examples("crossprobe ledger renew --state /srv/crossprobe"))
+def renew(state: StateFolder, as_json: Json = False) -> None:
+    """Put a ledger aside that cannot be mended, and begin a new one."""
+    from clients.governance.renewal import renew
+    from clients.governance.state import State
+
+    folder = State(state)
+    aside = renew(folder)
+    if as_json:
+        print(json.dumps({"aside": aside and str(aside)}))
+        return
+    print(f"a new ledger begins in {folder.ledger}; the old one is {aside or 'gone'}. Keep it, and tell your")
+    print("privacy officer and the coordinator: heads from before are not in the new one.")
 
 
 def _head(text: str | None) -> str | None:

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from typing import Any
 
 from clients.data.site import Site
 from clients.governance.accountant import Accountant
@@ -18,6 +18,7 @@ from clients.governance.ledger import Ledger, LedgerError, entry
 from clients.governance.rate_limit import RateLimit
 from clients.governance.rollback_check import check_rollback
 from clients.governance.state import State
+from clients.governance.witness import Witness
 from clients.node.refusals import ROUND_SPENT, refusal
 from clients.node.worker import Worker, enrolment
 from common.errors import ContractError, SiteStateError
@@ -36,14 +37,17 @@ class Gatekeeper:
     Args:
         site: a checked site folder.
         state: its state folder, held by this process alone (`State.locked`).
+        witness: is told the head of each line of the ledger, before the reply leaves.
 
     Raises:
         LedgerError: if the ledger is damaged.
         SiteStateError: if the accountant's file is, or if the folder knows less than its ledger.
     """
 
-    def __init__(self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S) -> None:
-        self.site, self.state, self.busy_wait_s = site, state, busy_wait_s
+    def __init__(
+        self, site: Site, state: State, *, busy_wait_s: float = BUSY_WAIT_S, witness: Witness = lambda head: None
+    ) -> None:
+        self.site, self.state, self.busy_wait_s, self.witness = site, state, busy_wait_s, witness
         self.ledger = Ledger(state.ledger)
         self._config = _site_yaml(site)
         self.accountant = Accountant(state.accountant)
@@ -89,7 +93,7 @@ class Gatekeeper:
         incoming = entry("in", request or payload)
         with self._writing:
             incoming["unwritten"] = max(0, self._turned_away - 1)
-            head = self.ledger.append(incoming)
+            head = self._append(incoming)
             self._turned_away = 0
         approval = self._approval(request)
         if approval is not None and request is not None:
@@ -106,7 +110,8 @@ class Gatekeeper:
             charges=self.accountant.count,
             start=self.state.answered(reply.header.study).start if isinstance(reply.header, TaskReply) else None,
         )
-        self.ledger.append(outgoing)
+        with self._writing:
+            self._append(outgoing)
         if not isinstance(reply.header, TaskReply) or reply.header.ledger_head != head:  # else new, not given again
             with self._writing:
                 self.rate_limit.use(incoming, outgoing)
@@ -120,8 +125,14 @@ class Gatekeeper:
             lines = (entry("in", payload), entry("out", reply))
             self.rate_limit.use(*lines)
             for line in lines:
-                self.ledger.append(line)
+                self._append(line)
         return reply
+
+    def _append(self, line: dict[str, Any]) -> str:
+        """Write a line of the ledger, bound to the accountant's file as it is now; the caller holds `_writing`."""
+        head = self.ledger.append(line | {"accountant": self.accountant.sha256})
+        self.witness(head)
+        return head
 
     def _approval(self, request: Message | None) -> Approval | None:
         """Return the approval of a request's study as it is on disk now, if it holds."""
@@ -143,7 +154,7 @@ class Gatekeeper:
     def _of_approved(self, approval: Approval, request: Message, head: str, cancelled: Callable[[], bool]) -> Message:
         """Return the reply to a request of an approved study; raises nothing."""
         try:
-            self.site.config.policy.check_date(datetime.now(UTC).date())
+            self.site.config.policy.check_date(self.ledger.now().date())
             if not isinstance(request.header, TaskRequest):  # an enrolment needs no image, and waits for no task
                 declared = enrolment(self.site, approval.study)
                 # As approved: a count that followed the folder would tell when a patient came or went.

@@ -20,8 +20,10 @@ import grpc
 
 from clients.data.site import Site
 from clients.governance.state import State
+from clients.governance.witness import witness_of
 from clients.node.channel import METHOD, SERVICE, address, options
 from clients.node.gatekeeper import Gatekeeper
+from clients.node.surroundings import alone_on, surroundings
 from common.errors import SiteStateError
 from common.messages import MAX_MESSAGE_BYTES
 
@@ -80,17 +82,23 @@ def serving(
         socket.unlink(missing_ok=True)
 
 
-def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> None:
+def run(site: Site, state: State, socket: Path, *, group: str | None = None, witness: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
+    Args:
+        witness: where the ledger's heads are told, see `clients.governance.witness`; None: nowhere.
+
     Raises:
-        SiteStateError: if the state folder or the socket is in use, or the ledger is damaged.
+        SiteStateError: if the state folder, the site's folder or the socket is in use, or the ledger is damaged.
     """
     stop = threading.Event()
     for sort in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sort, lambda *_: stop.set())
-    with state.locked():
-        worker = Gatekeeper(site, state)
+    with state.locked(), alone_on(site.folder) as without:
+        heads = (lambda head: None) if witness is None else witness_of(witness, site.config.name)
+        worker = Gatekeeper(site, state, witness=heads)
+        for sentence in filter(None, (*surroundings(site.folder), without)):
+            log.warning("%s: %s", site.config.name, sentence)
         with serving(worker, socket, group=group):
             log.warning("%s: answering at %s", site.config.name, socket)
             stop.wait()

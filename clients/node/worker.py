@@ -13,6 +13,7 @@ import torch
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charge_of, charges_of
+from clients.learning.plausibility import Plausibility
 from clients.learning.training import TaskCancelled, TaskContext, perform
 from clients.node.refusals import ROUND_SPENT, refusal
 from common.components import Tensors
@@ -74,6 +75,9 @@ class Worker:
         self.rounds = list(study.rounds())
         self.networks = Networks(study, device, site.config.mixed_precision)
         self.data = Dataset(site, study) if data is None else data
+        self._plausibility: Plausibility | None = (
+            None  # seconds of a network's making, which an enrolment need not wait
+        )
 
     def handle(self, payload: bytes) -> bytes:
         """Answer the bytes of a message, for whoever has only these; see `answer`."""
@@ -136,6 +140,10 @@ class Worker:
         policy, privacy = self.site.config.policy, self.study.privacy
         shapes = self.networks.shapes(self.study.components_of(task))
         check_tensors(request.tensors, shapes, max_norm=MAX_RECEIVED_NORM)
+        torch.set_num_threads(self.site.config.threads)
+        self.networks.load(request.tensors)
+        if isinstance(task, TrainingTask):
+            self._check_plausible(request.tensors, task)
         charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request.sha256).hex())
         if charge is not None and privacy is not None:
             if self._simulated:
@@ -147,8 +155,6 @@ class Worker:
         elif privacy is None:
             self.accountant.expose(self.study_hash)
         begin()
-        torch.set_num_threads(self.site.config.threads)
-        self.networks.load(request.tensors)
         context = TaskContext(
             study=self.study,
             round=round_,
@@ -204,6 +210,16 @@ class Worker:
         check_metrics(task.task, backed)
         rounded = {name: frozen.get(name, task.metrics[name].rounded(value)) for name, value in backed.items()}
         return policy.permitted(rounded), updates
+
+    def _check_plausible(self, received: Tensors, task: Task) -> None:
+        if self._plausibility is None:
+            self._plausibility = Plausibility(self.study)
+        try:
+            self._plausibility.check(received, self.networks, task.components())
+        except ContractError as error:
+            if self.site.config.policy.implausible_weights == "refuse":
+                raise
+            log.warning("%s: %s", self.site.config.name, error)
 
     def _check_study(self, study_hash: str) -> None:
         if study_hash != self.study_hash:

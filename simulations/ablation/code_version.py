@@ -5,6 +5,7 @@ The closure is read from the source (`ast`), so that an import within a function
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions, version
@@ -72,19 +73,30 @@ def _imports(name: str, file: Path, root: Path) -> Iterator[str]:
                 origin = f"{around}.{origin}".rstrip(".")
             yield origin
             yield from (whole for alias in node.names if _file(whole := f"{origin}.{alias.name}", root))
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"\w+(\.\w+)+", node.value)
+        ):
+            yield node.value  # followed if it names a module, such as a task's implementation
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             yield from _named_at_run_time(node, file, root)
 
 
 def _named_at_run_time(call: ast.Call, file: Path, root: Path) -> list[str]:
-    """Return what an `import_module` may import: its one module, or every module of the package that it picks from."""
-    match call.args[0]:
-        case ast.Constant(str(name)):
-            return [name]
-        case ast.JoinedStr([ast.Constant(str(package)), *_]) if package.endswith("."):
-            folder = root.joinpath(*package.split("."))
-            return [package + module.stem for module in sorted(folder.glob("*.py")) if module.stem != "__init__"]
-    raise ValueError(f"{file}:{call.lineno}: expected the package of `{ast.unparse(call)}` in the text itself")
+    """Return what an `import_module` may import: every module of the package that its text picks from.
+
+    A module that it names in full, here or as a string elsewhere, is followed as any string that names a module.
+    """
+    picked = []
+    for part in ast.walk(call.args[0]):
+        match part:
+            case ast.Constant(str(name)) if not name.endswith(".") and _file(name, root):
+                picked.append(name)
+            case ast.JoinedStr([ast.Constant(str(package)), *_]) if package.endswith("."):
+                folder = root.joinpath(*package.split("."))
+                picked += [package + module.stem for module in sorted(folder.glob("*.py")) if module.stem != "__init__"]
+    if not picked:
+        raise ValueError(f"{file}:{call.lineno}: expected the package of `{ast.unparse(call)}` in the text itself")
+    return picked
 
 
 _distributions = cache(packages_distributions)

@@ -134,6 +134,13 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
             f"Of the released model: {gain['gaining']} of {count} patients gain; the median of their differences is "
             f"{100 * gain['median']:+.1f} points. {detectable(count, gain['low'], gain['high'])}",
         ]
+        if gain.get("run_deviation") is not None:
+            low, high = 100 * gain["run_low"], 100 * gain["run_high"]
+            lines += [
+                "",
+                f"The difference of single training runs deviates by {100 * gain['run_deviation']:.1f} points; over "
+                f"patients and runs together its 95 % interval is [{low:+.1f}, {high:+.1f}].",
+            ]
     average = table["rows"].get(AVERAGE, {}).get("target")
     if average and table["courses"]:
         lines += ["", _courses(table["courses"], average["seeds"])]

@@ -13,13 +13,13 @@ from torch import nn
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.governance.policy import Policy
-from clients.learning.training import MAX_GRADIENT_NORM, TaskContext, learning_rate, objective_of
+from clients.learning.training import MAX_GRADIENT_NORM, TaskContext, averaging, follow, learning_rate, objective_of
 from clients.node.simulated import simulated_secret
 from common.components import ROLES, Role
 from common.networks import Networks
 from common.study import Round, Stage, Study
 from common.tasks import TrainingTask
-from server.algorithm import weighted
+from server.algorithm import begun, weighted
 from server.state import Participant, ServerState
 
 
@@ -48,6 +48,7 @@ def train_pooled(
     """
     (stage,) = study.stages
     networks = Networks(study, device)
+    state = begun(state, Round(0, stage, 0))
     networks.load(state.components)
     networks.requires_grad_(False)
     trained = sorted({name for role in ROLES if (task := stage.task_of(role)) for name in task.trains})
@@ -58,11 +59,16 @@ def train_pooled(
     prior = state.foreground_prior
     for step in range(stage.rounds):
         contexts = _contexts(study, Round(step, stage, step), networks, sites, data, state.participants, prior)
-        for parameter in (p for own in groups.values() for p in own):
-            parameter.requires_grad_(True)
-        for own_step in range(max(site.task.steps for own in contexts.values() for site in own)):
+        tasks = [site.task for own in contexts.values() for site in own]
+        parameters = [p.requires_grad_(True) for own in groups.values() for p in own]
+        decay = max(task.average for task in tasks)
+        average = [p.detach().clone() for p in parameters] if decay else []
+        for own_step in range(max(task.steps for task in tasks)):
             _step(stage, optimizer, groups, contexts, step, own_step)
+            follow(average, parameters, averaging(decay, own_step))
         networks.requires_grad_(False)
+        for parameter, own in zip(parameters, average or parameters, strict=True):
+            parameter.copy_(own)
         metrics = {
             site.context.data.site.config.name: {n: m.value for n, m in site.objective.measured.items()}
             for site in contexts["source"]

@@ -1,11 +1,13 @@
 """docs/results.md, written from the summaries of runs: `python -m simulations.ablation.results docs/results`.
 
 The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate
---publish` put there, and `notes.md`, the words between the numbers. No number of the page is typed in by hand.
+--publish` put there, `source-only/` with what `simulations.ablation.source_only` wrote, and `notes.md`, the words
+between the numbers. No number of the page is typed in by hand.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ def page(folder: Path) -> str:
     summaries = [json.loads(file.read_text(encoding="utf-8")) for file in ablations]
     sections = [ablation_section(summary, f"{folder.name}/ablation") for summary in summaries]
     sections += [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    courses = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "source-only").glob("*.json"))]
+    if courses:
+        sections.append(source_only(courses))
     if summaries:
         sections.insert(0, f"## Ablations in short\n\nDice % on the target's test patients.\n\n{overview(summaries)}")
     head = "<!-- written by `python -m simulations.ablation.results docs/results`; edit notes.md there instead -->\n"
@@ -75,6 +80,32 @@ def section(name: str, summary: dict[str, Any]) -> str:
         f"label-free score with Dice on the sources' validation patients: {relation}.",
         "",
     ]
+    return "\n".join(lines)
+
+
+def source_only(courses: Sequence[dict[str, Any]]) -> str:
+    """Return the section on models of a labelled probe alone, see `simulations.ablation.source_only`."""
+    sites = list(dict.fromkeys(row["site"] for own in courses for row in own["rows"]))
+    lines = [
+        "## A labelled probe alone",
+        "",
+        "Dice % on labelled patients that the training does not see; in brackets without small parts of a prediction. "
+        "The first scanner is the one trained on. No target's labels have a part in it.",
+        "",
+        f"| artefacts | seed | step | weights | {' | '.join(sites)} |",
+        f"| --- | --- | --- | --- |{' --- |' * len(sites)}",
+    ]
+    for own in courses:
+        measured = {(row["step"], row["weights"], row["site"]): row for row in own["rows"]}
+        for step, weights in dict.fromkeys(key[:2] for key in measured):
+            found = [measured[step, weights, site] for site in sites]
+            cells = [f"{100 * row['dice']:.1f} ({100 * row['without_small_parts']:.1f})" for row in found]
+            lines.append(f"| {own['artefacts']:g} | {own['seed']} | {step} | {weights} | {' | '.join(cells)} |")
+    lines.append("")
+    for own in courses:
+        note = f"; {own['note']}" if "note" in own else ""
+        lines.append(f"- `{own['command']}`: {own['cpu_minutes']} minutes on {own['hardware']}{note}")
+    lines.append("")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from clients.data.site import Site
 from clients.learning.evaluate import measure_patients
 from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
-from common.components import Tensors
+from common.components import ROLES, Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
@@ -60,13 +60,17 @@ class StageCache:
     ) -> None:
         self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
-        self._sites_digest, self._code = _sites_digest(sites), code_digest(__name__)
+        self._sites = [(site.config.role, _site_digest(site)) for site in sites]
+        self._code = code_digest(__name__)
 
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
         place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
-        words = f"{settings.hash()} {self._sites_digest} {self._code} {place}"
+        # A site that has no task in these stages leaves no trace in them: data sets that share the others share them.
+        at_work = {role for stage in stages for role in ROLES if stage.task_of(role)}
+        sites = " ".join(sorted(digest for role, digest in self._sites if role in at_work))
+        words = f"{settings.hash()} {sites} {self._code} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
     def kept(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState | None:
@@ -92,10 +96,11 @@ class StageCache:
         if state is None:
             RunFolder(folder).make()
             RunFolder(folder).history.unlink(missing_ok=True)
+            participants = enrol(study, transport)
             if before:
-                state = replace(self.train(before, pooled), round=0)
+                state = replace(self.train(before, pooled), round=0, participants=participants)
             else:
-                state = init(study, enrol(study, transport), initial_components(study))
+                state = init(study, participants, initial_components(study))
         if pooled:
             begun = time.monotonic()
             state = train_pooled(study, state, self.sites, self.data, self.device)
@@ -111,8 +116,9 @@ class StageCache:
     def each_round(self, stages: Sequence[Stage]) -> Iterator[Tensors]:
         """Train the last stage anew, as `train` does, and yield the fused tensors after each of its rounds."""
         *before, stage = stages
-        study, state = self._alone(stage), replace(self.train(before), round=0)
+        study = self._alone(stage)
         transport = self._transport(study)
+        state = replace(self.train(before), round=0, participants=enrol(study, transport))
         for step in range(stage.rounds):
             state, _ = self._round(study, state, step, transport)
             yield fused_tensors(state.components)
@@ -168,12 +174,10 @@ class StageCache:
         return self.study.model_copy(update={"name": "chain", "stages": (stage,), "initial": {}})
 
 
-def _sites_digest(sites: Sequence[Site]) -> str:
-    """Return a hash of the sites' folders: their files, manifests and settings."""
-    digest = hashlib.sha256()
-    for site in sorted(sites, key=lambda s: s.config.name):
-        digest.update(json.dumps([site.config.name, site.config.role]).encode())
-        for file in sorted(site.folder.rglob("*")):
-            if file.is_file():
-                digest.update(str(file.relative_to(site.folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
+def _site_digest(site: Site) -> str:
+    """Return a hash of a site's folder: its files, manifest and settings."""
+    digest = hashlib.sha256(json.dumps([site.config.name, site.config.role]).encode())
+    for file in sorted(site.folder.rglob("*")):
+        if file.is_file():
+            digest.update(str(file.relative_to(site.folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

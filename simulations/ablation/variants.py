@@ -76,8 +76,19 @@ def _without(weight: str) -> Callable[[Study], list[Stage]]:
     return stages
 
 
+def _plain(study: Study) -> list[Stage]:
+    """Return the baseline without artefacts and without an average of its weights."""
+    return [
+        stage.model_copy(update={"source": stage.source.model_copy(update={"artefacts": {}, "average": 0.0})})
+        for stage in _baseline(study)
+        if isinstance(stage.source, Supervise)
+    ]
+
+
 VARIANTS = (
     Variant("baseline", _baseline, {"baseline": "source_branch"}),
+    # Where the study's source trains with artefacts and an average: what these two are worth to the baseline.
+    Variant("plain-baseline", _plain, {"plain baseline: no artefacts, no averaged weights": "source_branch"}),
     # On phantoms the baseline gets worse on the other probe the longer it trains on its own: show it.
     Variant(
         "short-baseline",

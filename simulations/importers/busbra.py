@@ -10,7 +10,8 @@ import logging
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clients.data.folders import whole_folder, write_site_files
@@ -58,24 +59,37 @@ def role_of(site: str) -> Role:
     return "source" if site in SOURCES else "target"
 
 
-def import_busbra(source: Path, out: Path, *, seed: int = 0, overwrite: bool = False) -> list[Path]:
+def import_busbra(
+    source: Path, out: Path, *, seed: int = 0, overwrite: bool = False, targets: Collection[str] = ()
+) -> list[Path]:
     """Write a site folder for each scanner into `out` and return them, sources first.
 
     Source patients are split by a hash of their id and `seed`. Of a target, half of the patients (in the subset:
     those with masks) are `test`; the others are `train` without masks, all of them, for without labels there is
     nothing to select by. `video` is the patient and `frame` counts its views: they show one lesion.
 
+    A labelled scanner named in `targets` plays a target: its training patients lose their masks, all others are `test`.
+
     Raises DataSetError for missing or unexpected content of `source`, and FolderInUseError
     for an `out` with content unless `overwrite`; `out` is complete or as it was, whatever happens.
     """
-    pictures = _read(source, seed)
+    pictures = [
+        _played(picture) if picture.site in targets and role_of(picture.site) == "source" else picture
+        for picture in _read(source, seed)
+    ]
     sites = sorted({picture.site for picture in pictures}, key=lambda site: (role_of(site) == "target", site))
     with whole_folder(out, [*sites, LICENCE], overwrite=overwrite) as work:
         for site in sites:
-            _write_site(work / site, site, [picture for picture in pictures if picture.site == site])
+            role = "target" if site in targets else role_of(site)
+            _write_site(work / site, site, role, [picture for picture in pictures if picture.site == site])
         # The licence asks that its notice goes with every copy.
         shutil.copyfile(source / LICENCE, work / LICENCE)
     return [out / site for site in sites]
+
+
+def _played(picture: Picture) -> Picture:
+    """A picture of a labelled scanner that plays an unlabelled one."""
+    return replace(picture, mask=None) if picture.split == "train" else replace(picture, split="test")
 
 
 def _read(source: Path, seed: int) -> list[Picture]:
@@ -182,7 +196,7 @@ def _rows(source: Path, table: str, columns: set[str]) -> list[dict[str, str]]:
         return list(reader)
 
 
-def _write_site(folder: Path, site: str, pictures: list[Picture]) -> None:
+def _write_site(folder: Path, site: str, role: Role, pictures: list[Picture]) -> None:
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
     views: Counter[str] = Counter()
@@ -196,4 +210,4 @@ def _write_site(folder: Path, site: str, pictures: list[Picture]) -> None:
         row = {"image": image, "mask": mask, "patient": patient, "video": patient, "frame": views[patient]}
         manifest.append(row | {"device": picture.device, "split": picture.split})
         views[patient] += 1
-    write_site_files(folder, name=site, role=role_of(site), rows=manifest)
+    write_site_files(folder, name=site, role=role, rows=manifest)

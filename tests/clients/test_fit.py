@@ -9,10 +9,11 @@ from hospital import with_policy
 from tiny import study, write_site, write_study
 
 from clients.data.dataset import Dataset
-from clients.data.site import SiteFolderError, load_site
+from clients.data.site import Site, SiteFolderError, load_site
 from clients.governance.fit import kept_back, misfits
 from clients.governance.proposal import propose
 from common.components import Role
+from common.privacy import Privacy
 from crossprobe import main
 
 NO_CALIBRATE = {"train": 6, "calibrate": 0, "val": 5, "test": 5}
@@ -80,3 +81,13 @@ def test_a_folder_below_the_floor_of_an_update_is_found_before_the_approval(tmp_
     assert list(misfits(study(), with_policy(site, min_update_patients=5))) == []
     (finding,) = misfits(study(), with_policy(site, min_update_patients=6))
     assert (finding.code, "calibrate" in finding.message) == ("few-patients", True)
+
+
+def test_a_delta_that_one_published_patient_would_keep_is_a_finding_without_the_number_of_patients(site: Site) -> None:
+    patients = len(site.patients("train"))
+    for delta, found in ((0.099 / patients, False), (0.101 / patients, True)):
+        privacy = Privacy.model_construct(delta=delta)
+        of = study().model_copy(update={"privacy": privacy})
+        findings = [finding for finding in misfits(of, site) if finding.code == "large-delta"]
+        assert bool(findings) == found
+        assert not any(str(patients) in str(finding).replace(f"{delta:g}", "") for finding in findings)

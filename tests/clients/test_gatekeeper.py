@@ -15,6 +15,7 @@ from tiny import one_stage, refusal, request, same, study, write_site
 from clients.data.site import Site, load_site
 from clients.governance.approval import approve, withdraw
 from clients.governance.ledger import Ledger, LedgerError, verify
+from clients.governance.renewal import renew
 from clients.governance.state import State
 from clients.learning.training import TaskContext
 from clients.node.gatekeeper import Gatekeeper
@@ -337,6 +338,7 @@ def test_nothing_in_the_state_folder_is_readable_by_others(north: Hospital, stub
     assert {"secret", "ledger.jsonl", "accountant.json", STUDY.hash(), f"{STUDY.hash()}.json"} <= files.keys()
     assert set(files.values()) == {0o600}
     north.state.ledger.unlink()
+    renew(north.state)
     assert north.reopened().code(ENROL) == "ok"
     assert north.state.ledger.stat().st_mode & 0o777 == 0o600
 

@@ -69,16 +69,23 @@ def with_text(grey: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
+def as_jpeg(grey: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "JPEG", quality=75)
+    return np.asarray(Image.open(buffer))
+
+
+@pytest.mark.parametrize("stored", [np.asarray, as_jpeg])
 @pytest.mark.parametrize("shadow", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("shape", [linear, convex])
 def test_all_that_is_written_around_the_image_is_found_and_the_image_is_kept(
-    shape: Shape, seed: int, shadow: bool
+    shape: Shape, seed: int, shadow: bool, stored: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     inside = shape()
     frame = with_text(speckle(inside, seed, shadow))
 
-    view = field_of_view(bright(frame))
+    view = field_of_view(bright(stored(frame)))
 
     assert view is not None
     outside = np.where(inside, 0, frame)

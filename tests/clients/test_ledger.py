@@ -123,6 +123,7 @@ def test_an_entry_tells_what_was_in_the_message() -> None:
         "epsilon": None,
         "charges": None,
         "refusal": None,
+        "accountant": None,
         "unwritten": 0,
     }
 

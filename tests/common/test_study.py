@@ -281,6 +281,49 @@ def test_the_baseline_differs_in_nothing_but_name_and_stages() -> None:
     assert parse_study(json.loads(baseline.model_dump_json()), origin="tests") == baseline
 
 
+FORK = [
+    {"name": "supervise", "rounds": 2, "source": {"task": "supervise", "trains": ["source_branch"], "steps": 3}},
+    {
+        "name": "refine",
+        "rounds": 3,
+        "begin": {"target_branch": "source_branch"},
+        "source": {"task": "supervise", "trains": ["target_branch"], "steps": 2},
+        "target": {"task": "self_train", "trains": ["target_branch"]},
+    },
+]
+
+
+def test_the_baseline_of_a_study_whose_branches_part_is_the_same_up_to_there() -> None:
+    of = study(stages=FORK)
+    first, second = baseline_of(of).stages
+    assert first == of.stages[0]
+    assert (second.rounds, second.source.steps, second.source.trains) == (3, 2, tuple(WHOLE))
+    assert second.target is None
+    assert not second.begin
+    assert baseline_of(of).supervised_steps() == of.supervised_steps()
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        {"target_branch": "target_branch"},
+        {"target_branch": "source_branch", "source_branch": "target_branch"},
+        {"target_branch": "projector"},
+    ],
+)
+def test_a_branch_begins_as_the_other_one_or_not_at_all(begin: dict[str, str]) -> None:
+    with pytest.raises(StudyError, match="begin"):
+        study(stages=[FORK[0], FORK[1] | {"begin": begin}])
+
+
+def test_settings_that_are_off_leave_no_trace_in_the_hash_of_older_studies() -> None:
+    newer = ("artefacts", "average", "smallest_part", "begin", "teacher_decay", "remake_every")
+    assert not any(f'"{name}"' in study().resolved() for name in newer)
+    on = study(stages=FORK, smallest_part=0.2).resolved()
+    assert '"begin":{"target_branch":"source_branch"}' in on
+    assert '"smallest_part":0.2' in on
+
+
 def test_a_study_without_labels_has_no_baseline() -> None:
     with pytest.raises(StudyError, match="supervise"):
         baseline_of(one_stage(target={"task": "self_supervise", "trains": ["projector"]}))

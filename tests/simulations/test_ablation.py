@@ -74,6 +74,43 @@ def test_another_setting_is_another_key(sites: Sequence[Path], tmp_path: Path, c
     assert stage_cache(sites, tmp_path).folder(stages) != stage_cache(sites, tmp_path, **change).folder(stages)
 
 
+FORK = [
+    {"name": "supervise", "rounds": 2, "source": {"task": "supervise", "trains": ["source_branch"], "steps": 2}},
+    {
+        "name": "refine",
+        "rounds": 1,
+        "begin": {"target_branch": "source_branch"},
+        "source": {"task": "supervise", "trains": ["target_branch"], "steps": 2, "learning_rate": 1e-12},
+        "target": {"task": "self_train", "trains": ["target_branch"], "steps": 2, "learning_rate": 1e-12},
+    },
+]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_branch_that_begins_as_the_other_one_has_its_weights(
+    pooled: bool, sites: Sequence[Path], tmp_path: Path
+) -> None:
+    own = stage_cache(sites, tmp_path, stages=FORK)
+    components = own.train(own.study.stages, pooled).components
+    for name, x in components.items():
+        if name.startswith("source_branch."):
+            assert np.allclose(components[name.replace("source", "target", 1)], x, atol=1e-6), name
+    apart = own.train(own.study.stages[:1], pooled).components
+    assert not np.allclose(
+        apart["target_branch.decoder/final_conv.weight"], apart["source_branch.decoder/final_conv.weight"]
+    )
+
+
+def test_another_target_shares_the_stages_in_which_no_target_works(sites: Sequence[Path], tmp_path: Path) -> None:
+    other = tiny.write_site(tmp_path / "west", "target", seed=5)
+    first, second = stage_cache(sites, tmp_path, stages=FORK), stage_cache((sites[0], other), tmp_path, stages=FORK)
+    stages = first.study.stages
+    assert first.folder(stages[:1]) == second.folder(stages[:1])
+    assert first.folder(stages) != second.folder(stages)
+    first.train(stages[:1])
+    assert set(second.train(stages).participants) == {"north", "west"}
+
+
 def test_other_images_are_another_key(sites: Sequence[Path], tmp_path: Path) -> None:
     other = tiny.write_site(tmp_path / "north", "source", seed=9)
     stages = tiny.study().stages[:1]
@@ -93,11 +130,13 @@ def test_pooled_training_moves_what_federated_training_moves(sites: Sequence[Pat
     assert own.cost(stages, pooled=True)[1] == 0
 
 
+@pytest.mark.parametrize("average", [0.0, 0.8])
 def test_one_site_alone_pooled_equals_plain_training_but_for_the_fresh_optimizer(
-    sites: Sequence[Path], tmp_path: Path
+    average: float, sites: Sequence[Path], tmp_path: Path
 ) -> None:
-    """One round of one site: no averaging, no second optimizer, so federated and pooled must agree."""
-    study = tiny.one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 3})
+    """One round of one site: no averaging over sites, no second optimizer, so federated and pooled must agree."""
+    task = {"task": "supervise", "trains": ["source_branch"], "steps": 3, "average": average}
+    study = tiny.one_stage(source=task)
     own = StageCache(study, [load_site(sites[0])], tmp_path)
     federated, pooled = own.train(study.stages), own.train(study.stages, pooled=True)
     for name, x in federated.components.items():
@@ -108,8 +147,12 @@ def test_every_variant_spends_the_same_supervised_steps_as_its_reference() -> No
     study = tiny.study()
     steps = {v.name: study.model_copy(update={"stages": tuple(v.stages(study))}).supervised_steps() for v in VARIANTS}
     total = study.supervised_steps()
-    for name in ("baseline", "two-baselines", "only-refine", "all", "pooled", "oracle"):
+    for name in ("baseline", "plain-baseline", "two-baselines", "only-refine", "all", "pooled", "oracle"):
         assert total <= steps[name] <= total + 20, name  # whole steps a round are rounded up
+    forked = tiny.study(stages=FORK)
+    for name in ("baseline", "plain-baseline", "all"):
+        stages = tuple(chosen([name])[0].stages(forked))
+        assert forked.model_copy(update={"stages": stages}).supervised_steps() == forked.supervised_steps(), name
     for name in ("short-baseline", "short-two-baselines"):
         assert steps["paper"] <= steps[name] <= steps["paper"] + 20
     assert steps["paper"] < total

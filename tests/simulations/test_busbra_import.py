@@ -183,3 +183,19 @@ def test_a_folder_without_the_index_is_no_data_set(source: Path, tmp_path: Path,
 
     with pytest.raises(DataSetError, match=r"index\.csv"):
         import_busbra(source, tmp_path / "out")
+
+
+def test_a_labelled_scanner_can_play_a_target_whose_training_patients_have_no_mask(
+    source: Path, tmp_path: Path
+) -> None:
+    usual = load_site(import_busbra(source, tmp_path / "usual")[0])
+    folders = import_busbra(source, tmp_path / "out", targets=["ge-logiq5"])
+    played = load_site(folders[0])
+    assert (played.config.name, played.config.role) == ("ge-logiq5", "target")
+    assert played.patients("train") == usual.patients("train")
+    assert played.patients("train", labelled=True) == []
+    others = {patient for split in ("calibrate", "val", "test") for patient in usual.patients(split)}
+    assert set(played.patients("test", labelled=True)) == others
+    masks = {path.name for path in (folders[0] / "masks").iterdir()}
+    assert masks == {f"{patient}_{view}.png" for patient in others for view in "lr"}
+    assert contents(folders[1]) == contents(tmp_path / "usual" / "ge-logiq7")

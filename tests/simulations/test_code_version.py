@@ -89,10 +89,11 @@ def test_another_library_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_way_to_import_is_followed_and_no_other_is_passed_over(tmp_path: Path) -> None:
     files = {
         "entry": "import one.plain\nfrom one import of_package\ndef f():\n    from one.lazy import x\n",
-        "one/__init__": "from importlib import import_module\ndef g(n): return import_module(f'one.picked.{n}')\n",
+        "one/__init__": "from importlib import import_module\ndef g(n): return import_module(n or f'one.picked.{n}')\n",
         "one/plain": "from . import beside\nfrom .picked import __doc__\n",
         "one/of_package": "import json, entry\n",
-        "one/lazy": "x = 1\n",
+        "one/lazy": "x = 'one.named'\n",
+        "one/named": "",
         "one/beside": "from .deep.inner import up\n",
         "one/unused": "",
         "one/picked/__init__": "",

@@ -76,3 +76,28 @@ def test_holm_corrects_in_the_order_of_the_p_values() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_the_interval_over_runs_covers_the_truth_of_new_runs_and_one_run_has_none() -> None:
+    rng = np.random.default_rng(3)
+    covered = {"patients": 0, "runs": 0}
+    for _ in range(200):
+        luck = rng.normal(0, 0.03, 5)
+        patients = rng.normal(0.02, 0.05, 30)
+        seeds = [seed_of(patients + own + rng.normal(0, 0.02, 30)) for own in luck]
+        found = difference(seeds, [dict.fromkeys(s, 0.0) for s in seeds], same_patients=True)
+        assert found.run_low is not None
+        assert found.run_high is not None
+        covered["patients"] += found.low <= 0.02 <= found.high
+        covered["runs"] += found.run_low <= 0.02 <= found.run_high
+    assert covered["patients"] / 200 < 0.88, "the luck of the training runs is not in it"
+    assert 0.88 <= covered["runs"] / 200 <= 0.99
+    one = difference([seed_of([0.1, 0.2])], [seed_of([0.0, 0.0])], same_patients=True)
+    assert (one.run_deviation, one.run_low, one.run_high) == (None, None, None)
+
+
+def test_the_deviation_of_a_run_is_that_of_the_seeds_means() -> None:
+    reference = seed_of(np.linspace(0.1, 0.8, 20))
+    seeds = [{who: dice + gain for who, dice in reference.items()} for gain in (0.0, 0.1)]
+    found = difference(seeds, [reference] * 2, same_patients=True)
+    assert found.run_deviation == pytest.approx(0.1 / np.sqrt(2))

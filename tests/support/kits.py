@@ -1,8 +1,10 @@
 """The kits' README.md, walked word for word, and looks into the containers that come of it."""
 
 import json
+import os
 import re
 import subprocess
+import tempfile
 import textwrap
 import time
 from dataclasses import dataclass, field
@@ -32,6 +34,10 @@ def steps(readme: str) -> dict[int, str]:
         blocks = re.findall(r"^( *)```sh\n(.*?)^ *```", text, re.M | re.S)
         found[int(number)] = "".join(textwrap.dedent(block) for _, block in blocks)
     return {number: commands for number, commands in found.items() if commands}
+
+
+#: What `crossprobe site approve` asks.
+PROMPT = b"Type `yes`"
 
 
 @dataclass
@@ -119,15 +125,31 @@ class Kit:
         commands = self.commands(step)
         assert changes[0] in commands
         script = commands.replace(*changes) if changes[0] else commands
+        command = ["bash", "-e", "-c", script]
+        if answer:
+            return self._at_a_terminal(command, answer)
         return subprocess.run(
-            ["bash", "-e", "-c", script],
-            cwd=self.folder,
-            env=self.environment,
-            input=answer,
-            capture_output=True,
-            text=True,
-            timeout=1200,
+            command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
+
+    def _at_a_terminal(self, command: list[str], answer: str) -> subprocess.CompletedProcess[str]:
+        """Run a command at a terminal and type the answer once it asks for `yes`."""
+        keyboard, terminal = os.openpty()
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdin=terminal, stdout=said, stderr=said
+            )
+            os.close(terminal)
+            asked = False
+            while process.poll() is None:
+                if not asked and PROMPT in os.pread(said.fileno(), 2**20, 0):
+                    os.write(keyboard, answer.encode())
+                    asked = True
+                time.sleep(0.2)
+            os.close(keyboard)
+            return subprocess.CompletedProcess(
+                command, process.returncode, os.pread(said.fileno(), 2**20, 0).decode(), ""
+            )
 
     def background(self, step: int, log: Path) -> subprocess.Popen[bytes]:
         """Start a step and return without waiting."""

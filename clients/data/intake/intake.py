@@ -24,6 +24,8 @@ from common.errors import CrossProbeError
 
 #: Frames that are taken from one loop at most: a long one is still one patient.
 MOST_FRAMES = 20
+#: Share of a frame's pixels that, when blanked, is worth a look: consoles write less than that around an image.
+MUCH = 0.15
 CONTENT = ("site.yaml", "manifest.csv", "images", "masks")
 
 
@@ -55,6 +57,7 @@ class Removed:
     frames_alike: int = 0
     frames_beyond_most: int = 0
     frames_blanked: int = 0
+    frames_much_blanked: int = 0
     pixels_blanked: int = 0
     patients_renamed: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -66,6 +69,7 @@ class Removed:
             f"{self.frames_alike} frames left out because they show what the one before shows",
             f"{self.frames_beyond_most} frames left out because their loop has enough",
             f"{self.pixels_blanked} pixels outside of the field of view blanked, in {self.frames_blanked} frames",
+            f"{self.frames_much_blanked} frames lost more than {MUCH:.0%} of what they showed: a shadow at the edge?",
             f"{self.patients_renamed} patients under new names; no header, no file name and no id was taken over",
             f"{len(self.findings)} files not taken in",
             "NOT looked for: text, arrows and calipers within the field of view. Look at every image before it is used",
@@ -204,6 +208,7 @@ def _blanked(frame: Grey, view: Mask | None, removed: Removed) -> Grey:
     lost = int(np.count_nonzero(frame) - np.count_nonzero(after))
     removed.frames_blanked += lost > 0
     removed.pixels_blanked += lost
+    removed.frames_much_blanked += lost > MUCH * int(np.count_nonzero(frame))
     return after
 
 

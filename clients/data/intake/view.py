@@ -7,7 +7,8 @@ from scipy import ndimage
 from clients.data.formats.recording import Field
 from clients.data.images import Grey, Mask
 
-#: Share of full brightness above which a pixel shows something; screens are black to within compression's noise.
+#: Share of full brightness above which a pixel shows something. A JPEG's noise around letters stays below; so does a
+#: deep shadow, which is blanked where it reaches the edge of the field: better that than a name.
 DARK = 0.05
 #: An area of one exact level, of more than this brightness and this share of the frame, is a panel and no tissue.
 PANEL, PANEL_SHARE = 0.15, 0.01

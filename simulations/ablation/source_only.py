@@ -1,0 +1,134 @@
+"""The strongest model of a labelled probe alone, chosen where labels are.
+
+`python -m simulations.ablation.source_only --help`. One supervised training on a source's `train` patients, measured
+along its way on patients it does not see: the source's own `val` and `calibrate` patients, and all of other labelled
+scanners (leave one scanner out). Weights as they are and averaged, predictions whole and without small parts. A
+target's labels have no part in it.
+"""
+
+import argparse
+import copy
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from clients.data.dataset import Dataset, by_patient, tiles
+from clients.data.frames import Frame, read_mask
+from clients.data.site import Split, load_site
+from clients.learning.training import MAX_GRADIENT_NORM, averaging, follow
+from common.augment import augment
+from common.files import write_atomically
+from common.geometry import from_grid, standardise
+from common.infusion import without_small_parts
+from common.losses import dice_cross_entropy
+from common.metrics import frame_dice
+from common.networks import Branch, initial_networks
+from common.seeds import derive_seed
+from common.study import Study, load_study
+from common.tasks import Artefact
+from simulations.simulate import hardware
+
+LEARNING_RATE, WARMUP = 1e-3, 9
+#: Decay of the averaged weights, and the share below which a part is small.
+DECAY, SHARE = 0.98, 0.2
+
+
+def held_out(data: Dataset, *, own: bool) -> dict[str, list[Frame]]:
+    """Return patient -> frames to measure on: all of the source's held-out patients, one of each other patient."""
+    splits: tuple[Split, ...] = ("val", "calibrate") if own else ("train", "val", "calibrate", "test")
+    frames = by_patient([frame for split in splits for frame in data.site.frames_of(split, labelled=True)])
+    return frames if own else {patient: [views[len(views) // 2]] for patient, views in frames.items()}
+
+
+def dice(branch: Branch, data: Dataset, patients: Mapping[str, Sequence[Frame]]) -> tuple[float, float]:
+    """Return the mean Dice over patients, in [0, 1], of whole predictions and of those without small parts.
+
+    Images must fit one tile (`geometry: letterbox`).
+    """
+    whole, cleaned = [], []
+    for frames in patients.values():
+        own = []
+        for frame in frames:
+            sample = data.sample(frame)
+            x = standardise(sample.image[None, None], sample.valid[None, None])
+            with torch.no_grad():
+                plain, mirrored = torch.sigmoid(branch(torch.cat([x, x.flip(-1)]))).chunk(2)
+            p = ((plain + mirrored.flip(-1)) / 2)[0, 0]
+            maps = (from_grid(q, sample.place).numpy() for q in (p, without_small_parts(p, SHARE)))
+            own.append([frame_dice(q, read_mask(frame)) for q in maps])
+        both = np.mean(own, axis=0)
+        whole.append(both[0])
+        cleaned.append(both[1])
+    return float(np.mean(whole)), float(np.mean(cleaned))
+
+
+def course(
+    study: Study, source: Path, others: Sequence[Path], kinds: Mapping[Artefact, float], *, steps: int, every: int
+) -> list[dict[str, Any]]:
+    """Train and return a row for every `every` steps: step, site, weights, Dice, Dice without small parts."""
+    data = {folder.name: Dataset(load_site(folder), study) for folder in (source, *others)}
+    measured = {name: held_out(own, own=name == source.name) for name, own in data.items()}
+    branch = initial_networks(study).source_branch.requires_grad_(True)
+    average = copy.deepcopy(branch).requires_grad_(False)
+    generator = torch.Generator().manual_seed(derive_seed(b"dev", study.seed))
+    optimizer = torch.optim.AdamW(branch.parameters(), weight_decay=study.weight_decay, fused=True)
+    rows = []
+    for step in range(steps):
+        cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / (WARMUP + 1)) * cosine
+        frames = data[source.name].draw("train", study.batch_size, generator)
+        samples = [data[source.name].labelled(frame) for frame in frames]
+        batch = tiles(samples, [s.truth[None] for s in samples if s.truth is not None], study.image.size, generator)
+        maps = torch.cat([batch.maps, batch.valid], 1)
+        image, maps = augment(batch.image, maps, study.augmentation, generator, artefacts=kinds)
+        loss = dice_cross_entropy(branch(standardise(image, maps[:, 1:] > 0)), maps[:, :1], maps[:, 1:]).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(branch.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        follow(average.parameters(), branch.parameters(), averaging(DECAY, step))
+        if (step + 1) % every == 0:
+            for weights, model in (("last", branch), ("averaged", average)):
+                for name, patients in measured.items():
+                    whole, cleaned = dice(model, data[name], patients)
+                    place = {"step": step + 1, "site": name, "weights": weights, "patients": len(patients)}
+                    rows.append(place | {"dice": whole, "without_small_parts": cleaned})
+    return rows
+
+
+def main(arguments: Sequence[str]) -> Path:
+    """Run the course that the arguments ask for, and write and return its file."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.ablation.source_only", description=__doc__)
+    parser.add_argument("study", type=Path, help="for its grid, network, augmentation and batch size")
+    parser.add_argument("--source", type=Path, required=True, help="site folder to train on")
+    parser.add_argument("--other", type=Path, action="append", default=[], help="labelled site folder; repeat")
+    parser.add_argument("--artefacts", type=float, default=0.0, help="strength of the whole bank (default: none)")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--every", type=int, default=400, help="steps between measurements")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    study = load_study(asked.study).model_copy(update={"seed": asked.seed})
+    kinds: dict[Artefact, float] = dict.fromkeys(get_args(Artefact), asked.artefacts) if asked.artefacts else {}
+    begun = time.process_time()
+    rows = course(study, asked.source, asked.other, kinds, steps=asked.steps, every=asked.every)
+    command = shlex.join(["python", "-m", "simulations.ablation.source_only", *arguments])
+    found = {"command": command, "seed": asked.seed, "artefacts": asked.artefacts, "hardware": hardware()}
+    found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), "rows": rows}
+    write_atomically(asked.out, (json.dumps(found, indent=1) + "\n").encode())
+    return asked.out
+
+
+if __name__ == "__main__":
+    print(main(sys.argv[1:]))
