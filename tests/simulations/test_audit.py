@@ -1,15 +1,16 @@
 """The audit's attacks work where nothing stops them: without that, a table of failed attacks would say nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hospital import with_policy
 from tiny import write_site
 
-from clients.data.site import load_site
+from clients.data.site import Site, load_site
+from clients.governance.policy import Policy
 from common.errors import RunError
 from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, open_worker, rebuilt_patients, run_attack
@@ -34,6 +35,12 @@ def east(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def north(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source site."""
     return write_site(tmp_path_factory.mktemp("audit") / "north", "source")
+
+
+def untouched(folder: Path) -> Site:
+    """A site whose policy nobody changed; that of tiny sites has no floors."""
+    site = load_site(folder)
+    return replace(site, config=site.config.model_copy(update={"policy": Policy()}))
 
 
 def test_one_reply_of_one_unlabelled_patient_is_that_patients_image(east: Path) -> None:
@@ -67,7 +74,7 @@ def test_noise_hides_the_image_even_where_one_patient_is_drawn(task: str, east: 
 @pytest.mark.parametrize("task", ["self_supervise", "supervise"])
 def test_a_policy_that_nobody_changed_refuses_a_study_made_for_the_trap(task: str, east: Path, north: Path) -> None:
     study = hostile_study(task, **SMALL)
-    worker = open_worker(with_policy(load_site(north if task == "supervise" else east)), study)
+    worker = open_worker(untouched(north if task == "supervise" else east), study)
     with pytest.raises(Refused) as refusal:
         reconstruct(worker, study)
     assert refusal.value.code == "policy-limit"
@@ -75,11 +82,11 @@ def test_a_policy_that_nobody_changed_refuses_a_study_made_for_the_trap(task: st
 
 def test_the_audit_tells_both_the_refusal_and_what_the_limits_held_back(east: Path, north: Path) -> None:
     trap = Attack("trap", hostile_study("self_supervise"), rounds=1, trap=MimTrap)
-    found = run_attack(trap, with_policy(load_site(east)))
+    found = run_attack(trap, untouched(east))
     assert (found.answer, found.lifted, found.drawn) == ("policy-limit", True, 1)
     assert found.correlation > 0.9
     many = Attack("trap", hostile_study("supervise", batch_size=32, **SMALL), rounds=1, trap=SuperviseTrap)
-    found = run_attack(many, with_policy(load_site(north)))
+    found = run_attack(many, untouched(north))
     assert (found.answer, found.lifted, found.rebuilt) == ("answered", False, 0)
 
 
