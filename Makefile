@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: install demo test federation-test fault-test lint clean
+.PHONY: install demo test federation-test fault-test container-test lint clean
 
 install: $(STAMP)
 
@@ -36,6 +36,11 @@ federation-test: install
 # A whole federation on loopback with processes killed and stopped, disks full, replies poisoned: about ten minutes.
 fault-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+# The kits in running containers, attacked from inside: needs a container engine, or root and Debian's docker.io,
+# docker-compose and debootstrap to start one. A quarter of an hour, most of it the building of images.
+container-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m containers -s tests/containers
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -1,39 +1,93 @@
 """The command `crossprobe`: finds the part that a command belongs to and imports only that."""
 
-import argparse
 import logging
 import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
 
 from common.errors import CrossProbeError
+from common.options import examples
+from common.version import software_version
 
+#: Command -> the module whose `app` has it. These import torch, Flower and the rest only where a command uses them.
 COMMANDS = {
-    "demo": ("simulations.cli", "the whole method on two phantom sites, with a report"),
-    "simulate": ("simulations.cli", "run a study over site folders on this machine"),
-    "ablate": ("simulations.cli", "which part of the method wins how much: variants x seeds x data sets"),
-    "phantom": ("simulations.cli", "write phantom site folders"),
-    "import": ("simulations.cli", "make site folders from a public data set"),
-    "site": ("clients.cli", "hospital: check a site folder, approve studies, see what they would send"),
-    "worker": ("clients.cli", "hospital: answer the messages of approved studies"),
-    "ledger": ("clients.cli", "hospital: what this site sent, and when"),
-    "predict": ("clients.cli", "segment images with a trained model"),
-    "provision": ("server.cli", "coordinator: make certificates and a startup kit for each hospital"),
-    "study": ("server.cli", "coordinator: check, run, follow and stop a study"),
-    "report": ("server.cli", "render the report of a run"),
+    "demo": "simulations.cli",
+    "simulate": "simulations.cli",
+    "ablate": "simulations.cli",
+    "phantom": "simulations.cli",
+    "import": "simulations.cli",
+    "rehearse": "simulations.cli",
+    "site": "clients.cli",
+    "worker": "clients.cli",
+    "ledger": "clients.cli",
+    "predict": "clients.cli",
+    "doctor": "clients.cli",
+    "provision": "server.cli",
+    "study": "server.cli",
+    "report": "server.cli",
 }
+#: Exit codes of a shell for a process that was ended by a signal.
+INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
-EXAMPLES = """\
-examples:
-  crossprobe demo
-  crossprobe phantom runs/sites --source lumify_like --target telemed_like
-  crossprobe simulate configs/demo.yaml --sites runs/sites/a runs/sites/b --out runs/first
-  crossprobe site check /data/our-site
-  crossprobe predict --model runs/first --images scans/ --out masks/
 
-`crossprobe COMMAND --help` explains a command.
-"""
+class Commands(TyperGroup):
+    """The commands by name; an error that a person is meant to read ends each as a message."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        return typer.main.get_group(import_module(COMMANDS[cmd_name]).app).commands[cmd_name]
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CrossProbeError as error:
+            typer.echo(f"crossprobe {ctx.invoked_subcommand}: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("\nstopped; what was saved is whole, --resume continues a run", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=examples(
+        "crossprobe demo",
+        "crossprobe phantom runs/sites --source lumify_like --target telemed_like",
+        "crossprobe simulate configs/demo.yaml --sites runs/sites/* --out runs/first",
+        "crossprobe site check /data/our-site",
+        "crossprobe predict --model runs/first --images scans/ --out masks/ --spacing-mm 0.12",
+        note="`crossprobe COMMAND --help` explains a command.",
+    ),
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"crossprobe {software_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Federated ultrasound segmentation for probes that nobody labelled."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,43 +95,27 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done, 1 a reported problem, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more (`| head`).
     """
+    if not (Path(__file__).parent / "pyproject.toml").is_file():
+        print(
+            "crossprobe is an application and runs from its checkout (`make install`) or its container, not from an "
+            f"installed copy such as {Path(__file__).parent}.",
+            file=sys.stderr,
+        )
+        return 1
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            typer.main.get_command(app).main(words, prog_name="crossprobe", obj=words)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         pass
     except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):  # rich's way to say it
-            raise
+        if not isinstance(end.__context__, BrokenPipeError):  # click's and rich's way to say it
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest of the output goes
-    return 128 + signal.SIGPIPE
-
-
-def _run(arguments: list[str]) -> int:
-    width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="crossprobe",
-        usage="crossprobe COMMAND ...",
-        description="Federated ultrasound segmentation for probes that nobody labelled.",
-        epilog=f"commands:\n{listing}\n\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
-    chosen = parser.parse_args(arguments[:1])
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    module = import_module(COMMANDS[chosen.command][0])
-    try:
-        code = module.main(chosen.command, arguments[1:])
-    except CrossProbeError as error:
-        print(f"crossprobe {chosen.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; what was saved is whole, --resume continues a run", file=sys.stderr)
-        return 130
-    return int(code or 0)
+    return BROKEN_PIPE
 
 
 if __name__ == "__main__":

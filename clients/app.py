@@ -8,13 +8,14 @@ the worker is called in the same process.
 import os
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.node.channel import ask
 from clients.node.refusals import refusal
-from common.contract import METRICS, pack
+from common.messages import pack
+from common.payload import fields_of, payload_of
+from common.tasks import TASKS
 
 #: The worker's socket where the node's configuration does not name one.
 SOCKET_VARIABLE = "CROSSPROBE_SOCKET"
@@ -41,15 +42,14 @@ def _ask_worker(payload: bytes, context: Context, timeout_s: float) -> bytes:
 def forward(message: Message, context: Context) -> Message:
     """Answer a message with the worker's reply. Nothing raised here may reach Flower: it forwards the text."""
     try:
-        payload = message.content.array_records["message"]["payload"].numpy().tobytes()
+        payload = payload_of(message.content.array_records["message"]["payload"])
         # The time that the server gave, from now: the two machines' clocks may differ by more than a round.
         ttl_s = message.metadata.ttl
         reply = _ask_worker(payload, context, ttl_s - min(MARGIN_S, 0.05 * ttl_s))
     except Exception:
         reply = pack(refusal("client-app-failed"))
-    array = Array(np.frombuffer(reply, dtype=np.uint8))
-    return Message(RecordDict({"message": ArrayRecord({"payload": array})}), reply_to=message)
+    return Message(RecordDict({"message": ArrayRecord({"payload": Array(**fields_of(reply))})}), reply_to=message)
 
 
-for _task in METRICS:
+for _task in TASKS:
     app.train(_task)(forward)

@@ -1,67 +1,118 @@
 """The hospital's commands: `crossprobe site`, `worker`, `ledger` and `predict`."""
 
-import argparse
+import json
+import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import click
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
-from common.errors import RunError
+from clients.governance.cli import app as site
+from clients.node.cli import app as node
+from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, commands, examples, finite
 
-RAW = argparse.RawDescriptionHelpFormatter
-
-
-def main(command: str, arguments: list[str]) -> int:
-    """Run one of the hospital's commands and return its exit code."""
-    if command == "site":
-        from clients.governance import cli as site_cli
-
-        return site_cli.main(arguments)
-    if command == "predict":
-        return _predict(arguments)
-    from clients.node import cli as node_cli
-
-    return node_cli.worker(arguments) if command == "worker" else node_cli.ledger(arguments)
+app = commands()
+app.add_typer(site, name="site")
+app.add_typer(node)
 
 
-def _predict(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="crossprobe predict",
-        description=(
-            "Segment PNG images with a run's released model. Writes OUT/masks (0 and 255), OUT/confidence\n"
-            "(0 undecided to 255 certain) and OUT/overlays, named and sized as the images."
-        ),
-        formatter_class=RAW,
-        epilog=(
-            "examples:\n  crossprobe predict --model runs/demo --images scans/ --out segmented/\n"
-            "  crossprobe predict --model runs/demo --images scans/ --out segmented/ --spacing-mm 0.12"
-        ),
+@app.command(
+    epilog=examples(
+        "crossprobe predict --model runs/demo --images scans/ --out segmented/",
+        "crossprobe predict --model runs/demo --images scans/ --out segmented/ --spacing-mm 0.12",
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--images", type=Path, required=True, help="folder of 8- or 16-bit grey PNGs")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--spacing-mm", type=float, help="side of the images' pixels, for studies with a spacing")
-    chosen = parser.parse_args(arguments)
+)
+def predict(
+    model: Annotated[Path, typer.Option(metavar="DIR", help="a release, or the finished run that holds it")],
+    images: Annotated[Path, typer.Option(help="a file, a folder, or a CSV with `image` and `spacing_mm`")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to write to")],
+    spacing_mm: Annotated[
+        float | None, typer.Option(callback=finite, help="side of a pixel in mm, where neither file nor CSV tells it")
+    ] = None,
+) -> None:
+    """Segment images and cine loops (PNG, JPEG, TIFF, DICOM, NIfTI, MP4 and others) with a released model.
 
-    from clients.predict import load_model, predict_folder
-    from common.study import read_study_of_run
+    Writes OUT/masks (0 and 255), OUT/confidence (0 undecided to 255 certain) and OUT/overlays, named and sized as the
+    images.
+    """
+    from clients.predict import predict
+    from clients.released import load_model
 
-    study = read_study_of_run(chosen.model)
-    if study.image.geometry == "spacing" and chosen.spacing_mm is None:
-        raise RunError("this model works on a mm grid: give the side of the images' pixels with --spacing-mm.")
-    model = load_model(chosen.model, study)
-
+    trained = load_model(model)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
-        problems = predict_folder(
-            model,
-            chosen.images,
-            chosen.out,
-            spacing_mm=chosen.spacing_mm,
+        outcome = predict(
+            trained,
+            images,
+            out,
+            spacing_mm=spacing_mm,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    for problem in problems:
+    for problem in outcome.problems:
         print(problem, file=sys.stderr)
-    print(f"written to {chosen.out}: masks/, confidence/, overlays/")
-    return 1 if problems else 0
+    print(f"{outcome.written} images segmented, written to {out}: masks/, confidence/, overlays/")
+    if outcome.problems:
+        print(f"{len(outcome.problems)} files were NOT segmented, or not whole; they are named above", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=examples(
+        "crossprobe doctor",
+        "crossprobe doctor --state /srv/crossprobe --address fl.example.org:443 --ca ca.crt",
+        "crossprobe doctor --port 443 --certificate kits/coordinator/server.crt --json",
+    )
+)
+def doctor(
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="where runs are to be written")] = Path("runs"),
+    state: Annotated[Path | None, typer.Option(metavar="DIR", help="a site's or a node's state folder")] = None,
+    certificate: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="when does it end? repeat")] = None,
+    port: Annotated[
+        list[int] | None, typer.Option(min=1, max=65535, help="is it free? repeat (default: 9443, the proxy's)")
+    ] = None,
+    address: Address = "",
+    ca: Ca = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what this machine lacks and how to mend it.
+
+    Looks at python, torch, GPU, cores, memory, disk, Docker, ports, clock, the rights of a state folder, the end of
+    certificates, and with --address and --ca at the way to the coordinator. Changes nothing. Exit code 1 if something
+    has to be mended.
+    """
+    address = address or os.environ.get(ADDRESS_VARIABLE, "")
+    ca = ca or (Path(os.environ[CA_VARIABLE]) if os.environ.get(CA_VARIABLE) else None)
+    host, _, number = address.rpartition(":")
+    if address and (not host or not number.isdigit() or not 0 < int(number) < 65536):
+        raise click.UsageError(f"--address: expected HOST:PORT, found {address}")
+    if address and ca is None:
+        raise click.UsageError("--address needs --ca, the ca.crt of the kit: who else could answer for it?")
+
+    from clients.doctor import examine
+
+    checks = examine(
+        runs,
+        state=state,
+        certificates=certificate or (),
+        ports=port or (9443,),
+        address=(host.strip("[]"), int(number)) if address else None,
+        ca=ca,
+    )
+    wrong = sum(check.level == "mend" for check in checks)
+    if as_json:
+        print(json.dumps({"ok": not wrong, "checks": [asdict(check) for check in checks]}, indent=1))
+    else:
+        table = Table("", "check", "found", "how to fix")
+        for check in checks:
+            table.add_row(check.level, *map(escape, (check.check, check.found, check.fix)))
+        Console().print(table)
+        print(f"{wrong} to mend" if wrong else "nothing to mend", file=sys.stderr if wrong else sys.stdout)
+    if wrong:
+        raise typer.Exit(1)

@@ -1,107 +1,123 @@
-"""Segment a folder of PNG images with a run's released model: masks, confidence maps, overlays."""
+"""Segment images and cine loops with a run's released model: masks, confidence maps, overlays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from clients.data.images import PictureError, decode_grey
-from common.contract import component_of
-from common.errors import RunError
-from common.geometry import from_grid, placement, to_grid
-from common.infusion import predict_maps
-from common.networks import Networks
-from common.study import Study
+from clients.data.findings import Finding, SiteFolderError
+from clients.data.formats import open_recording
+from clients.data.formats.recording import b_mode
+from clients.data.frames import FIELD_MM
+from clients.data.images import PictureError, check_depth
+from clients.data.manifest import SPACING_MM
+from clients.data.table import Line, decimal, read_table
+from clients.released import Model
+from common.errors import CrossProbeError, RunError
 
 #: Overlay colour of the mask's outline: orange is told apart from grey by colour-blind readers too.
 OUTLINE = (255, 149, 0)
+#: What lies in a folder of images and is none; every other file is segmented or named.
+OTHER_FILES = ("manifest.csv", "site.yaml", "thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
-class Model:
-    """A released model and the study it belongs to. `fused` is False for a baseline's single branch."""
+class Input:
+    """A file to segment, its name in the output, and what a table says of the side of its pixels."""
 
-    study: Study
-    networks: Networks
-    fused: bool
-
-    def probability(self, image: np.ndarray, spacing_mm: float | None) -> np.ndarray:
-        """Return the foreground probability [H, W] in [0, 1] of an image [H, W] in [0, 1].
-
-        Raises:
-            StudyError: if the study needs the image's spacing and there is none.
-        """
-        grid = self.study.image
-        place = placement(image.shape[0], image.shape[1], spacing_mm, grid)
-        pixels, valid = to_grid(image, place, grid)
-        maps = predict_maps(self.networks, self.study, pixels, valid)
-        return from_grid(maps["infusion" if self.fused else "source_branch"], place).numpy()
+    file: Path
+    name: str
+    spacing_mm: float | None
 
 
-def load_model(run: Path, study: Study) -> Model:
-    """Return the model of a finished run.
+@dataclass(frozen=True)
+class Outcome:
+    """How many images were written, and a line for each file that was not segmented, or not whole."""
+
+    written: int
+    problems: tuple[str, ...]
+
+
+def find_inputs(images: Path) -> list[Input]:
+    """Return the files to segment.
+
+    Args:
+        images: a file; a folder, all of it but hidden files; or a table (CSV) with a column `image`, paths from
+            where it lies, and maybe `spacing_mm`. A folder with a manifest.csv stands for that table.
 
     Raises:
-        RunError: if there is none, or it does not fit the study's network.
+        RunError: if there is nothing.
+        SiteFolderError: if the table cannot be used.
     """
-    file = run / "model.safetensors"
-    try:
-        tensors = {name: value.numpy() for name, value in load_file(file).items()}
-        networks = Networks(study)
-        networks.load(tensors)
-    except (OSError, SafetensorError):
-        raise RunError(f"{run} holds no finished run: model.safetensors is missing or damaged.") from None
-    except RuntimeError as error:
-        raise RunError(f"{file} does not fit the study beside it: {error}") from None
-    networks.requires_grad_(False)
-    return Model(study, networks, fused=any(component_of(name) == "infusion_head" for name in tensors))
+    table = images / "manifest.csv" if (images / "manifest.csv").is_file() else images
+    if table.suffix.lower() == ".csv":
+        return _listed(table)
+    if images.is_file():
+        return [Input(images, images.name, None)]
+    files = sorted(path for path in images.rglob("*") if path.is_file()) if images.is_dir() else []
+    found = [path for path in files if not _is_other(path.relative_to(images))]
+    if not found:
+        raise RunError(f"{images} holds no files. Give an image, a folder of images, or a table of them with --images.")
+    return [Input(path, path.relative_to(images).as_posix(), None) for path in found]
 
 
-def predict_folder(
+def check_places(images: Path, out: Path) -> None:
+    """Raises RunError if the output would be read as input the next time, or overwrite it."""
+    folder, target = images.resolve(), out.resolve()
+    if images.is_dir() and (target.is_relative_to(folder) or folder.is_relative_to(target)):
+        raise RunError(f"expected --out apart from the images, found {out} within {images} or around it. Give another.")
+
+
+def check_spacing(spacing_mm: float | None) -> None:
+    """Raises RunError for what cannot be the side of a pixel in mm."""
+    if spacing_mm is not None and not SPACING_MM[0] <= spacing_mm <= SPACING_MM[1]:
+        raise RunError(
+            f"expected millimetres per pixel from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}. A usual "
+            "image has 0.05 to 0.3."
+        )
+
+
+def predict(
     model: Model,
     images: Path,
     out: Path,
     *,
-    spacing_mm: float | None,
+    spacing_mm: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[str]:
-    """Segment every PNG below `images` and return one line for each that could not be read.
+) -> Outcome:
+    """Segment `images`, see `find_inputs`.
 
-    Writes, with the same relative names and pixel sizes as the images: `masks/` (0 and 255),
-    `confidence/` (0: undecided, p = 0.5, to 255: certain, p = 0 or 1) and `overlays/` (the mask's
-    outline on the image).
+    Writes, named after the images and in their sizes: `masks/` (0 and 255), `confidence/` (0: undecided, p = 0.5, to
+    255: certain, p = 0 or 1) and `overlays/` (the mask's outline on the image). Frames of a loop are numbered.
+
+    Args:
+        spacing_mm: for images of which neither the table nor the file itself tells it.
 
     Raises:
-        RunError: if `images` holds no PNG, or `out` cannot be written.
-        StudyError: if the study needs a spacing and none is given.
+        RunError: if there is nothing to segment, no image at all could be, or `out` cannot be used.
+        SiteFolderError: if the table cannot be used.
     """
-    files = sorted(p for p in images.rglob("*") if p.suffix.lower() == ".png" and p.is_file())
-    if not files:
-        raise RunError(f"{images} holds no PNG images. Give the folder that holds them with --images.")
-    problems = []
-    for done, file in enumerate(files, 1):
-        name = file.relative_to(images)
+    check_spacing(spacing_mm)
+    check_places(images, out)
+    inputs = find_inputs(images)
+    problems, written = [], 0
+    for done, given in enumerate(inputs, 1):
         try:
-            pixels = decode_grey(file, "image")
+            for name, image, p in _segmented(model, given, spacing_mm):
+                _write(out, name, image, p)
+                written += 1
         except PictureError as error:
-            problems.append(f"{name}: {error.message}. {error.remedy}.")
-            continue
-        image = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-        p = model.probability(image, spacing_mm)
-        mask = p > 0.5
-        try:
-            _save(out / "masks" / name, mask.astype(np.uint8) * 255)
-            _save(out / "confidence" / name, np.rint(np.abs(2 * p - 1) * 255).astype(np.uint8))
-            _save(out / "overlays" / name, overlay(image, mask))
+            problems.append(f"{given.name}: {error.code}: {error.message}. {error.remedy}.")
         except OSError as error:
-            raise RunError(f"cannot write to {out}: {error.strerror}. {done - 1} images are done.") from None
-        progress(done, len(files))
-    return problems
+            raise RunError(f"cannot write to {out}: {error.strerror}. {written} images are done.") from None
+        progress(done, len(inputs))
+    if not written:
+        shown = "\n".join(problems[:3])
+        raise RunError(f"none of {len(inputs)} files could be segmented; nothing was written. The first:\n{shown}")
+    return Outcome(written, tuple(problems))
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -113,6 +129,78 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return picture
 
 
+def _segmented(model: Model, given: Input, spacing_mm: float | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, image and probability, both [H, W] in [0, 1], of each frame of a file."""
+    recording = open_recording(given.file)
+    spacing = next((own for own in (given.spacing_mm, recording.spacing_mm, spacing_mm) if own is not None), None)
+    if model.study.image.geometry == "spacing":
+        _check_scale(spacing, max(recording.height, recording.width))
+    # Two files of one name and different suffixes are two images.
+    stem = given.name.removesuffix(".png")
+    for index, pixels in enumerate(recording.frames()):
+        grey = check_depth(b_mode(pixels), "image")
+        image = grey.astype(np.float32) / np.float32(np.iinfo(grey.dtype).max)
+        p = model.probability(image, spacing)
+        if not np.isfinite(p).all():
+            raise PictureError("not-finite", "expected probabilities, the model gave none here", "Report this image")
+        yield f"{stem}.png" if recording.count == 1 else f"{stem}-{index:04d}.png", image, p
+
+
+def _check_scale(spacing_mm: float | None, side_px: int) -> None:
+    if spacing_mm is None:
+        raise PictureError(
+            "no-spacing",
+            "expected the side of a pixel in mm, which this model needs, found none",
+            "Give a table with `spacing_mm` as --images, or --spacing-mm for all",
+        )
+    low, high = FIELD_MM
+    if not (SPACING_MM[0] <= spacing_mm <= SPACING_MM[1] and low <= spacing_mm * side_px <= high):
+        raise PictureError(
+            "implausible-size",
+            f"expected an image that shows {low:g} to {high:g} mm, found {spacing_mm * side_px:.4g} mm ({side_px} px "
+            f"of {spacing_mm:g} mm)",
+            "Correct the spacing: millimetres a pixel, not cm or dots per inch",
+        )
+
+
+def _write(out: Path, name: str, image: np.ndarray, p: np.ndarray) -> None:
+    mask = p > 0.5
+    _save(out / "masks" / name, mask.astype(np.uint8) * 255)
+    _save(out / "confidence" / name, np.rint(np.abs(2 * p - 1) * 255).astype(np.uint8))
+    _save(out / "overlays" / name, overlay(image, mask))
+
+
 def _save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def _is_other(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts) or name.name.lower() in OTHER_FILES
+
+
+def _listed(table: Path) -> list[Input]:
+    findings: list[Finding] = []
+    lines = read_table(table, ("image", "spacing_mm"), ("image",), findings)
+    found = [_row(table, line, findings) for line in lines]
+    if findings:
+        raise SiteFolderError(findings)
+    return found
+
+
+def _row(table: Path, line: Line, findings: list[Finding]) -> Input:
+    name, text = line.cells["image"], line.cells["spacing_mm"]
+    folder = table.parent.resolve()
+    if not name or not (folder / name).resolve().is_relative_to(folder):
+        message = f"expected the path of an image from the table's own folder, found {name!r}"
+        findings.append(Finding("path-outside-folder", f"{table.name} line {line.number}", message, "Correct the path"))
+    spacing = None
+    try:
+        spacing = decimal(text) if text else None
+        check_spacing(spacing)
+    except (ValueError, CrossProbeError):
+        message = f"expected millimetres per pixel from {SPACING_MM[0]} to {SPACING_MM[1]}, found {text!r}"
+        findings.append(
+            Finding("bad-spacing", f"{table.name} line {line.number}", message, "Correct it or leave it empty")
+        )
+    return Input(table.parent / name, name, spacing)

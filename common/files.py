@@ -1,34 +1,46 @@
-"""Writing a file whole or not at all; the same for the server's checkpoints and a site's state."""
+"""Writing a file whole or not at all, for its own user alone, and holding one; the same at server, site and desk."""
 
 import contextlib
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from common.errors import RunError
 
+#: Modes of a file: for the writing user alone, or for all to read, such as a certificate and what is published.
+PRIVATE, PUBLIC = 0o600, 0o644
+
 
 def write_atomically(
-    path: Path, content: bytes, *, then: str = "start again with --resume", private: bool = False
+    path: Path, content: bytes, *, then: str = "start again with --resume", mode: int = PRIVATE, new: bool = False
 ) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new.
 
     Args:
         then: what the reader of the error should do once there is space again.
-        private: for the writing user alone, mode 0600.
+        mode: of the file, whatever the umask; it never is open to more, not even for a moment.
+        new: refuse to replace a file, also one that somebody else makes meanwhile.
 
     Raises:
-        RunError: if the disk is full or not writable; the old file is intact.
+        RunError: if the disk is full or not writable, or with `new` the file exists; the old file is intact.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part" if new else f".{path.name}.part")
     try:
-        mode = 0o600 if private else 0o666
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            if private:
-                os.fchmod(file.fileno(), mode)  # what a crash left behind keeps its own
+        temporary.unlink(missing_ok=True)  # what a crash left, or a link that somebody laid there
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # whatever the umask
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if new:
+            os.link(temporary, path)  # unlike a rename, fails if the file exists
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):  # a read-only disk refuses this too
             temporary.unlink(missing_ok=True)
@@ -36,3 +48,46 @@ def write_atomically(
             f"cannot write {path}: {error.strerror}. What was saved before is intact; free some space or fix the "
             f"permissions, then {then}."
         ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk: a file that was written, but not its name, is gone after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in where they are missing, that others may not enter.
+
+    One that is there keeps its mode: the files in it are private by themselves. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path, taken: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it when the process ends, however it ends. A link is not followed.
+
+    Args:
+        taken: what to say where another process holds it for longer than `wait_s` seconds.
+
+    Raises:
+        RunError: with the text `taken`, or if the lock cannot be made.
+    """
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW  # not for writing: a disk can still be made read-only
+    try:
+        descriptor = os.open(lock, flags, PRIVATE)
+    except OSError as error:
+        raise RunError(f"cannot make the lock file {lock}: {error.strerror}.") from None
+    try:
+        deadline = time.monotonic() + wait_s
+        while not lock_descriptor(descriptor, blocking=False):
+            if time.monotonic() >= deadline:
+                raise RunError(taken)
+            time.sleep(0.2)
+        yield
+    finally:
+        os.close(descriptor)

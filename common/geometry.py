@@ -43,20 +43,21 @@ def placement(height: int, width: int, spacing_mm: float | None, grid: ImageGrid
     return Placement((height, width), content)
 
 
-def to_grid(image: np.ndarray, place: Placement, grid: ImageGrid) -> tuple[Tensor, Tensor]:
+def to_grid(image: np.ndarray, place: Placement, grid: ImageGrid, *, stride: int) -> tuple[Tensor, Tensor]:
     """Resample an image to the grid and pad it to whole tiles.
 
     Args:
         image: [H, W] in [0, 1] (a mask is resampled alike, and thresholded by the caller).
+        stride: of the network, see `common.network_settings`.
 
     Returns:
         resampled [h, w] in [0, 1], zero where padded, and valid [h, w], bool, False where padded.
-        h and w are at least `grid.size` and multiples of 16.
+        h and w are at least `grid.size` and multiples of `stride`.
     """
     x = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
     # Anti-aliasing matters: going from 300 to 64 pixels without it turns speckle into moire.
     x = F.interpolate(x, size=place.content, mode="bilinear", align_corners=False, antialias=True)[0, 0]
-    height, width = (max(grid.size, -(-side // 16) * 16) for side in place.content)
+    height, width = (max(grid.size, -(-side // stride) * stride) for side in place.content)
     valid = torch.zeros(height, width, dtype=torch.bool)
     valid[: place.content[0], : place.content[1]] = True
     padded = F.pad(x, (0, width - place.content[1], 0, height - place.content[0]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+from scipy.stats import bootstrap
 
 # MONAI calls its own deprecated argument within HD95; nobody who reads our output can mend that.
 warnings.filterwarnings("ignore", message="monai.metrics.utils get_mask_edges", category=FutureWarning)
@@ -80,13 +81,28 @@ def measure_frame(probability: np.ndarray, truth: np.ndarray, spacing_mm: float 
     )
 
 
-def by_patient(frames: Mapping[str, Sequence[FrameMeasures]], measure: str) -> np.ndarray:
+def mean_by_patient(frames: Mapping[str, Sequence[FrameMeasures]], measure: str) -> np.ndarray:
     """Return one value a patient, in the order of sorted patients: the mean over the patient's frames."""
     return np.array([np.mean([getattr(frame, measure) for frame in frames[p]]) for p in sorted(frames)])
 
 
-def bootstrap_interval(values: np.ndarray, *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean, resampling patients (Efron 1979)."""
-    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
-    return float(low), float(high)
+def bootstrap_interval(*samples: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean, resampling patients (Efron 1979).
+
+    Args:
+        samples: one value a patient. Of several samples it is the mean of their means, and each is resampled by itself.
+
+    A single patient has no interval: low and high are his value.
+    """
+    if all(len(values) == 1 for values in samples):
+        value = float(np.mean(samples))
+        return value, value
+
+    def mean_of_means(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        return np.mean([values.mean(axis) for values in drawn], axis=0)
+
+    generator = np.random.default_rng(seed)
+    resampled = bootstrap(
+        samples, mean_of_means, n_resamples=draws, method="percentile", vectorized=True, rng=generator
+    )
+    return float(resampled.confidence_interval.low), float(resampled.confidence_interval.high)

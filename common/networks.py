@@ -1,32 +1,29 @@
-"""The networks behind the components: `Branch(encoder, decoder)`, MIM decoder, projector, infusion head."""
+"""The networks behind the components: `Branch(encoder, decoder)`, MIM decoder, projector, infusion head.
 
-from collections.abc import Iterable, Mapping
+A kind of network is its settings (`common.network_settings`), which declare channels and stride, and here an
+encoder and a decoder of it: images to feature maps, one a level, and back to one logit a pixel.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
-from monai.networks.nets import BasicUNet
+from monai.networks import nets
 from torch import Tensor, nn
 
-from common.contract import Tensors, component_of
+from common.components import Tensors, component_of
+from common.network_settings import CONTRAST_LEVEL, BasicUNet, Network, ResidualUNet
 from common.seeds import derive_seed
-from common.study import Network, Study
-
-#: Encoder level that the projector reads: a quarter of the resolution, one vector per 4 x 4 pixels.
-CONTRAST_LEVEL = 2
+from common.study import Study
 
 
-class Encoder(nn.Module):
+class BasicEncoder(nn.Module):
     """[B, 1, H, W] -> five feature maps, [B, C_i, H / 2^i, W / 2^i] for i = 0..4."""
 
-    def __init__(self, unet: BasicUNet) -> None:
+    def __init__(self, unet: nets.BasicUNet) -> None:
         super().__init__()
         self.conv_0 = unet.conv_0
-        self.down_1, self.down_2, self.down_3, self.down_4 = (
-            unet.down_1,
-            unet.down_2,
-            unet.down_3,
-            unet.down_4,
-        )
+        self.down_1, self.down_2, self.down_3, self.down_4 = unet.down_1, unet.down_2, unet.down_3, unet.down_4
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = [self.conv_0(x)]
@@ -35,17 +32,13 @@ class Encoder(nn.Module):
         return features
 
 
-class Decoder(nn.Module):
+class BasicDecoder(nn.Module):
     """Five feature maps -> one logit per pixel, [B, 1, H, W]."""
 
-    def __init__(self, unet: BasicUNet) -> None:
+    def __init__(self, unet: nets.BasicUNet) -> None:
         super().__init__()
-        self.upcat_4, self.upcat_3, self.upcat_2, self.upcat_1 = (
-            unet.upcat_4,
-            unet.upcat_3,
-            unet.upcat_2,
-            unet.upcat_1,
-        )
+        self.upcat_4, self.upcat_3 = unet.upcat_4, unet.upcat_3
+        self.upcat_2, self.upcat_1 = unet.upcat_2, unet.upcat_1
         self.final_conv = unet.final_conv
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -56,43 +49,99 @@ class Decoder(nn.Module):
         return self.final_conv(self.upcat_1(up, x0))
 
 
+def basic_unet(network: BasicUNet) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder of MONAI's BasicUNet."""
+    norm = ("instance", {"affine": True}) if network.norm == "instance" else ("group", {"num_groups": 4})
+    unet = nets.BasicUNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=1,
+        features=network.features,
+        norm=norm,
+        # in-place activations break the per-sample gradients of opacus
+        act=("LeakyReLU", {"inplace": False, "negative_slope": 0.1}),
+    )
+    return BasicEncoder(unet), BasicDecoder(unet)
+
+
+class ResidualEncoder(nn.Module):
+    """[B, 1, H, W] -> four feature maps, [B, C_i, H / 2^i, W / 2^i] for i = 0..3."""
+
+    def __init__(self, unet: nets.SegResNet) -> None:
+        super().__init__()
+        self.conv_init, self.down_layers = unet.convInit, unet.down_layers
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features, level = [], self.conv_init(x)
+        for down in self.down_layers:
+            level = down(level)
+            features.append(level)
+        return features
+
+
+class ResidualDecoder(nn.Module):
+    """Four feature maps -> one logit per pixel, [B, 1, H, W]; the skip connections add up."""
+
+    def __init__(self, unet: nets.SegResNet) -> None:
+        super().__init__()
+        self.up_samples, self.up_layers, self.conv_final = unet.up_samples, unet.up_layers, unet.conv_final
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        x = features[-1]
+        for sample, layer, skip in zip(self.up_samples, self.up_layers, reversed(features[:-1]), strict=True):
+            x = layer(sample(x) + skip)
+        return self.conv_final(x)
+
+
+def residual_unet(network: ResidualUNet) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder of MONAI's SegResNet."""
+    unet = nets.SegResNet(
+        spatial_dims=2,
+        init_filters=network.filters,
+        in_channels=1,
+        out_channels=1,
+        # in-place activations break the per-sample gradients of opacus
+        act=("RELU", {"inplace": False}),
+        norm=("GROUP", {"num_groups": 8}),
+        blocks_down=network.blocks,
+        blocks_up=(1,) * (len(network.blocks) - 1),
+    )
+    return ResidualEncoder(unet), ResidualDecoder(unet)
+
+
+#: Kind -> its settings -> encoder and decoder.
+BUILDERS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
+    "basic_unet": basic_unet,
+    "residual_unet": residual_unet,
+}
+
+
 class Branch(nn.Module):
     """An encoder-decoder segmentation network: standardised images [B, 1, H, W] -> logits [B, 1, H, W]."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        norm = ("instance", {"affine": True}) if network.norm == "instance" else ("group", {"num_groups": 4})
-        unet = BasicUNet(
-            spatial_dims=2,
-            in_channels=1,
-            out_channels=1,
-            features=network.features,
-            norm=norm,
-            # in-place activations break the per-sample gradients of opacus
-            act=("LeakyReLU", {"inplace": False, "negative_slope": 0.1}),
-        )
-        self.encoder = Encoder(unet)
-        self.decoder = Decoder(unet)
+        self.encoder, self.decoder = BUILDERS[network.kind](network)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
 
 
 class MimDecoder(nn.Module):
-    """Pixels from the deepest features alone, [B, C_4, H/16, W/16] -> [B, 1, H, W].
+    """Pixels from the deepest features alone, [B, C, H / stride, W / stride] -> [B, 1, H, W].
 
     No skip connections: with them the shallow layers would inpaint, and the encoder learn nothing.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        deepest = network.features[4]
+        deepest, self.stride = network.channels[-1], network.stride
         self.mix = nn.Conv2d(deepest, 2 * deepest, 3, padding=1)
-        self.out = nn.Conv2d(2 * deepest, 16 * 16, 1)
+        self.out = nn.Conv2d(2 * deepest, self.stride**2, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        hidden = nn.functional.leaky_relu(self.mix(features[4]), 0.1)
-        return nn.functional.pixel_shuffle(self.out(hidden), 16)
+        hidden = nn.functional.leaky_relu(self.mix(features[-1]), 0.1)
+        return nn.functional.pixel_shuffle(self.out(hidden), self.stride)
 
 
 class Projector(nn.Module):
@@ -100,8 +149,7 @@ class Projector(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        width = network.features[CONTRAST_LEVEL]
-        self.hidden = nn.Conv2d(width, 64, 1)
+        self.hidden = nn.Conv2d(network.channels[CONTRAST_LEVEL], 64, 1)
         self.out = nn.Conv2d(64, 32, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -139,9 +187,12 @@ class Networks(nn.Module):
     Args:
         device: where branches and pretraining heads compute, e.g. `cuda`. Images still come in and results go
             out on the CPU, so that views, losses and all randomness are the same whatever the device.
+        mixed_precision: convolutions in bfloat16 on that device. Weights, gradients, updates and losses stay
+            float32; bfloat16 has the range of float32, so that no gradient has to be scaled. Left out in a study
+            with differential privacy, whose clipping and noise are of float32 gradients.
     """
 
-    def __init__(self, study: Study, device: str = "cpu") -> None:
+    def __init__(self, study: Study, device: str = "cpu", mixed_precision: bool = False) -> None:
         super().__init__()
         self.source_branch = Branch(study.network)
         self.target_branch = Branch(study.network)
@@ -153,6 +204,8 @@ class Networks(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device != "cpu":
             self._compute_on(device)
+            if mixed_precision and study.privacy is None:
+                self._mix_precision(device)
 
     def _compute_on(self, device: str) -> None:
         """Move all but the head, which is too small to be worth it, and have tensors cross at the edges."""
@@ -162,9 +215,24 @@ class Networks(nn.Module):
         for network in (*branches, self.mim_decoder, self.projector):
             network.to(device).register_forward_hook(lambda *call: call[-1].cpu())
 
+    def _mix_precision(self, device: str) -> None:
+        """Have all but the head compute under autocast, and give their results in float32."""
+        branches = (self.source_branch, self.target_branch, self.baseline)
+        parts = [part for branch in branches for part in (branch.encoder, branch.decoder)]
+        cast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+        for network in (*parts, self.mim_decoder, self.projector):
+            network.forward = cast(network.forward)
+        for ends in (*branches, self.mim_decoder, self.projector):
+            ends.register_forward_hook(lambda *call: call[-1].float())
+
     def component(self, name: str) -> nn.Module:
         """Return the module of a component, e.g. `target_branch.encoder`."""
         return self.get_submodule(name)
+
+    def branch(self, name: str) -> "Branch":
+        """Return the segmentation network that a branch's name stands for."""
+        branch: Branch = self.get_submodule(name)  # type: ignore[assignment]
+        return branch
 
     def shapes(self, components: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of `components` by its contract name."""

@@ -7,28 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from common.contract import BASELINE, BRANCHES, COMPONENTS, ROLES, Role, Sha256
+from common.components import BASELINE, BRANCHES, COMPONENTS, HALVES, ROLES, Role, branches_of
 from common.errors import StudyError
+from common.messages import Sha256
+from common.network_settings import BasicUNet, Network
 from common.privacy import Privacy
+from common.run_folder import RunFolder
 from common.settings import Settings, parse_settings, read_settings
-from common.tasks import AnyTask, Evaluate, Score, Supervise, TrainingTask, unset
+from common.strict_text import TextError, read_yaml
+from common.tasks import AnyTask, Evaluate, Score, Supervise, Task, TrainingTask, unset
 
 
 class ImageGrid(Settings):
     """The pixel grid that every image is brought to, for baseline and method alike.
 
     Attributes:
-        size: side of the square tile a network sees, in pixels; a multiple of 16 (four poolings).
+        size: side of the square tile a network sees, in pixels; a multiple of the network's stride.
             64 trains in minutes on two cores; take 128 or more where a GPU is at hand.
         geometry: `spacing` resamples to `spacing_mm`, so that anatomy has one scale on all probes;
             `letterbox` scales the long side to `size`, for data without known spacing.
         spacing_mm: 0.625 mm x 64 pixels shows 40 mm, the depth at which a child's wrist fits.
     """
 
-    size: int = Field(default=64, ge=32, le=1024, multiple_of=16)
+    size: int = Field(default=64, ge=32, le=1024, multiple_of=8)
     geometry: Literal["spacing", "letterbox"] = "spacing"
     spacing_mm: float | None = Field(default=0.625, gt=0, le=5)
 
@@ -39,24 +42,9 @@ class ImageGrid(Settings):
         return self
 
 
-#: A multiple of 4, so that both norms fit.
-Channels = Annotated[int, Field(ge=4, le=2048, multiple_of=4)]
 BranchName = Literal["source_branch", "target_branch"]
 #: rho of a role; above 1 it over-relaxes, which ten times over can only diverge.
 Rho = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
-
-
-class Network(Settings):
-    """MONAI's BasicUNet, split into encoder and decoder.
-
-    Attributes:
-        features: channels of the five levels and of the last block; the default has 0.3 M parameters.
-        norm: `group` held up where a tile shows nothing but noise, on which `instance` normalises noise
-            into structure. No BatchNorm: its statistics mix patients and leave the site.
-    """
-
-    features: tuple[Channels, Channels, Channels, Channels, Channels, Channels] = (16, 16, 32, 64, 64, 16)
-    norm: Literal["instance", "group"] = "group"
 
 
 class Augmentation(Settings):
@@ -133,6 +121,7 @@ class Stage(Settings):
         source, target: what sites of that role do in each of these rounds; None: nothing.
         weights: component -> role -> rho in `new = old + sum(rho_role * mean update of the role)`.
             Unset: 1 for the only role that trains the component, 1/2 each where both do.
+        aggregator: how the updates of one role's sites become one, see `server.aggregation`.
         begin: branch -> the other branch, whose weights it takes over before the stage's first round.
     """
 
@@ -141,9 +130,11 @@ class Stage(Settings):
     source: AnyTask | None = None
     target: AnyTask | None = None
     weights: dict[str, dict[Role, Rho]] = Field(default_factory=dict)
+    # studies that are older than the key keep their hash
+    aggregator: Literal["exact_mean", "trimmed_mean"] = Field(default="exact_mean", exclude_if="exact_mean".__eq__)
     begin: dict[BranchName, BranchName] = Field(default={}, exclude_if=unset)
 
-    def task_of(self, role: Role) -> AnyTask | None:
+    def task_of(self, role: Role) -> Task | None:
         """Return what sites of `role` do in this stage."""
         return self.source if role == "source" else self.target
 
@@ -166,15 +157,12 @@ class Stage(Settings):
             for role in roles:
                 if self.rho(component, role) == 0.0 and roles[role] != 0.0:
                     raise ValueError(f"stage `{self.name}`: {role} sites do not train `{component}`")
-        if self.source is not None and self.source.task in ("self_supervise", "self_train"):
-            raise ValueError(f"`{self.source.task}` is for target sites; a source site has labels")
-        if self.target is not None and self.target.task in ("supervise", "infuse"):
-            raise ValueError(f"`{self.target.task}` needs labels; a target site has none")
+        for role in ROLES:
+            task = self.task_of(role)
+            if task is not None and role not in task.roles:
+                why = "a source site has labels" if role == "source" else "it needs labels; a target site has none"
+                raise ValueError(f"`{task.task}` is for {' and '.join(task.roles)} sites; {why}")
         return self
-
-
-#: The resolved study in a run's folder: its hash under `hash`, itself under `study`.
-RUN_STUDY = "study.yaml"
 
 
 @dataclass(frozen=True)
@@ -213,15 +201,15 @@ class Study(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     seed: int = Field(default=0, ge=0, lt=2**31)
     image: ImageGrid = ImageGrid()
-    network: Network = Network()
+    network: Network = BasicUNet()
     augmentation: Augmentation = Augmentation()
     batch_size: int = Field(default=8, ge=1, le=1024)
     weight_decay: float = Field(default=1e-4, ge=0)
     flips_at_inference: bool = True
     smallest_part: float = Field(default=0.0, ge=0, le=1, exclude_if=unset)
+    foreground: Literal["area", "thickness"] = Field(default="area", exclude_if="area".__eq__)
     participation: Participation = Participation()
     release: Release = Release()
-    foreground: Literal["area", "thickness"] = Field(default="area", exclude_if=lambda kind: kind == "area")
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
     privacy: Privacy | None = None
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -232,6 +220,8 @@ class Study(Settings):
         wrong = sorted(self.initial.keys() - set(known))
         if wrong:
             raise ValueError(f"unknown component(s) in initial: {', '.join(wrong)}; known: {', '.join(known)}")
+        if self.image.size % self.network.stride:
+            raise ValueError(f"image.size must be a multiple of the network's stride, {self.network.stride}")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names) or {"score", "evaluate"} & set(names):
             raise ValueError("stage names must differ, and `score` and `evaluate` are the engine's own")
@@ -259,8 +249,8 @@ class Study(Settings):
     @property
     def fused(self) -> bool:
         """Whether the study trains more than a single branch, so that there is something to fuse."""
-        trained = {name for stage in self.stages for role in ROLES for name in _trains(stage, role)}
-        return not trained <= {"source_branch.encoder", "source_branch.decoder"}
+        tasks = [task for stage in self.stages for role in ROLES if (task := stage.task_of(role))]
+        return not {name for task in tasks for name in task.trains} <= set(HALVES["source_branch"])
 
     def rounds(self) -> Iterator[Round]:
         """Yield every round in order, the engine's own closing ones included.
@@ -286,10 +276,18 @@ class Study(Settings):
         works = any(stage.task_of(role) for stage in self.stages)
         return self.participation.quorum.get(role, 0) if works else 0
 
-    def components_of(self, task: AnyTask) -> tuple[str, ...]:
+    @property
+    def compares(self) -> bool:
+        """Whether the study names a baseline, with which an evaluation compares."""
+        return "baseline" in self.initial
+
+    def components_of(self, task: Task) -> tuple[str, ...]:
         """Return what a request of `task` carries in this study."""
-        extra = BASELINE if task.task == "evaluate" and "baseline" in self.initial else ()
-        return (*task.components(), *extra)
+        return tuple(name for name in task.components() if self.compares or name not in BASELINE)
+
+    def metrics_of(self, task: Task, role: Role) -> tuple[str, ...]:
+        """Return the numbers that `task` may send in this study from a site of `role`, before its policy."""
+        return task.metrics_of(role, private=self.privacy is not None, compares=self.compares)
 
     def resolved(self) -> str:
         """Return the canonical JSON of the study with every default written out."""
@@ -307,15 +305,10 @@ class Study(Settings):
     def supervised_steps(self) -> int:
         """Return the supervised steps that a source site takes over all branches."""
         return sum(
-            stage.rounds * stage.source.steps * len({t.split(".")[0] for t in stage.source.trains})
+            stage.rounds * stage.source.steps * len(branches_of(stage.source.trains))
             for stage in self.stages
             if isinstance(stage.source, Supervise)
         )
-
-
-def _trains(stage: Stage, role: Role) -> tuple[str, ...]:
-    task = stage.task_of(role)
-    return task.trains if task else ()
 
 
 def baseline_of(study: Study, *, rounds: int = 10) -> Study:
@@ -328,16 +321,15 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     supervised = [(stage, stage.source) for stage in study.stages if isinstance(stage.source, Supervise)]
     if not supervised:
         raise StudyError("a study without a `supervise` task has no baseline; give a source stage one")
-    trains = ("source_branch.encoder", "source_branch.decoder")
+    trains = HALVES["source_branch"]
     if any(stage.begin for stage in study.stages):
         stages = [
-            Stage(name=own.name, rounds=own.rounds, source=task.model_copy(update={"trains": trains}))
-            for own, task in supervised
+            Stage(name=stage.name, rounds=stage.rounds, source=task.model_copy(update={"trains": trains}))
+            for stage, task in supervised
         ]
     else:
-        task = supervised[0][1].model_copy(
-            update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
-        )
+        steps = -(-study.supervised_steps() // rounds)
+        task = supervised[0][1].model_copy(update={"trains": trains, "steps": steps})
         stages = [Stage(name="baseline", rounds=rounds, source=task)]
     return study.model_copy(update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}})
 
@@ -363,8 +355,9 @@ def read_study_of_run(run: Path) -> Study:
     Raises:
         StudyError: if the folder holds no run, or its study is damaged.
     """
+    file = RunFolder(run).study
     try:
-        content = yaml.safe_load((run / RUN_STUDY).read_text(encoding="utf-8"))
-        return parse_study(content["study"], origin=str(run / RUN_STUDY))
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
-        raise StudyError(f"{run} holds no run: {RUN_STUDY} is missing or damaged. Give a run's folder.") from None
+        content = read_yaml(file)
+        return parse_study(content["study"], origin=str(file))  # type: ignore[index]
+    except (OSError, TextError, TypeError, KeyError):
+        raise StudyError(f"{run} holds no run: {file.name} is missing or damaged. Give a run's folder.") from None

@@ -1,14 +1,21 @@
-"""The settings of each task, as a study writes them. One class a task; `AnyTask` is the registry.
+"""The tasks, each declared once: settings, who may run it on whose images, what it reads, trains and reports.
 
-Torch-free. What a task does is in `clients/learning/<task>.py`.
+Torch-free. What a task does is in the module that `implementation` names; the contract, a hospital's policy and
+tables, the role check of a study and the worker's dispatch follow from what stands here. To add one, see
+docs/method.md.
 """
 
-from typing import Annotated, ClassVar, Literal, get_args
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
+from pydantic_core import PydanticUndefined
 
-from common.contract import BRANCHES, COMPONENTS, FUSED
-from common.settings import Settings
+from common.components import BASELINE, BRANCH_PARTS, FUSED, HALVES, ROLES, Role, Split, branches_of
+from common.metric_name import ALL as EVALUATION
+from common.settings import Settings, by_key
 
 #: What `common.artefacts` can draw into a training image.
 Artefact = Literal[
@@ -23,8 +30,15 @@ Artefact = Literal[
     "depth_setting",
     "field_of_view",
 ]
-#: Artefact -> strength in [0, 1].
-Artefacts = dict[Artefact, Annotated[float, Field(gt=0, le=1)]]
+
+
+def _whole_bank(value: object) -> object:
+    """Give every artefact the strength that a study writes as a single number."""
+    return dict.fromkeys(get_args(Artefact), value) if isinstance(value, int | float) else value
+
+
+#: Artefact -> strength in [0, 1]; a number stands for all of them at that strength.
+Artefacts = Annotated[dict[Artefact, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_whole_bank)]
 
 
 def unset(value: object) -> bool:
@@ -32,29 +46,84 @@ def unset(value: object) -> bool:
     return not value
 
 
-_HALVES = {branch: [f"{branch}.encoder", f"{branch}.decoder"] for branch in BRANCHES}
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task may send.
+
+    Attributes:
+        low, high: its range.
+        meaning: what it says, for a hospital.
+        digits: significant digits that leave, as many as its purpose needs; None for a whole number. More would let
+            two replies that differ by one patient tell that patient's part.
+        role: of the only sites that send it; None: of all that run the task.
+        compares: it exists only where the study names a baseline.
+        frozen: it is about all patients of a split, so a site sends the first value again in all later rounds of a
+            study: a change would be that of the patient who came or went.
+    """
+
+    low: float
+    high: float
+    meaning: str
+    role: Role | None = None
+    compares: bool = False
+    digits: int | None = 3
+    frozen: bool = False
+
+    def rounded(self, value: float) -> float:
+        """Return the value as it may leave."""
+        return value if self.digits is None else float(f"{value:.{self.digits}g}")
+
+
+LOSS = Metric(0, math.inf, "mean training error of this round; no unit")
+VAL_DICE = Metric(
+    0, 1, "mean agreement (Dice, 0 to 1) of the received model with your labels on `val` patients", role="source"
+)
+SCORE = Metric(
+    0, 1, "how steady the received model's predictions are under simulated changes of device, 0 to 1", role="target"
+)
 
 
 class Task(Settings):
-    """What every task has.
+    """What every task has. A subclass whose `task` has a default is known by that name from then on.
 
     Attributes:
         trains: components whose updates leave the site. A branch's name stands for both halves.
     """
 
-    #: Components that the task reads besides those it trains.
+    #: Module with `run(context)`, or for a training task `objective(context)`; empty: clients.learning.TASK.
+    implementation: ClassVar[str] = ""
+    #: What it does with a hospital's images, in plain words.
+    meaning: ClassVar[str] = ""
+    #: Roles that may run it, and the split whose patients it draws; None where it looks at patients of several.
+    roles: ClassVar[tuple[Role, ...]] = ROLES
+    split: ClassVar[Split | None] = None
+    #: Components that it reads besides those it trains. `BASELINE` comes where the study names one.
     reads: ClassVar[tuple[str, ...]] = ()
-    trainable: ClassVar[tuple[str, ...]] = COMPONENTS
+    trainable: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[Mapping[str, Metric]] = {}
     #: Why the task cannot be in a study with differential privacy; empty where it can.
     not_private: ClassVar[str] = ""
+    #: Its `score` tells which round's model is released, and whether a round that trained has to be undone.
+    selects_release: ClassVar[bool] = False
+    #: It is given the released model instead of the current one, and reports whoever answered.
+    of_released: ClassVar[bool] = False
+
+    task: str
     trains: tuple[str, ...] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the task by its name."""
+        name = cls.model_fields["task"].default
+        if name is not PydanticUndefined:
+            TASKS[name] = cls
 
     @field_validator("trains", mode="before")
     @classmethod
     def _expand(cls, value: object) -> object:
         if not isinstance(value, list | tuple):
             return value
-        return list(dict.fromkeys(part for name in value for part in _HALVES.get(name, [name])))
+        return list(dict.fromkeys(part for name in value for part in HALVES.get(name, [name])))
 
     @field_validator("trains")
     @classmethod
@@ -65,12 +134,29 @@ class Task(Settings):
         return value
 
     def components(self) -> tuple[str, ...]:
-        """Return the components that a request of this task carries, in the contract's order."""
+        """Return the components that a request of this task carries."""
         return tuple(dict.fromkeys((*self.trains, *self._whole_branches(), *self.reads)))
 
     def _whole_branches(self) -> list[str]:
         """Return both halves of every branch of which one half is trained."""
-        return [half for b in BRANCHES if any(t.startswith(b) for t in self.trains) for half in _HALVES[b]]
+        return [half for branch in branches_of(self.trains) for half in HALVES[branch]]
+
+    @classmethod
+    def metrics_of(cls, role: Role, *, private: bool, compares: bool) -> tuple[str, ...]:
+        """Return the numbers that a site of `role` may send at most.
+
+        Args:
+            private: the study has differential privacy; no noise is in a training task's numbers, so none leaves.
+            compares: the study names a baseline.
+        """
+        if private and issubclass(cls, TrainingTask):
+            return ()
+        own = cls.metrics.items()
+        return tuple(name for name, m in own if m.role in (None, role) and (compares or not m.compares))
+
+
+#: Every task by its name.
+TASKS: dict[str, type[Task]] = {}
 
 
 class TrainingTask(Task):
@@ -85,6 +171,7 @@ class TrainingTask(Task):
             last step's. 0.98 averages over some 50 steps and lags as many behind.
     """
 
+    split: ClassVar[Split] = "train"
     trains: tuple[str, ...] = Field(min_length=1)
     steps: int = Field(default=40, ge=1, le=100_000)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
@@ -102,13 +189,28 @@ class Supervise(TrainingTask):
         artefacts: what a view may show besides the common augmentation, see `common.artefacts`.
     """
 
+    meaning: ClassVar[str] = "trains on your labelled images"
+    roles: ClassVar[tuple[Role, ...]] = ("source",)
+    trainable: ClassVar[tuple[str, ...]] = BRANCH_PARTS
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": LOSS,
+        # as a prior it has a tolerance of a tenth at least
+        "foreground_fraction": Metric(
+            0,
+            1,
+            "mean share of the image that is marked, over your labelled training patients, to two digits",
+            digits=2,
+            frozen=True,
+        ),
+        "val_dice": VAL_DICE,
+    }
     task: Literal["supervise"] = "supervise"
-    trainable: ClassVar[tuple[str, ...]] = COMPONENTS[:4]
     artefacts: Artefacts = Field(default={}, exclude_if=unset)
 
     def components(self) -> tuple[str, ...]:
+        """Return what it trains, and the head with both whole branches."""
         sent = super().components()
-        return FUSED if set(FUSED) - {"infusion_head"} <= set(sent) else sent
+        return FUSED if set(BRANCH_PARTS) <= set(sent) else sent
 
 
 class SelfSupervise(TrainingTask):
@@ -122,9 +224,18 @@ class SelfSupervise(TrainingTask):
         contrast_temperature: InfoNCE's temperature.
     """
 
-    task: Literal["self_supervise"] = "self_supervise"
+    meaning: ClassVar[str] = (
+        "trains on your images without labels: fills in hidden parts, matches two views of an image"
+    )
+    roles: ClassVar[tuple[Role, ...]] = ("target",)
     trainable: ClassVar[tuple[str, ...]] = ("target_branch.encoder", "mim_decoder", "projector")
-    reads: ClassVar[tuple[str, ...]] = ("target_branch.encoder", "mim_decoder", "projector")
+    reads: ClassVar[tuple[str, ...]] = trainable
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": LOSS,
+        "reconstruction_loss": Metric(0, math.inf, "mean error of filled-in image parts; no unit"),
+        "contrast_loss": Metric(0, math.inf, "mean error of matching two views of an image; no unit"),
+    }
+    task: Literal["self_supervise"] = "self_supervise"
     mask_ratio: float = Field(default=0.6, gt=0, lt=1)
     mask_block: int = Field(default=8, ge=2)
     reconstruction_weight: float = Field(default=1.0, ge=0)
@@ -152,13 +263,26 @@ class SelfTrain(TrainingTask):
         remake_every: steps after which the pseudo-labels are made anew by the teacher of then; None: once a round.
     """
 
-    task: Literal["self_train"] = "self_train"
+    meaning: ClassVar[str] = "trains on your images without labels, with the present model's own predictions as labels"
+    roles: ClassVar[tuple[Role, ...]] = ("target",)
+    trainable: ClassVar[tuple[str, ...]] = BRANCH_PARTS
+    reads: ClassVar[tuple[str, ...]] = FUSED
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": LOSS,
+        "confidence": Metric(
+            0, 1, "how sure the received model is of its predictions on your images, a mean from 0 to 1"
+        ),
+        "pseudo_foreground_fraction": Metric(
+            0, 1, "mean share of the image that the received model marks on your images"
+        ),
+        "score": SCORE,
+    }
     not_private: ClassVar[str] = (
         "the threshold of its pseudo-labels is taken over all patients together, so one patient moves the "
         "gradients of others by an amount that no clip bounds"
     )
-    trainable: ClassVar[tuple[str, ...]] = COMPONENTS[:4]
-    reads: ClassVar[tuple[str, ...]] = FUSED
+    selects_release: ClassVar[bool] = True
+    task: Literal["self_train"] = "self_train"
     learning_rate: float = Field(default=5e-4, gt=0, le=1)
     prior_tolerance: float = Field(default=1.1, ge=1)
     confidence_power: float = Field(default=1.0, ge=0)
@@ -182,12 +306,22 @@ class Infuse(TrainingTask):
             simulated shifts holds on the true one only in part, and the plain average is hard to beat.
     """
 
-    task: Literal["infuse"] = "infuse"
+    meaning: ClassVar[str] = (
+        "trains the small network that weighs the two branches, on your labelled `calibrate` patients"
+    )
+    roles: ClassVar[tuple[Role, ...]] = ("source",)
+    split: ClassVar[Split] = "calibrate"
+    trainable: ClassVar[tuple[str, ...]] = ("infusion_head",)
+    reads: ClassVar[tuple[str, ...]] = FUSED
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": LOSS,
+        "mean_weight": Metric(0, 1, "mean weight of the first branch on your `calibrate` patients, 0 to 1"),
+        "val_dice": VAL_DICE,
+    }
     not_private: ClassVar[str] = (
         "its `calibrate` patients have no accountant; leave the head out, which then is the plain average"
     )
-    trainable: ClassVar[tuple[str, ...]] = ("infusion_head",)
-    reads: ClassVar[tuple[str, ...]] = FUSED
+    task: Literal["infuse"] = "infuse"
     trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)
     learning_rate: float = Field(default=1e-2, gt=0, le=1)
     strength: float = Field(default=1.0, ge=0, le=1)
@@ -197,20 +331,39 @@ class Infuse(TrainingTask):
 class Score(Task):
     """How good is the received model? Targets answer the label-free score, sources Dice on `val`."""
 
-    task: Literal["score"] = "score"
-    not_private: ClassVar[str] = "its number is measured on the patients and not noised"
-    trainable: ClassVar[tuple[str, ...]] = ()
+    meaning: ClassVar[str] = "trains nothing; measures the model that you received"
     reads: ClassVar[tuple[str, ...]] = FUSED
+    metrics: ClassVar[Mapping[str, Metric]] = {"score": SCORE, "val_dice": VAL_DICE}
+    not_private: ClassVar[str] = "its number is measured on the patients and not noised"
+    selects_release: ClassVar[bool] = True
+    task: Literal["score"] = "score"
 
 
 class Evaluate(Task):
     """Every predictor on the labelled `test` patients, by patient; only means and intervals leave."""
 
-    task: Literal["evaluate"] = "evaluate"
+    meaning: ClassVar[str] = "trains nothing; compares the models with your labelled `test` patients"
+    split: ClassVar[Split] = "test"
+    reads: ClassVar[tuple[str, ...]] = (*FUSED, *BASELINE)
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        str(name): Metric(
+            *name.range, name.meaning, compares=name.compares, digits=None if name.statistic == "patients" else 3
+        )
+        for name in EVALUATION
+    }
     not_private: ClassVar[str] = "it is not a stage; set privacy.evaluation to `outside` for the closing evaluation"
-    trainable: ClassVar[tuple[str, ...]] = ()
-    reads: ClassVar[tuple[str, ...]] = FUSED
+    of_released: ClassVar[bool] = True
+    task: Literal["evaluate"] = "evaluate"
 
 
-AnyTask = Annotated[Supervise | SelfSupervise | SelfTrain | Infuse | Score | Evaluate, Field(discriminator="task")]
-TASKS: tuple[type[Task], ...] = get_args(get_args(AnyTask)[0])
+def all_metrics() -> dict[str, Metric]:
+    """Return every number that any task may send, by name, in the order of the tasks."""
+    found: dict[str, Metric] = {}
+    for task in TASKS.values():
+        for name, metric in task.metrics.items():
+            found.setdefault(name, metric)
+    return found
+
+
+#: Any registered task, read from settings by its key `task`.
+AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(by_key("task", TASKS))]

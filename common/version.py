@@ -1,4 +1,4 @@
-"""The version of the installed software, which enrolments carry and approvals are bound to."""
+"""The version: pyproject.toml says it, an installation knows it, enrolments carry it, approvals are bound to it."""
 
 from importlib.metadata import PackageNotFoundError, version
 

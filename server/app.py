@@ -13,12 +13,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.contract import ROLES
+from common.components import ROLES
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
+from common.run_folder import RunFolder
 from common.study import load_study
-from server.federation.deployment import NODES
-from server.federation.flower_cli import ERROR
 from server.federation.grid import GridTransport
 from server.run import run_study
 
@@ -52,21 +51,21 @@ def main(grid: Grid, context: Context) -> None:
     if END_WITH in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[END_WITH]),), daemon=True).start()
     config = context.run_config
-    out = Path(str(config["out"]))
+    run = RunFolder(Path(str(config["out"])))
     with contextlib.suppress(OSError):  # a disk that became read-only is told by what writes to it next
-        (out / ERROR).unlink(missing_ok=True)
+        run.error.unlink(missing_ok=True)
 
     def enrolled(nodes: Mapping[str, int]) -> None:
         content = {name: str(node) for name, node in sorted(nodes.items())}
-        write_atomically(out / NODES, json.dumps(content).encode())
+        write_atomically(run.nodes, json.dumps(content).encode())
 
     try:
         study = load_study(Path(str(config["study"])))
         transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
         enrol_s = 0.0 if config["sites"] else START_S  # nobody joins a simulation later
-        run_study(study, transport, out, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
+        run_study(study, transport, run.path, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
     except CrossProbeError as error:
         with contextlib.suppress(OSError, RunError):  # a full disk; whoever follows finds the error in Flower's log
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / ERROR, str(error).encode())
+            run.make()
+            write_atomically(run.error, str(error).encode())
         raise

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import RunError
-from common.files import write_atomically
-
-HISTORY = "history.jsonl"
+from common.files import PRIVATE, write_atomically
+from common.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,22 @@ def append(run: Path, record: RoundRecord) -> None:
     Raises:
         RunError: if it cannot be written.
     """
+    path = RunFolder(run).history
     try:
-        with open(run / HISTORY, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, PRIVATE)) as file:
             file.write(json.dumps(asdict(record), separators=(",", ":")) + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise RunError(
-            f"cannot write {run / HISTORY}: {error.strerror}. The last checkpoint is intact: "
+            f"cannot write {path}: {error.strerror}. The last checkpoint is intact: "
             "free some space or fix the permissions, then start again with --resume."
         ) from None
 
 
 def read(run: Path) -> list[RoundRecord]:
     """Return all whole records of a run; a last line cut short by a crash is left out."""
-    path = run / HISTORY
+    path = RunFolder(run).history
     if not path.exists():
         return []
     records = []
@@ -95,4 +95,4 @@ def rewind(run: Path, next_round: int) -> None:
     """
     kept = [r for r in read(run) if r.round < next_round or (r.round == next_round and not r.counted)]
     lines = [json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in kept]
-    write_atomically(run / HISTORY, "".join(lines).encode())
+    write_atomically(RunFolder(run).history, "".join(lines).encode())

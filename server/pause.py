@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.contract import Role
-from common.errors import RunError
+from common.components import Role
 from common.files import write_atomically
-
-PAUSED = "paused.json"
+from common.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,19 @@ class Pause:
 
 def write(run: Path, pause: Pause) -> None:
     """Bring a pause to the disk. Raises RunError."""
-    write_atomically(run / PAUSED, json.dumps(asdict(pause)).encode())
+    write_atomically(RunFolder(run).paused, json.dumps(asdict(pause)).encode())
 
 
 def read(run: Path) -> Pause | None:
     """Return the pause that a run is in, if any."""
     try:
-        return Pause(**json.loads((run / PAUSED).read_text(encoding="utf-8")))
+        return Pause(**json.loads(RunFolder(run).paused.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def clear(run: Path) -> None:
     """Say that a run goes on. Raises RunError."""
-    try:
-        (run / PAUSED).unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
+    folder = RunFolder(run)
+    with folder.writing():
+        folder.paused.unlink(missing_ok=True)

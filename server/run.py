@@ -1,42 +1,42 @@
 """A whole run: enrol, all rounds, a checkpoint after each, the final model. The same over any transport."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
-from common.contract import BASELINE, COMPONENTS, ROLES, EnrolReply, EnrolRequest, Refusal, Role, Tensors, pack, unpack
+from common.components import BASELINE, COMPONENTS, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
-from common.study import RUN_STUDY, Round, Study
+from common.messages import EnrolReply, EnrolRequest, Refusal, pack, unpack
+from common.run_folder import RunFolder
+from common.study import Round, Study
 from server import history, pause
+from server.algorithm import init, lacking
 from server.history import RoundRecord
 from server.pause import Pause
-from server.rounds import ENROL_S, Failure, Transport, initial_state, lacking, run_round
-from server.state import Seat, ServerState, fused_tensors, load_state, save_state
+from server.release import write_release
+from server.rounds import run_round
+from server.state import Participant, ServerState, load_state, save_state
+from server.transport import ENROL_S, Failure, Transport
 
 log = logging.getLogger("crossprobe.server")
 
-CHECKPOINT = "checkpoint"
-MODEL = "model.safetensors"
-LOCK = "run.lock"
 #: Sites that are not there are asked again after this, in seconds.
 ASK_AGAIN_S = 5.0
 
 
-def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[str, Seat]:
-    """Ask all sites who they are and return their seats.
+def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[str, Participant]:
+    """Ask all sites who they are and return their participants.
 
     Args:
         wait_s: how long a role that is short is waited for: a site may still be starting.
@@ -45,13 +45,13 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         RunError: naming every site that said no, if a role has fewer sites than the quorum.
     """
     deadline = time.monotonic() + wait_s
-    seats, noes = _ask(study, transport)
-    while (short := _short(study, seats)) and time.monotonic() < deadline:
-        if not seats and noes and all(why.startswith("not-approved") for why in noes.values()):
+    participants, noes = _ask(study, transport)
+    while (short := _short(study, participants)) and time.monotonic() < deadline:
+        if not participants and noes and all(why.startswith("not-approved") for why in noes.values()):
             break  # it is the study, not the sites
         time.sleep(ASK_AGAIN_S)
-        more, noes = _ask(study, transport, seats)
-        seats |= more
+        more, noes = _ask(study, transport, participants)
+        participants |= more
     answers = [f"  {site}: {why}" for site, why in noes.items()]
     for role, (found, least) in short.items():
         raise RunError(
@@ -61,14 +61,14 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         )
     for no in answers:
         log.warning("not enrolled: %s", no.strip())
-    return seats
+    return participants
 
 
 def _ask(
     study: Study, transport: Transport, known: Collection[str] = (), patience_s: float = ENROL_S
-) -> tuple[dict[str, Seat], dict[str, str]]:
-    """Ask all sites but the known; return the seats of those that take part, and why the others do not."""
-    seats, noes = {}, {}
+) -> tuple[dict[str, Participant], dict[str, str]]:
+    """Ask all sites but the known; return the participants of those that take part, and why the others do not."""
+    participants, noes = {}, {}
     replies = transport.enrol(pack(EnrolRequest(study=study.hash())), list(known), patience_s)
     for site, payload in sorted(replies.items()):
         try:
@@ -81,15 +81,15 @@ def _ask(
                 raise ContractError("not-a-reply", "expected an enrolment in this study")
             if header.patients == 0:
                 raise ContractError("no-patients", "the site declares no training patients")
-            seats[site] = Seat(header.role, header.patients, header.labelled_test)
+            participants[site] = Participant(header.role, header.patients, header.labelled_test)
         except ContractError as error:
             noes[site] = str(error)
-    return seats, noes
+    return participants, noes
 
 
-def _short(study: Study, seats: Mapping[str, Seat]) -> dict[Role, tuple[int, int]]:
+def _short(study: Study, participants: Mapping[str, Participant]) -> dict[Role, tuple[int, int]]:
     """Return each role that the study needs and that has too few sites: how many there are, how many it needs."""
-    count = Counter(seat.role for seat in seats.values())
+    count = Counter(participant.role for participant in participants.values())
     return {role: (count[role], study.needs(role)) for role in ROLES if count[role] < study.needs(role)}
 
 
@@ -152,7 +152,7 @@ def run_study(
         RunError: if the folder is in use by another run, nothing can be written, or a role stays below
             quorum for as many attempts as the study allows. The last checkpoint stays.
     """
-    with only_one(run, wait_s):
+    with RunFolder(run).only_one(wait_s):
         pause.clear(run)
         try:
             return _run_study(study, transport, run, resume, on_round, enrol_s)
@@ -169,12 +169,12 @@ def _run_study(
     on_round: Callable[[RoundRecord], None],
     enrol_s: float,
 ) -> ServerState:
-    state = load_state(run / CHECKPOINT, study.hash()) if resume else None
+    state = load_state(RunFolder(run).checkpoint, study.hash()) if resume else None
     if state is None:
         _prepare(run, study)
-        seats = enrol(study, transport, wait_s=enrol_s)
-        state = initial_state(study, seats, initial_components(study))
-        save_state(run / CHECKPOINT, state, study.hash())
+        participants = enrol(study, transport, wait_s=enrol_s)
+        state = init(study, participants, initial_components(study))
+        save_state(RunFolder(run).checkpoint, state, study.hash())
     else:
         enrol(study, transport, wait_s=enrol_s)
         history.rewind(run, state.round)
@@ -191,14 +191,14 @@ def _run_study(
             if attempts_left:
                 _pause(study, state, round_, record, transport, run, first_short, attempts_left)
         else:
-            save_state(run / CHECKPOINT, state, study.hash())
+            save_state(RunFolder(run).checkpoint, state, study.hash())
             raise RunError(
                 f"round {round_.index} ({round_.stage.name}) fell short of quorum "
                 f"{study.participation.retries + 1} times: {_reasons(record)}. Everything is saved: bring the "
                 "sites back, then start again with --resume."
             )
-        save_state(run / CHECKPOINT, state, study.hash())
-    write_atomically(run / MODEL, save(dict(sorted(_final_model(study, state).items()))))
+        save_state(RunFolder(run).checkpoint, state, study.hash())
+    write_release(RunFolder(run), study, state)
     return state
 
 
@@ -220,14 +220,14 @@ def _pause(
     deadline, until = time.monotonic() + patience_s, _time_in(patience_s)
     why = {name: f"{site.status}: {site.detail}" for name, site in record.sites.items()}
     there = {name for name, site in record.sites.items() if site.status == "ok"}
-    while short := lacking(study, [state.seats[name].role for name in there], round_):
-        away = {name: why[name] for name in sorted(why.keys() - there) if state.seats[name].role in short}
+    while short := lacking(study, [state.participants[name].role for name in there], round_):
+        away = {name: why[name] for name in sorted(why.keys() - there) if state.participants[name].role in short}
         pause.write(run, Pause(since, until, round_.index, round_.stage.name, attempts_left, short, away))
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             break
         found, noes = _ask(study, transport, there, min(left_s, ENROL_S))
-        there |= found.keys() & state.seats.keys()
+        there |= found.keys() & state.participants.keys()
         why |= {name: noes.get(name, "not connected") for name in away}
         if not found:
             time.sleep(min(ASK_AGAIN_S, max(0.0, deadline - time.monotonic())))
@@ -238,54 +238,14 @@ def _time_in(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
-@contextlib.contextmanager
-def only_one(run: Path, wait_s: float) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process however it ends: two writers would mix two runs.
-
-    Raises:
-        RunError: if another process holds it for longer than `wait_s`, or nothing can be written.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run / LOCK, os.O_RDONLY | os.O_CREAT)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
-    try:
-        deadline = time.monotonic() + wait_s
-        while not _locked(lock):
-            if time.monotonic() > deadline:
-                raise RunError(f"another process is still at work in {run}. Wait for it to end, or stop it first.")
-            time.sleep(0.5)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _final_model(study: Study, state: ServerState) -> Tensors:
-    if not study.fused:
-        return {k: v for k, v in state.components.items() if k.startswith("source_branch.")}
-    return state.released or fused_tensors(state.components)
-
-
 def _reasons(record: RoundRecord) -> str:
     return "; ".join(f"{site} {s.status} {s.detail}".strip() for site, s in record.sites.items() if s.status != "ok")
 
 
 def _prepare(run: Path, study: Study) -> None:
-    if (run / CHECKPOINT / "state.json").exists():
-        raise RunError(f"{run} already holds a run. Continue it with --resume, or choose another --out folder.")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / history.HISTORY).unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
+    folder = RunFolder(run)
+    folder.refuse_a_run()
+    with folder.writing():
+        folder.history.unlink(missing_ok=True)
     content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
-    write_atomically(run / RUN_STUDY, yaml.safe_dump(content, sort_keys=False).encode())
+    write_atomically(folder.study, yaml.safe_dump(content, sort_keys=False).encode())

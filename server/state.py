@@ -4,24 +4,31 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Self
 
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from common.contract import FUSED, Role, Tensors, digest, select
+from common.components import FUSED, Role, Tensors, select
 from common.errors import RunError
-from common.files import write_atomically
+from common.files import private_folder, write_atomically
+from common.messages import digest
+from common.strict_text import parse_json
 
-VERSION = 1
+VERSION = 2
+#: Of a site, as its enrolment may declare them, see `common.messages.EnrolReply`.
+MAX_PATIENTS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Seat:
+class Participant:
     """A site as it enrolled; fixed for the study."""
 
     role: Role
-    patients: int
-    labelled_test: bool
+    patients: Annotated[int, Field(ge=1, le=MAX_PATIENTS, strict=True)]
+    labelled_test: Annotated[bool, Field(strict=True)]
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class ServerState:
         released_round: the round in which sites received that model, or None.
         best_score: the best label-free score of any round so far, in [0, 1], or None.
         foreground_prior: patient-weighted mean foreground at the sources, or None before the first reply.
-        seats: site name -> seat.
+        participants: site name -> participant.
         bytes_to_sites, bytes_from_sites: payload bytes so far.
     """
 
@@ -45,9 +52,32 @@ class ServerState:
     released_round: int | None = None
     best_score: float | None = None
     foreground_prior: float | None = None
-    seats: Mapping[str, Seat] = field(default_factory=dict)
+    participants: Mapping[str, Participant] = field(default_factory=dict)
     bytes_to_sites: int = 0
     bytes_from_sites: int = 0
+
+
+class _Saved(BaseModel):
+    """What a state file may say of a run: who can edit it must not weigh a site negatively or count it twice."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    round: int = Field(ge=0, strict=True)
+    released_round: int | None = Field(ge=0, strict=True)
+    best_score: float | None = Field(ge=0, le=1)
+    foreground_prior: float | None = Field(ge=0, le=1)
+    participants: dict[str, Participant]
+    bytes_to_sites: int = Field(ge=0, strict=True)
+    bytes_from_sites: int = Field(ge=0, strict=True)
+
+    @model_validator(mode="after")
+    def _released_before(self) -> Self:
+        if self.released_round is not None and self.released_round >= self.round:
+            raise ValueError(f"round {self.released_round} cannot be released before round {self.round}")
+        return self
+
+    def as_state(self) -> ServerState:
+        return ServerState(components={}, **dict(self))
 
 
 def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
@@ -57,7 +87,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         RunError: if it cannot be written; the checkpoint before it is intact.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         raise RunError(
             f"cannot write to {folder}: {error.strerror}. Make room, then start again with --resume."
@@ -76,7 +106,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         "released_round": state.released_round,
         "best_score": state.best_score,
         "foreground_prior": state.foreground_prior,
-        "seats": {site: asdict(seat) for site, seat in sorted(state.seats.items())},
+        "participants": {site: asdict(one) for site, one in sorted(state.participants.items())},
         "bytes_to_sites": state.bytes_to_sites,
         "bytes_from_sites": state.bytes_from_sites,
     }
@@ -96,7 +126,7 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
     if not file.exists():
         return None
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text(), origin=file.name)
         version, found_study = content.pop("version"), content.pop("study")
         name, expected = content.pop("tensors"), content.pop("sha256")
         if version != VERSION:
@@ -110,8 +140,9 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
         if digest(blob) != expected:
             raise RunError(f"{folder / name} is damaged: its hash is not the one in state.json.")
         tensors = load(blob)
-        seats = {site: Seat(**seat) for site, seat in content.pop("seats").items()}
-        known = ServerState(components={}, seats=seats, **content)
+        known = _Saved.model_validate(content).as_state()
+        if not all(np.isfinite(x).all() for x in tensors.values()):
+            raise ValueError(f"{name} holds numbers that are not finite")
         if name != _tensor_file(known.round):
             raise ValueError(f"round {known.round} does not go with {name}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -13,15 +13,16 @@ from safetensors.numpy import load
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site
-from common.contract import BASELINE, PREDICTORS, select
+from common.components import BASELINE, select
 from common.errors import RunError
 from common.geometry import from_grid
 from common.infusion import predict_maps
+from common.metric_name import PREDICTORS
 from common.metrics import frame_dice
 from common.networks import Networks
+from common.run_folder import RunFolder
 from common.study import Study
 from server.report.page import Example
-from server.run import CHECKPOINT, MODEL
 from server.state import load_state
 
 PANEL_WIDTH_PX = 220
@@ -73,10 +74,10 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
 def _networks(study: Study, run: Path) -> Networks:
     """Return the released networks, with the baseline's where the study names one."""
     try:
-        tensors = load((run / MODEL).read_bytes())
+        tensors = load(RunFolder(run).model.read_bytes())
     except OSError:
-        raise RunError(f"{run} holds no {MODEL}; continue the run with --resume.") from None
-    state = load_state(run / CHECKPOINT, study.hash())
+        raise RunError(f"{run} holds no {RunFolder(run).model.name}; continue the run with --resume.") from None
+    state = load_state(RunFolder(run).checkpoint, study.hash())
     if state is not None:
         tensors |= select(state.components, BASELINE)
     networks = Networks(study).eval()

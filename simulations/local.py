@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from clients.node.worker import Worker
-from server.rounds import Failure
+from server.transport import Failure
 
 
 class LocalTransport:
-    """Calls workers directly, one after the other. Implements `server.rounds.Transport`."""
+    """Calls workers directly, one after the other. Implements `server.transport.Transport`."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = {worker.site.config.name: worker for worker in workers}

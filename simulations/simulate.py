@@ -16,19 +16,17 @@ import yaml
 from clients.data.findings import SiteFolderError
 from clients.data.site import Site, check_site
 from clients.governance.accountant import charges_of, epsilon_of
-from common.contract import ROLES
+from common.components import ROLES
 from common.errors import RunError
 from common.files import write_atomically
+from common.run_folder import RunFolder
 from common.study import InitialWeights, Study, baseline_of
 from server import history
 from server.history import RoundRecord
 from server.report.page import render_report
-from server.report.summary import SUMMARY, write_summary
-from server.run import MODEL
+from server.report.summary import write_summary
 from simulations.examples import draw_examples
 from simulations.flower import Simulation
-
-BASELINE_RUN = "baseline"
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
     """
     findings, sites = [], []
     for folder in folders:
-        site, own = check_site(folder)
-        findings += [replace(finding, where=f"{folder}: {finding.where}") for finding in own]
+        site, of_folder = check_site(folder)
+        findings += [replace(finding, where=f"{folder}: {finding.where}") for finding in of_folder]
         if site is not None:
             sites.append(site)
     if findings:
@@ -60,8 +58,7 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
     if len(set(names)) < len(names):
         raise RunError(f"site names must differ, found {', '.join(sorted(names))}. Change `name` in a site.yaml.")
     for role in ROLES:
-        found = sum(site.config.role == role for site in sites)
-        if found < study.needs(role):
+        if sum(site.config.role == role for site in sites) < study.needs(role):
             raise RunError(f"study `{study.name}` needs a {role} site, none given. Add its folder to --sites.")
     if study.image.geometry == "spacing" and not all(site.has_spacing for site in sites):
         lacking = ", ".join(site.config.name for site in sites if not site.has_spacing)
@@ -94,24 +91,25 @@ def simulate(
     """
     begun = time.monotonic() - (_seconds_so_far(out) if resume else 0.0)
     sites = open_sites(folders, study)
-    if (out / "checkpoint" / "state.json").exists() and not resume:
-        raise RunError(f"{out} already holds a run. Continue it with --resume, or choose another --out folder.")
+    folder = RunFolder(out)
+    if not resume:
+        folder.refuse_a_run()
     baseline = baseline_of(study)
     total = len(list(baseline.rounds())) + len(list(study.rounds()))
     with Simulation() as simulation:
-        for own, run in ((baseline, out / BASELINE_RUN), (study, out)):
-            if own is study:
-                study = own = _against_baseline(study, out / BASELINE_RUN / MODEL)
-            if resume and (run / MODEL).exists():
+        for trained, run in ((baseline, folder.baseline), (study, folder)):
+            if trained is study:
+                study = trained = _against_baseline(study, folder.baseline.model)
+            if resume and run.model.exists():
                 continue
 
-            def poll(run: Path = run, own: Study = own) -> None:
-                before = 0 if own is baseline else len(list(baseline.rounds()))
-                counted = [record for record in history.read(run) if record.counted]
-                on_progress(Progress(own.name, before + len(counted), total, counted[-1] if counted else None))
+            def poll(run: RunFolder = run, trained: Study = trained) -> None:
+                before = 0 if trained is baseline else len(list(baseline.rounds()))
+                counted = [record for record in history.read(run.path) if record.counted]
+                on_progress(Progress(trained.name, before + len(counted), total, counted[-1] if counted else None))
 
-            input_file = _write_study(own, run)
-            simulation.run(input_file, folders, run, resume=resume, on_poll=poll)
+            _write_study(trained, run)
+            simulation.run(run.study_input, folders, run.path, resume=resume, on_poll=poll)
             poll()
     write_summary(out)
     examples = draw_examples(study, out, sites)
@@ -133,7 +131,7 @@ def privacy_spent(study: Study, baseline: Study) -> dict[str, Any]:
 
     def epsilon(*studies: Study) -> dict[str, float]:
         return {
-            role: epsilon_of([charge for own in studies for charge in charges_of(own, role)], privacy.delta)
+            role: epsilon_of([charge for trained in studies for charge in charges_of(trained, role)], privacy.delta)
             for role in ROLES
         }
 
@@ -148,7 +146,7 @@ def privacy_spent(study: Study, baseline: Study) -> dict[str, Any]:
 def _seconds_so_far(out: Path) -> float:
     """Return the seconds that a finished run took, which a resumed one adds to; 0 for an unfinished one."""
     try:
-        return float(json.loads((out / SUMMARY).read_text())["wall_s"])
+        return float(json.loads(RunFolder(out).summary.read_text())["wall_s"])
     except (OSError, ValueError, KeyError):
         return 0.0
 
@@ -160,15 +158,11 @@ def hardware(device: str = "cpu") -> str:
     return f"{os.cpu_count()} cores ({platform.machine()}), {gpu}, one thread a site, torch {version}"
 
 
-def _write_study(study: Study, run: Path) -> Path:
-    """Write the study for the processes of the simulation and return the file."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}. Choose another --out folder.") from None
-    file = run / "input.yaml"
-    write_atomically(file, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False).encode())
-    return file
+def _write_study(study: Study, run: RunFolder) -> None:
+    """Write the study for the processes of the simulation."""
+    run.make()
+    content = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+    write_atomically(run.study_input, content.encode())
 
 
 def _against_baseline(study: Study, model: Path) -> Study:

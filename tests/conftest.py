@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from tiny import Between, one_stage, repeated, study, workers, write_site
 
 from clients.data.site import Site, load_site
-from common.contract import BRANCHES, Tensors
+from common.components import BRANCHES, Tensors
 from server.run import run_study
 
 torch.set_num_threads(1)

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 HOSPITALS = ("source", "target")
+#: A network without a router and without an address of the host's.
+CLOSED = {"internal": True, "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
 LASTING = [name for name, service in SERVICES.items() if "profiles" not in service]
 
 
@@ -55,13 +57,17 @@ def test_every_service_is_confined(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_image_is_pinned(name: str) -> None:
-    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+\.\d+(-[a-z]+)?", SERVICES[name]["image"])
+    image = re.sub(r"^\$\{CROSSPROBE_PROXY_IMAGE:-(.*)\}$", r"\1", SERVICES[name]["image"])
+    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+\.\d+(-[a-z]+)?", image)
 
 
 def test_the_images_are_built_from_pinned_versions_as_another_user_than_root() -> None:
     text = (ROOT / "Dockerfile").read_text()
     stages = re.split(r"^FROM ", text, flags=re.M)[1:]
-    assert re.match(r"python:\d+\.\d+\.\d+-slim-bookworm AS node\n", stages[0])
+    (base,) = re.findall(r"^ARG BASE=(.*)$", text, flags=re.M)
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-bookworm", base)
+    assert COMPOSE["x-node"]["build"]["args"]["BASE"] == f"${{CROSSPROBE_BASE:-{base}}}"
+    assert stages[0].startswith("${BASE} AS node\n")
     for stage in stages:
         assert "install -c constraints.txt" in stage
     for stage in (stages[0], *stages[2:]):  # the second is only built upon
@@ -112,7 +118,8 @@ def test_the_worker_has_no_network_and_writes_only_its_state_and_the_socket(hosp
 def test_the_superexec_has_no_key_no_data_and_one_way_out(hospital: str) -> None:
     superexec = SERVICES[f"{hospital}-superexec"]
     assert superexec["networks"] == [f"{hospital}-inner"]
-    assert COMPOSE["networks"][f"{hospital}-inner"] == {"internal": True}
+    assert COMPOSE["networks"][f"{hospital}-inner"] == CLOSED
+    assert superexec["dns"] == ["127.0.0.1"]
     sharing = [name for name, service in SERVICES.items() if f"{hospital}-inner" in service.get("networks", ())]
     assert sorted(sharing) == [f"{hospital}-superexec", f"{hospital}-supernode"]
     kit = f"${{{hospital.upper()}_KIT:-./kits/{hospital}}}"
@@ -163,7 +170,7 @@ def test_the_coordinator_authenticates_and_shows_only_the_proxy() -> None:
     assert database
     assert mounts(superlink)[str(Path(database).parent)][1]
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
-    assert COMPOSE["networks"]["coordinator"] == {"internal": True}
+    assert COMPOSE["networks"]["coordinator"] == CLOSED
     for name in ("superlink", "serverapp", "console"):
         assert SERVICES[name]["networks"] == ["coordinator"]
     assert not {"superlink", "serverapp"} & {n for n, s in SERVICES.items() if "wan" in s.get("networks", ())}
@@ -191,6 +198,17 @@ def test_a_kit_declares_every_network_and_volume_that_it_uses() -> None:
     cut = select_services(COMPOSE, lambda name: name.startswith("target-"), prefix="target")
     assert set(cut["networks"]) == {"inner", "wan"}
     assert set(cut["volumes"]) == {"socket"}
+
+
+def test_a_gpu_is_given_to_the_worker_and_to_the_hospitals_commands_and_nothing_else_changes(tmp_path: Path) -> None:
+    study = ROOT / "configs" / "demo.yaml"
+    _, kit = provision(load_study(study), study, tmp_path, [KitSite("east", "target")], host="fl.example.org", port=443)
+    override = yaml.safe_load((kit / "compose.gpu.yaml").read_text())
+    gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    change = {"deploy": {"resources": {"reservations": {"devices": [gpu]}}}}
+    assert override == {"services": {"worker": change, "desk": change}}
+    assert override["services"].keys() <= yaml.safe_load((kit / "compose.yaml").read_text())["services"].keys()
+    assert "COMPOSE_FILE=compose.yaml:compose.gpu.yaml" in (kit / "README.md").read_text()
 
 
 def test_compose_itself_accepts_the_file() -> None:

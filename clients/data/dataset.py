@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from clients.data.findings import Finding, SiteFolderError
 from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site, Split
 from common.geometry import Placement, placement, to_grid
@@ -41,7 +42,7 @@ class Dataset:
 
     def __init__(self, site: Site, study: Study) -> None:
         self.site = site
-        self.grid = study.image
+        self.grid, self.stride = study.image, study.network.stride
         self._samples: dict[Frame, Sample] = {}
         self._truths: dict[Frame, Tensor] = {}
 
@@ -53,7 +54,7 @@ class Dataset:
         """
         if frame not in self._samples:
             place = placement(frame.height, frame.width, frame.spacing_mm, self.grid)
-            image, valid = to_grid(read_image(frame), place, self.grid)
+            image, valid = to_grid(read_image(frame), place, self.grid, stride=self.stride)
             self._samples[frame] = Sample(frame, place, image, valid)
         return self._samples[frame]
 
@@ -61,14 +62,29 @@ class Dataset:
         """Return a frame with its mask on the grid."""
         sample = self.sample(frame)
         if frame not in self._truths:
-            soft, _ = to_grid(read_mask(frame).astype(np.float32), sample.place, self.grid)
+            soft, _ = to_grid(read_mask(frame).astype(np.float32), sample.place, self.grid, stride=self.stride)
             self._truths[frame] = (soft >= 0.5).float()
         return replace(sample, truth=self._truths[frame])
 
     def draw(self, split: Split, count: int, generator: Generator) -> list[Frame]:
-        """Draw `count` different patients of a split (all of them, with repeats, if fewer) and a frame of each."""
+        """Draw `count` different patients of a split (all of them, with repeats, if fewer) and a frame of each.
+
+        Raises:
+            SiteFolderError: if the split has no patients.
+        """
         frames = by_patient(self.site.frames_of(split))
         patients = sorted(frames)
+        if not patients:
+            raise SiteFolderError(
+                [
+                    Finding(
+                        "no-patients",
+                        "manifest.csv",
+                        f"expected {split} patients to draw from, found none",
+                        f"Give some patients the split {split}; `crossprobe site check --study` tells which are needed",
+                    )
+                ]
+            )
         order: list[int] = []
         while len(order) < count:
             order += torch.randperm(len(patients), generator=generator).tolist()

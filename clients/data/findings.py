@@ -3,7 +3,8 @@
 Findings are shown at the hospital only and may therefore name its files; they are never sent.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import CrossProbeError
@@ -24,12 +25,38 @@ class Finding:
         return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
+#: Findings of one code that are shown; thousands of wrong rows are one mistake, made once.
+EXAMPLES = 3
+
+
+def grouped(findings: Sequence[Finding], examples: int = EXAMPLES) -> Iterator[str]:
+    """Yield the lines to show: up to `examples` findings of each code, and how many more there are."""
+    counts = Counter(finding.code for finding in findings)
+    for code, count in counts.items():
+        own = [finding for finding in findings if finding.code == code]
+        yield from map(str, own[:examples])
+        if count > examples:
+            yield f"{code}: and {count - examples} more like these, {count} together."
+
+
+def remedy_of(error: OSError) -> str:
+    """What to do about a file that the system does not let be read."""
+    if isinstance(error, PermissionError):
+        return (
+            "Run this as a user who may read it, or let its owner give that right (`ls -l` shows who has it; in a "
+            "container it is the container's user)"
+        )
+    if isinstance(error, IsADirectoryError):
+        return "A folder has the name of this file: rename the folder"
+    return "Check that the disk is there and whole, then try again"
+
+
 class SiteFolderError(CrossProbeError):
-    """A site's folder cannot be used; `findings` holds every reason, `str()` one line for each."""
+    """A site's folder cannot be used; `findings` holds every reason, `str()` shows them grouped."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("\n".join(str(finding) for finding in self.findings))
+        super().__init__("\n".join(grouped(self.findings)))
 
     def __reduce__(self) -> tuple[type["SiteFolderError"], tuple[tuple[Finding, ...]]]:
         # The default would rebuild from the text; errors cross process borders in data loaders.

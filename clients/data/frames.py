@@ -5,6 +5,7 @@ test rows; only `read_mask` decodes one.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -21,9 +22,15 @@ from clients.data.images import (
     decode_mask,
     png_size,
 )
-from clients.data.manifest import Role, Row, Split
+from clients.data.manifest import SPACING_MM, Role, Row, Split
 
 SMALLEST_SIDE_PX = 16
+#: What an ultrasound image can show, long side. Beyond, spacing_mm was most likely given in another unit.
+FIELD_MM = (10.0, 500.0)
+#: Shares of the pixels, of all masks together and along the images' borders: an outline seldom covers half of an image
+#: and does not run along all four sides.
+INVERTED_SHARE, INVERTED_BORDER = 0.5, 0.9
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".dcm")
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,17 @@ class FileChecker:
         self.folder, self.role, self.findings = folder, role, findings
         self.root = folder.resolve()
         self.row_of_path: dict[Path, Row] = {}
+        self.listed: set[str] = set()
+        self.image_folders: set[str] = set()
+        self.foreground: list[tuple[float, float]] = []  # of each mask: share of all pixels, share of the border's
         self.first_of_content: dict[bytes, tuple[Row, Split]] = {}
 
     def frame(self, row: Row, split: Split) -> Frame:
         """The frame of a row; if there were findings, the caller must not use it."""
         image, mask = self.folder / row.image, self.folder / row.mask if row.mask else None
         size = (0, 0)
+        self.listed |= {os.path.normpath(name) for name in (row.image, row.mask) if name}
+        self.image_folders.add(os.path.dirname(row.image))
         if self._is_file(row, row.image, "image") and self._is_first(row, image):
             try:
                 pixels = decode_grey(image, "image")
@@ -101,6 +113,40 @@ class FileChecker:
             height=size[0],
             width=size[1],
         )
+
+    def check_whole(self) -> None:
+        """What only all files together show: masks of one mistake, images that no row lists."""
+        shares = np.array(self.foreground).reshape(-1, 2)
+        share, border = shares.mean(0) if len(shares) else (0.1, 0.0)
+        faults = {
+            "masks-all-empty": (share == 0, "no foreground in any mask", "Export the outlines again, filled"),
+            "masks-all-full": (share == 1, "nothing but foreground in all masks", "Export the outlines again, filled"),
+            "masks-inverted": (
+                INVERTED_SHARE < share < 1 and border > INVERTED_BORDER,
+                f"{share:.0%} of all pixels and {border:.0%} of the images' borders marked",
+                "0 is background: swap the two values of every mask",
+            ),
+        }
+        for code, (wrong, found, remedy) in faults.items():
+            if wrong:
+                message = f"expected an outlined structure within the images, found {found}"
+                self.findings.append(Finding(code, f"{len(shares)} masks", message, remedy))
+        for name in sorted(self._unlisted()):
+            message = "expected a row for each image in the folder, found none that names this file"
+            remedy = "Add a row for it, or move it out of the folder"
+            self.findings.append(Finding("unlisted-image", name, message, remedy))
+
+    def _unlisted(self) -> set[str]:
+        """Pictures beside the listed ones; masks that a target keeps in a folder of their own are its own business."""
+        if {finding.code for finding in self.findings} & {"missing-image", "path-outside-folder", "wrong-cell-count"}:
+            return set()  # most likely these very files, which their rows misspell
+        found = {
+            os.path.normpath(os.path.join(folder, name))
+            for folder in self.image_folders
+            for name in os.listdir(self.folder / folder)
+            if name.lower().endswith(PICTURE_SUFFIXES)
+        }
+        return found - self.listed
 
     def _add(self, code: str, row: Row, message: str, remedy: str) -> None:
         self.findings.append(Finding(code, row.where, message, remedy))
@@ -151,6 +197,7 @@ class FileChecker:
                 f"expected {SMALLEST_SIDE_PX} px a side or more, found {width} x {height} px",
                 "Export the image in full size, or remove the row",
             )
+        self._check_field(row, max(height, width))
         if pixels.min() == pixels.max():
             self._add(
                 "constant-image",
@@ -169,6 +216,19 @@ class FileChecker:
                 "Find out whose image it is, and remove the other row",
             )
 
+    def _check_field(self, row: Row, side_px: int) -> None:
+        spacing = row.spacing_mm
+        if spacing is None or not SPACING_MM[0] <= spacing <= SPACING_MM[1]:
+            return  # a fault of its own
+        if not FIELD_MM[0] <= spacing * side_px <= FIELD_MM[1]:
+            self._add(
+                "implausible-size",
+                row,
+                f"expected an image that shows {FIELD_MM[0]:g} to {FIELD_MM[1]:g} mm, found {spacing * side_px:.3g} mm "
+                f"({side_px} px of spacing_mm {spacing:g})",
+                "Give spacing_mm in millimetres a pixel, not in cm, inches or dots per inch",
+            )
+
     def _check_mask(self, row: Row, split: Split, mask: Path, size: tuple[int, int]) -> None:
         if self.role == "target" and split != "test":
             self._add(
@@ -184,7 +244,10 @@ class FileChecker:
             if self.role == "target":
                 found: tuple[int, ...] = png_size(mask, "mask")
             else:
-                found = decode_mask(mask).shape
+                decoded = decode_mask(mask)
+                found = decoded.shape
+                border = np.concatenate([decoded[0], decoded[-1], decoded[:, 0], decoded[:, -1]])
+                self.foreground.append((float(decoded.mean()), float(border.mean())))
             if size != (0, 0):
                 check_mask_size(found, size)
         except PictureError as error:

@@ -1,6 +1,5 @@
 """A site's manifest.csv: its rows, the checks that need no picture, and the split of patients."""
 
-import csv
 import hashlib
 import math
 import re
@@ -11,12 +10,15 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from clients.data.findings import Finding
+from clients.data.pseudonyms import personal
+from clients.data.table import Line, decimal, read_table
 
 Split = Literal["train", "calibrate", "val", "test"]
 Role = Literal["source", "target"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 COLUMNS = ("image", "mask", "patient", "video", "frame", "device", "spacing_mm", "split")
+REQUIRED = ("image", "patient")
 
 # Below 5 um or above 5 mm a pixel is no ultrasound pixel: most likely metres, cm or dpi were given.
 SPACING_MM = (0.005, 5.0)
@@ -59,46 +61,7 @@ def split_of_patient(patient: str, fractions: Fractions, *, salt: str = "") -> S
 
 def read_manifest(path: Path, findings: list[Finding]) -> list[Row]:
     """The rows of a manifest.csv; whatever is wrong with it is appended to `findings`."""
-
-    def unusable(code: str, message: str, remedy: str) -> list[Row]:
-        findings.append(Finding(code, path.name, message, remedy))
-        return []
-
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except FileNotFoundError:
-        return unusable(
-            "missing-manifest",
-            "expected this file, found none",
-            f"Write it with the header {','.join(COLUMNS)} and one row per image",
-        )
-    except UnicodeDecodeError as error:
-        return unusable(
-            "unreadable-manifest",
-            f"expected UTF-8 text, found byte 0x{error.object[error.start]:02x}",
-            'Save it as "CSV UTF-8"',
-        )
-    except (OSError, csv.Error) as error:
-        return unusable(
-            "unreadable-manifest",
-            f"expected comma-separated text, found what cannot be read ({error})",
-            "Save the table again as CSV; look for a quotation mark that is never closed",
-        )
-    lines = [(number, cells) for number, cells in lines if cells]
-    header = lines[0][1] if lines else []
-    if sorted(header) != sorted(COLUMNS):
-        return unusable(
-            "wrong-columns",
-            f"expected the columns {', '.join(COLUMNS)}; found {', '.join(header) or 'none'} "
-            f"(missing: {_listed(COLUMNS, header)}; unknown: {_listed(header, COLUMNS)})",
-            "Give the first line each column once, by this name, separated by commas; cells may be empty",
-        )
-    if len(lines) == 1:
-        return unusable("empty-manifest", "expected one row per image, found only the header", "Add the images")
-    rows = [_row(header, cells, number, findings) for number, cells in lines[1:]]
-    return [row for row in rows if row is not None]
+    return [_row(line, findings) for line in read_table(path, COLUMNS, REQUIRED, findings)]
 
 
 def check_rows(rows: Sequence[Row], role: Role | None, findings: list[Finding]) -> None:
@@ -117,6 +80,16 @@ def check_rows(rows: Sequence[Row], role: Role | None, findings: list[Finding]) 
         "Correct the patient, or give the two videos different names",
         findings,
     )
+    patients = {row.patient for row in rows}
+    if rows and len(patients) == 1:
+        findings.append(
+            Finding(
+                "one-patient",
+                "manifest.csv",
+                f"expected several patients, found all {len(rows)} images to be of one",
+                "Give each row its own patient: patients are the unit of splits and of privacy",
+            )
+        )
     spaced = [row for row in rows if row.spacing_mm is not None]
     if spaced and len(spaced) < len(rows):
         bare = next(row for row in rows if row.spacing_mm is None)
@@ -159,20 +132,9 @@ def assign_splits(rows: Sequence[Row], role: Role | None) -> dict[str, Split]:
     return splits
 
 
-def _row(header: list[str], cells: list[str], number: int, findings: list[Finding]) -> Row | None:
-    line = f"manifest.csv line {number}"
-    if len(cells) != len(header):
-        findings.append(
-            Finding(
-                "wrong-cell-count",
-                line,
-                f"expected {len(header)} cells, found {len(cells)}",
-                "Put cells that hold a comma in quotation marks; keep the commas of empty cells",
-            )
-        )
-        return None
-    cell = dict(zip(header, cells, strict=True))
-    where = f"{line} ({cell['image']})"
+def _row(line: Line, findings: list[Finding]) -> Row:
+    cell = line.cells
+    where = f"manifest.csv line {line.number} ({cell['image']})"
 
     def wrong(code: str, expected: str, found: str, remedy: str) -> None:
         findings.append(Finding(code, where, f"expected {expected}, found {found!r}", remedy))
@@ -183,6 +145,13 @@ def _row(header: list[str], cells: list[str], number: int, findings: list[Findin
             "a patient id",
             "",
             "Give each image its patient, as a pseudonym; frames of one patient stay together",
+        )
+    elif reason := personal(cell["patient"]):
+        wrong(
+            "personal-patient",
+            "a pseudonym",
+            cell["patient"],
+            f"It looks like {reason}. Give each patient a number of your own, and keep the list of them elsewhere",
         )
     frame = 0
     if re.fullmatch("[0-9]{1,9}", cell["frame"]):
@@ -200,9 +169,9 @@ def _row(header: list[str], cells: list[str], number: int, findings: list[Findin
             "bad-spacing",
             f"millimetres per pixel from {SPACING_MM[0]} to {SPACING_MM[1]}",
             cell["spacing_mm"],
-            "Give the side of a pixel in mm with a decimal point, or leave it empty in all rows",
+            "Give the side of a pixel in mm, or leave it empty in all rows",
         )
-    split = next((known for known in SPLITS if known == cell["split"]), None)
+    split = next((known for known in SPLITS if known == cell["split"].lower()), None)
     if cell["split"] and split is None:
         wrong(
             "bad-split",
@@ -228,7 +197,7 @@ def _spacing(text: str) -> float | None:
     if not text:
         return None
     try:
-        return float(text)
+        return decimal(text)
     except ValueError:
         return math.nan
 
@@ -250,7 +219,3 @@ def _check_single(
             second = list(values.values())[1]
             message = f"{expected(key)}, found {', '.join(values)}"
             findings.append(Finding(code, second.where, message, remedy))
-
-
-def _listed(names: Iterable[str], others: Iterable[str]) -> str:
-    return ", ".join(sorted(set(names) - set(others))) or "none"

@@ -4,18 +4,22 @@ Every problem is reported at once, as findings. What may be opened of a target's
 is in `clients.data.frames`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clients.data.findings import Finding, SiteFolderError
+from clients.data.findings import Finding, SiteFolderError, remedy_of
 from clients.data.frames import FileChecker, Frame, read_image, read_mask
 from clients.data.manifest import Role, Split, assign_splits, check_rows, read_manifest
 from clients.governance.policy import Policy
+from common.errors import CrossProbeError
+from common.messages import SITE_NAME
+from common.plain_words import problems
+from common.strict_text import TextError, read_yaml
 
 __all__ = [
     "Finding",
@@ -32,6 +36,16 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
+_ONE_A_LINE = "Write one `key: value` a line, each key once"
+
+
+def check_name(name: str) -> str:
+    """The name, if a site may have it. Raises CrossProbeError."""
+    if not re.fullmatch(SITE_NAME, name):
+        raise CrossProbeError(
+            f"expected a site's name of lower-case letters, digits and hyphens, found {name!r}. Give one with --name."
+        )
+    return name
 
 
 class SiteConfig(BaseModel):
@@ -39,11 +53,21 @@ class SiteConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    name: str = Field(pattern=SITE_NAME)
     role: Role
     # CPU threads the worker may use; one, since a hospital's machine has other work to do.
     threads: int = Field(default=1, ge=1)
-    policy: Policy = Policy()
+    # Where the networks compute; images, losses and all randomness stay on the CPU.
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$")
+    # On a GPU: convolutions in bfloat16, see `common.networks.Networks`. Never under differential privacy.
+    mixed_precision: bool = False
+    policy: Policy = Field(default_factory=Policy)
+
+    @model_validator(mode="after")
+    def _mixed_precision_needs_a_gpu(self) -> "SiteConfig":
+        if self.mixed_precision and self.device == "cpu":
+            raise ValueError("mixed_precision needs a GPU: set device to cuda, or leave mixed_precision out")
+        return self
 
 
 @dataclass(frozen=True)
@@ -81,15 +105,13 @@ def check_site(folder: Path, progress: Progress | None = None) -> tuple[Site | N
 
     Every image is decoded, and every mask of a source.
     """
-    if not folder.is_dir():
-        return None, [
-            Finding(
-                "missing-folder",
-                str(folder),
-                "expected a folder with site.yaml and manifest.csv, found none",
-                "Give the path of the site's folder",
-            )
-        ]
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        known = isinstance(error, FileNotFoundError | NotADirectoryError)
+        found, remedy = ("none", "Give the path of the site's folder") if known else (error.strerror, remedy_of(error))
+        message = f"expected a folder with site.yaml and manifest.csv, found {found}"
+        return None, [Finding("missing-folder", str(folder), message, remedy)]
     findings: list[Finding] = []
     config, role = _read_config(folder / "site.yaml", findings)
     rows = read_manifest(folder / "manifest.csv", findings)
@@ -110,6 +132,7 @@ def check_site(folder: Path, progress: Progress | None = None) -> tuple[Site | N
         frames.append(checker.frame(row, splits[row.patient]))
         if progress is not None:
             progress(done, len(rows))
+    checker.check_whole()
     if config is None or findings:
         return None, findings
     return Site(config, folder, tuple(frames)), []
@@ -122,7 +145,7 @@ def _read_config(path: Path, findings: list[Finding]) -> tuple[SiteConfig | None
         findings.append(Finding(code, path.name, message, remedy))
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = read_yaml(path)
     except FileNotFoundError:
         wrong(
             "missing-site-yaml",
@@ -130,27 +153,22 @@ def _read_config(path: Path, findings: list[Finding]) -> tuple[SiteConfig | None
             "Write it with `name:` and `role:` (source or target)",
         )
         return None, None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a 13th month
-        reason = " ".join(str(error).split())
-        wrong("invalid-yaml", f"expected YAML, found ({reason})", "Write one `key: value` a line")
+    except OSError as error:
+        wrong("unreadable-site-yaml", f"expected to read it, found: {error.strerror}", remedy_of(error))
+        return None, None
+    except TextError as error:
+        where = f"{path.name} line {error.line}" if error.line else path.name
+        findings.append(
+            Finding("invalid-yaml", where, f"found what has no single meaning: {error.reason}", _ONE_A_LINE)
+        )
         return None, None
     if not isinstance(content, dict):
-        found = type(content).__name__
-        wrong("invalid-yaml", f"expected keys, found {found}", "Write one `key: value` a line")
+        wrong("invalid-yaml", f"expected keys, found {type(content).__name__}", _ONE_A_LINE)
         return None, None
     role = next((known for known in get_args(Role) if known == content.get("role")), None)
     try:
         return SiteConfig.model_validate(content), role
     except ValidationError as error:
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                model = SiteConfig if len(problem["loc"]) == 1 else Policy
-                known = ", ".join(model.model_fields)
-                wrong("unknown-key", f"expected one of {known}; found {key}", "Remove or respell it")
-            elif problem["type"] == "missing":
-                wrong("missing-key", f"expected {key}, found none", f"Add `{key}:`")
-            else:
-                message = f"{key}: {problem['msg']}, found {problem['input']!r}"
-                wrong("wrong-value", message, f"Correct the value of {key}")
+        for problem in problems(error, SiteConfig):
+            wrong(problem.kind, f"{problem.key}: {problem.text}", f"Correct `{problem.key}`")
         return None, role

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from clients.governance.state import write
-from common.contract import Role
+from common.components import Role
 from common.errors import ContractError, SiteStateError
 from common.privacy import Privacy
+from common.strict_text import parse_json
 from common.study import Round, Study
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import Task, TrainingTask
 
 VERSION = 1
 
@@ -44,7 +45,7 @@ class Charge:
     steps: int
 
 
-def charge_of(study: Study, round_: Round, task: AnyTask, id_: str) -> Charge | None:
+def charge_of(study: Study, round_: Round, task: Task, id_: str) -> Charge | None:
     """Return what a task costs, or None for one that costs nothing: no privacy, or no training."""
     privacy = study.privacy
     if privacy is None or not isinstance(task, TrainingTask):
@@ -75,13 +76,13 @@ def epsilon_of(charges: Iterable[Charge], delta: float) -> float:
         return 0.0
     from opacus.accountants.analysis import rdp  # seconds, which a site without privacy need not wait
 
-    total = sum(count * _renyi(rate, noise) for (rate, noise), count in sorted(steps.items()))
+    total = sum(count * renyi(rate, noise) for (rate, noise), count in sorted(steps.items()))
     epsilon, _ = rdp.get_privacy_spent(orders=list(ORDERS), rdp=total, delta=delta)
     return float(epsilon)
 
 
 @lru_cache(maxsize=1024)
-def _renyi(sample_rate: float, noise_multiplier: float) -> np.ndarray:
+def renyi(sample_rate: float, noise_multiplier: float) -> np.ndarray:
     """Return the Renyi divergence of one step at each of `ORDERS`, [orders]."""
     from opacus.accountants.analysis import rdp
 
@@ -175,7 +176,7 @@ def smaller_cap(privacy: Privacy, site_cap: float | None) -> float:
 
 def _read(path: Path) -> tuple[tuple[Charge, ...], frozenset[str]]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), origin=path.name)
         charges = tuple(Charge(**charge) for charge in content["charges"])
         wrong = any(not 0 < c.sample_rate <= 1 or c.noise_multiplier <= 0 or c.steps < 1 for c in charges)
         if content["version"] != VERSION or wrong:

@@ -14,6 +14,7 @@ from clients.data.findings import Finding
 from clients.data.site import Site, SiteConfig
 from clients.governance.state import State, write
 from common.errors import SiteStateError, StudyError
+from common.strict_text import parse_json
 from common.study import Study, parse_study
 from common.version import approved_line, software_version
 
@@ -104,7 +105,7 @@ def approval_of(state: State, study_hash: str) -> Approval | None:
     """
     path = state.approval(study_hash)
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: dict[str, Any] = parse_json(path.read_bytes(), origin=path.name)
         version = content.pop("version")
         approval = Approval(**{**content, "study": parse_study(content["study"], origin=path.name)})
     except FileNotFoundError:

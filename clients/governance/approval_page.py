@@ -5,8 +5,10 @@ from math import prod
 from rich.console import Console
 from rich.table import Table
 
-from clients.governance.glossary import COMPONENTS, TASKS, explain_together
+from clients.governance.disclosure import explain
 from clients.governance.proposal import Budget, Proposal
+from common.components import MEANINGS
+from common.tasks import TASKS
 
 
 def show(proposal: Proposal, console: Console) -> None:
@@ -24,12 +26,22 @@ def show(proposal: Proposal, console: Console) -> None:
         plan.add_row(stage.stage, str(stage.rounds), stage.task, steps, f"{stage.sent_bytes:,}")
     out(plan)
     for task in dict.fromkeys(stage.task for stage in proposal.stages):
-        out(f"  {task}: {TASKS[task]}")
+        out(f"  {task}: {TASKS[task].meaning}")
+
+    turned = _table(
+        "\nWhat decides how much a change to a network tells of one patient",
+        ("stage", "setting", "in this study", "your policy's bound", "its key"),
+    )
+    for stage in proposal.stages:
+        for setting in stage.settings:
+            bound = f"at {'least' if setting.least else 'most'} {setting.bound:g}"
+            turned.add_row(stage.stage, setting.words, f"{setting.value:g}", bound, setting.key)
+    out(turned)
 
     leaves = _table("\nWhat would leave: changes to these networks", ("component", "tensors", "numbers", "what it is"))
     for component, shapes in proposal.tensors.items():
         values = sum(prod(shape) for shape in shapes.values())
-        leaves.add_row(component, str(len(shapes)), f"{values:,}", COMPONENTS[component])
+        leaves.add_row(component, str(len(shapes)), f"{values:,}", MEANINGS[component])
     out(leaves)
     alike: dict[str, list[str]] = {}  # both branches are one kind of network: their names are listed once
     for component, shapes in proposal.tensors.items():
@@ -38,7 +50,7 @@ def show(proposal: Proposal, console: Console) -> None:
         out(f"  {' and '.join(components)}: {names}", highlight=False)
 
     numbers = _table("\nWhat would leave: numbers, at most", ("name", "what it says"))
-    for name, meaning in explain_together(proposal.metrics):
+    for name, meaning in explain(proposal.metrics):
         numbers.add_row(name, meaning)
     out(numbers)
 
@@ -48,7 +60,9 @@ def show(proposal: Proposal, console: Console) -> None:
         "No image, label, file name or patient number leaves. "
         + (
             "What the changes to the networks could still tell about single patients is not bounded in this study: it "
-            "has no differential privacy.\n"
+            "has no differential privacy. A coordinator who sends networks made for it can rebuild images of your "
+            "patients from such changes; the bounds above make that harder and do not rule it out. Approve only if you "
+            "trust the coordinator as you would with the images, or ask for a study with differential privacy.\n"
             if proposal.budget is None
             else "What the changes to the networks could tell about single patients is bounded as follows.\n"
         )

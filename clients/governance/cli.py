@@ -1,152 +1,177 @@
 """`crossprobe site`: what a hospital does with its own folder, its state and the studies it is asked to join."""
 
-import argparse
 import getpass
 import json
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.contract import ROLES
+from clients.data.intake.cli import new
 from common.errors import CrossProbeError, SiteStateError
+from common.files import write_atomically
+from common.options import Json, SiteFolder, StateFolder, StudyFile, commands, examples
 
 if TYPE_CHECKING:
     from clients.data.findings import Finding
 
-RAW = argparse.RawDescriptionHelpFormatter
+app = commands(
+    help="Look after a hospital's folder, state and studies.",
+    no_args_is_help=True,
+    epilog=examples(
+        "crossprobe site new /archive/wrist /data/our-site --role target",
+        "crossprobe site check /data/our-site",
+        "crossprobe site init --state /srv/crossprobe",
+        "crossprobe site keygen --state /srv/crossprobe-node",
+        "crossprobe site disclosure study.yaml --role source",
+        "crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run",
+        "crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe",
+        "crossprobe site withdraw study.yaml --state /srv/crossprobe",
+        note="They stand in the order of a first study.",
+    ),
+)
 
 
-def main(arguments: list[str]) -> int:
-    """Run one action and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="crossprobe site",
-        description="Look after a hospital's site: its folder, its state, and the studies that it takes part in.",
-        formatter_class=RAW,
-        epilog=(
-            "examples, in the order of a first study:\n"
-            "  crossprobe site check /data/our-site\n"
-            "  crossprobe site init --state /srv/crossprobe\n"
-            "  crossprobe site keygen --state /srv/crossprobe-node\n"
-            "  crossprobe site leaves study.yaml --role source\n"
-            "  crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run\n"
-            "  crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe\n"
-            "  crossprobe site withdraw study.yaml --state /srv/crossprobe"
-        ),
+app.command(epilog=examples("crossprobe site new /archive/wrist /data/our-site --role target"))(new)
+
+
+@app.command(
+    epilog=examples(
+        "crossprobe site check /data/our-site",
+        "crossprobe site check /data/our-site --study study.yaml",
+        "crossprobe site check /data/our-site --all findings.txt --html check.html",
     )
-    actions = parser.add_subparsers(dest="action", required=True)
-
-    check = actions.add_parser("check", help="report everything that is wrong with a site folder")
-    check.add_argument("folder", type=Path, help="folder with site.yaml and manifest.csv")
-
-    init = actions.add_parser("init", help="make the state folder and its secret, once")
-
-    keygen = actions.add_parser("keygen", help="make the node's keys, once; the coordinator gets node.pub")
-
-    leaves = actions.add_parser("leaves", help="tell in Markdown all that can leave a site, or does in one study")
-    leaves.add_argument("study", type=Path, nargs="?", help="study file (YAML); without it, whatever the study")
-    leaves.add_argument("--role", choices=ROLES, help="of a study: only what leaves sites of this role")
-
-    approve = actions.add_parser("approve", help="show what a study would do and send here, and allow it")
-    approve.add_argument("--yes", action="store_true", help="approve without being asked")
-    approve.add_argument("--by", default=None, help="who approves (default: the user who runs this)")
-    approve.add_argument("--restart", action="store_true", help="let the study begin again at its first round")
-
-    withdraw = actions.add_parser("withdraw", help="take an approval back")
-
-    dry_run = actions.add_parser("dry-run", help="write exactly what a study would send, without sending it")
-    dry_run.add_argument("--out", type=Path, required=True, help="new folder for the messages and their table")
-
-    withdraw.add_argument("study", help="study file (YAML), or a study's hash")
-    for action in (approve, dry_run):
-        action.add_argument("study", type=Path, help="study file (YAML)")
-        action.add_argument("--site", type=Path, required=True, help="folder with site.yaml and manifest.csv")
-    keygen.add_argument("--state", type=Path, required=True, help="the node's own folder; the worker never sees it")
-    for action in (init, approve, withdraw, dry_run):
-        action.add_argument("--state", type=Path, required=True, help="the site's state folder; not the data's")
-    for action in (check, init, keygen, leaves, approve, withdraw, dry_run):
-        action.add_argument("--json", action="store_true", help="print the result for machines")
-    chosen = parser.parse_args(arguments)
-    actions_by_name = {
-        "check": _check,
-        "init": _init,
-        "keygen": _keygen,
-        "leaves": _leaves,
-        "approve": _approve,
-        "withdraw": _withdraw,
-        "dry-run": _dry_run,
-    }
-    return actions_by_name[chosen.action](chosen)
-
-
-def _check(chosen: argparse.Namespace) -> int:
+)
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder with site.yaml and manifest.csv")],
+    study_file: Annotated[
+        Path | None,
+        typer.Option("--study", metavar="STUDY", help="also tell for which of its tasks and numbers it is too small"),
+    ] = None,
+    write_all: Annotated[
+        Path | None, typer.Option("--all", metavar="FILE", help="write all findings to FILE; three of a kind are shown")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a page with numbers and pictures; it stays at the site")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Report everything that is wrong with a site folder."""
     from clients.data.manifest import SPLITS
     from clients.data.site import check_site
+    from clients.governance.fit import kept_back, misfits, notes
+    from common.study import load_study
 
-    site, findings = check_site(chosen.folder)
-    if chosen.json:
-        print(json.dumps({"ok": not findings, "findings": [asdict(finding) for finding in findings]}, indent=1))
-        return 1 if findings else 0
+    study = load_study(study_file) if study_file else None
+    site, findings = check_site(folder)
+    kept = []
+    if site is not None and study is not None:
+        findings, kept = list(misfits(study, site)), kept_back(study, site)
+    if write_all:
+        write_atomically(write_all, "".join(f"{finding}\n" for finding in findings).encode(), then="check again")
+    if html:
+        from clients.data.contact_sheet import write_sheet
+
+        write_sheet(html, folder, site, findings)
+    hints = notes(site) if site is not None else []
+    if as_json:
+        content = {"ok": not findings, "findings": findings, "kept_back": kept, "notes": hints}
+        print(json.dumps(content, indent=1, default=asdict))
+        raise typer.Exit(1 if findings else 0)
     _complain(findings)
-    if site is None:
+    for line in (*hints, *map(str, kept)):
+        print(line)
+    if site is None or findings:
         print(f"{len(findings)} finding(s): mend them, then check again", file=sys.stderr)
-        return 1
+        raise typer.Exit(1)
     console = Console()
     console.print(f"{site.config.name}: a {site.config.role} site without findings")
     for split in SPLITS:
         labelled = len(site.patients(split, labelled=True))
         patients, frames = len(site.patients(split)), len(site.frames_of(split))
         console.print(f"  {split:9}  {patients:5} patients  {frames:6} frames  {labelled:5} patients with masks")
-    return 0
 
 
-def _init(chosen: argparse.Namespace) -> int:
+@app.command(epilog=examples("crossprobe site init --state /srv/crossprobe"))
+def init(state_folder: StateFolder, as_json: Json = False) -> None:
+    """Make the state folder and its secret, once."""
     from clients.governance.state import State
 
-    if (chosen.state / "secret").exists():
-        State(chosen.state)
-        made, text = False, f"{chosen.state} is a site's state folder already; nothing was changed"
+    if (state_folder / "secret").exists():
+        State(state_folder)
+        made, text = False, f"{state_folder} is a site's state folder already; nothing was changed"
     else:
-        State.create(chosen.state)
+        State.create(state_folder)
         made = True
         text = (
-            f"made {chosen.state}: the site's secret (never sent; back it up where patient data are kept), and room\n"
+            f"made {state_folder}: the site's secret (never sent; back it up where patient data are kept), and room\n"
             "for approvals and the ledger. Look next at: crossprobe site dry-run --help"
         )
-    print(json.dumps({"made": made}) if chosen.json else text)
-    return 0
+    print(json.dumps({"made": made}) if as_json else text)
 
 
-def _keygen(chosen: argparse.Namespace) -> int:
+@app.command(epilog=examples("crossprobe site keygen --state /srv/crossprobe-node"))
+def keygen(
+    state_folder: Annotated[
+        Path, typer.Option("--state", metavar="DIR", help="the node's own folder; the worker never sees it")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Make the node's keys, once; the coordinator gets node.pub."""
     from clients.node.keys import PUBLIC_KEY, make_node_keys
 
-    made = make_node_keys(chosen.state)
-    public = chosen.state / PUBLIC_KEY
-    if chosen.json:
+    made = make_node_keys(state_folder)
+    public = state_folder / PUBLIC_KEY
+    if as_json:
         print(json.dumps({"fingerprint": made, "public_key": str(public)}))
-        return 0
-    print(f"made the node's keys in {chosen.state}. They stay here, but for {public}: send it to the coordinator, and")
+        return
+    print(f"made the node's keys in {state_folder}. They stay here, but for {public}: send it to the coordinator, and")
     print(f"tell the coordinator its fingerprint by another way, such as the telephone:\n  {made}")
-    return 0
 
 
-def _leaves(chosen: argparse.Namespace) -> int:
+@app.command(epilog=examples("crossprobe site disclosure", "crossprobe site disclosure study.yaml --role source"))
+def disclosure(
+    study_file: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY]", help="study file (YAML); without it, whatever the study")
+    ] = None,
+    role: Annotated[
+        Literal["source", "target"] | None, typer.Option(help="of a study: only what leaves sites of this role")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell in Markdown all that can leave a site, or does in one study."""
     from clients.governance.disclosure import of_contract, of_study, page
+    from common.components import ROLES
     from common.study import load_study
 
-    study = load_study(chosen.study) if chosen.study else None
-    if study is None and chosen.role:
+    study = load_study(study_file) if study_file else None
+    if study is None and role:
         raise CrossProbeError("--role chooses among a study's tasks: give the study's file too, or leave --role out.")
-    leaving = of_study(study, [chosen.role] if chosen.role else ROLES) if study else of_contract()
-    print(json.dumps([asdict(row) for row in leaving], indent=1) if chosen.json else page(leaving, study).rstrip())
-    return 0
+    leaving = of_study(study, [role] if role else ROLES) if study else of_contract()
+    print(json.dumps([asdict(row) for row in leaving], indent=1) if as_json else page(leaving, study).rstrip())
 
 
-def _approve(chosen: argparse.Namespace) -> int:
+@app.command(
+    epilog=examples(
+        "crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe",
+        "crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe --yes --by 'Anna Berg'",
+    )
+)
+def approve(
+    study_file: StudyFile,
+    site_folder: SiteFolder,
+    state_folder: StateFolder,
+    yes: Annotated[bool, typer.Option("--yes", help="approve without being asked")] = False,
+    by: Annotated[str | None, typer.Option(help="who approves (default: the user who runs this)")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="let the study begin again at its first round")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a study would do and send here, and allow it."""
     from clients.data.site import load_site
     from clients.governance.accountant import Accountant
     from clients.governance.approval import approve
@@ -155,19 +180,19 @@ def _approve(chosen: argparse.Namespace) -> int:
     from clients.governance.state import State
     from common.study import load_study
 
-    state, study = State(chosen.state), load_study(chosen.study)
-    site = load_site(chosen.site)
+    state, study = State(state_folder), load_study(study_file)
+    site = load_site(site_folder)
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
-    if not chosen.json:
+    if not as_json:
         show(proposal, Console())
     _complain(proposal.findings)
     approval = None
-    if not proposal.findings and (chosen.yes or (not chosen.json and _confirmed())):
-        if chosen.restart:
+    if not proposal.findings and (yes or (not as_json and _confirmed())):
+        if restart:
             with state.locked():
                 state.start_over(proposal.study_hash)
-        approval = approve(state, site, study, by=chosen.by or getpass.getuser())
-    if chosen.json:
+        approval = approve(state, site, study, by=by or getpass.getuser())
+    if as_json:
         content = {"approved": approval is not None, "by": approval and approval.by, "when": approval and approval.when}
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))
     elif approval is not None:
@@ -179,7 +204,8 @@ def _approve(chosen: argparse.Namespace) -> int:
         print(f"{len(proposal.findings)} finding(s): this study cannot be approved here", file=sys.stderr)
     else:
         print("not approved; nothing was changed", file=sys.stderr)
-    return 0 if approval is not None or (chosen.json and not proposal.findings and not chosen.yes) else 1
+    if approval is None and (proposal.findings or yes or not as_json):
+        raise typer.Exit(1)
 
 
 def _confirmed() -> bool:
@@ -188,16 +214,22 @@ def _confirmed() -> bool:
     return input("Approve this study for this site? Type `yes`: ").strip() == "yes"
 
 
-def _withdraw(chosen: argparse.Namespace) -> int:
+@app.command(epilog=examples("crossprobe site withdraw study.yaml --state /srv/crossprobe"))
+def withdraw(
+    study_file: Annotated[str, typer.Argument(metavar="STUDY", help="study file (YAML), or a study's hash")],
+    state_folder: StateFolder,
+    as_json: Json = False,
+) -> None:
+    """Take an approval back."""
     from clients.governance.approval import withdraw
     from clients.governance.state import State
     from common.study import load_study
 
-    state = State(chosen.state)
-    is_hash = len(chosen.study) == 64 and set(chosen.study) <= set("0123456789abcdef")
-    study_hash = chosen.study if is_hash else load_study(Path(chosen.study)).hash()
+    state = State(state_folder)
+    is_hash = len(study_file) == 64 and set(study_file) <= set("0123456789abcdef")
+    study_hash = study_file if is_hash else load_study(Path(study_file)).hash()
     withdrawn = withdraw(state, study_hash)
-    if chosen.json:
+    if as_json:
         print(json.dumps({"withdrawn": withdrawn, "study": study_hash}))
     elif withdrawn:
         print(
@@ -208,18 +240,30 @@ def _withdraw(chosen: argparse.Namespace) -> int:
         raise SiteStateError(
             f"study {study_hash[:16]} is not approved here, so there is nothing to take back. Approved: {approved}."
         )
-    return 0 if withdrawn else 1
+    if not withdrawn:
+        raise typer.Exit(1)
 
 
-def _dry_run(chosen: argparse.Namespace) -> int:
+@app.command(
+    "dry-run",
+    epilog=examples("crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run"),
+)
+def dry_run(
+    study_file: StudyFile,
+    site_folder: SiteFolder,
+    state_folder: StateFolder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="new folder for the messages and their table")],
+    as_json: Json = False,
+) -> None:
+    """Write exactly what a study would send, without sending it."""
     from clients.data.site import load_site
     from clients.governance.dry_run import TABLE, dry_run
     from clients.governance.state import State
     from common.study import load_study
 
-    state, study = State(chosen.state), load_study(chosen.study)
-    sent = dry_run(study, load_site(chosen.site), state, chosen.out)
-    if chosen.json:
+    state, study = State(state_folder), load_study(study_file)
+    sent = dry_run(study, load_site(site_folder), state, out)
+    if as_json:
         print(json.dumps([asdict(message) for message in sent], indent=1))
     else:
         table = Table(title=f"what study {study.name} would send")
@@ -230,10 +274,13 @@ def _dry_run(chosen: argparse.Namespace) -> int:
             numbers = str(len(message.metrics)) if len(message.metrics) > 5 else "\n".join(message.metrics)
             table.add_row(message.what, message.answer, tensors or "-", str(message.bytes), numbers or "-")
         Console().print(table)
-        print(f"nothing was sent. Every byte and every number is in {chosen.out}; begin with {chosen.out / TABLE}")
-    return 0 if all(message.answer == "ok" for message in sent) else 1
+        print(f"nothing was sent. Every byte and every number is in {out}; begin with {out / TABLE}")
+    if not all(message.answer == "ok" for message in sent):
+        raise typer.Exit(1)
 
 
 def _complain(findings: "tuple[Finding, ...] | list[Finding]") -> None:
-    for finding in findings:
-        print(finding, file=sys.stderr)
+    from clients.data.findings import grouped
+
+    for line in grouped(findings):
+        print(line, file=sys.stderr)

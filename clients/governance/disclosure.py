@@ -6,14 +6,12 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from clients.governance.glossary import COMPONENTS, FIELDS, MESSAGES, TASKS, explain_together
-from common.contract import METRICS, ROLES, EnrolReply, Message, Refusal, Role, TaskReply
+from common.components import MEANINGS, ROLES, Role
+from common.messages import REPLIES, Header
+from common.metric_name import MEASURES, PREDICTORS, SHARES, STATISTICS, MetricName
 from common.study import Study
-from common.tasks import TASKS as TASK_SETTINGS
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import TASKS, all_metrics
 
-#: Every message that a site can send; a new one needs its line in `clients.governance.glossary`.
-REPLIES: tuple[type[Message], ...] = (EnrolReply, TaskReply, Refusal)
 #: Stands for the numbers of an evaluation, one for each combination.
 EVALUATION = "PREDICTOR/MEASURE/STATISTIC"
 
@@ -34,23 +32,29 @@ class Leaving:
     metrics: tuple[str, ...]
 
 
-def possible_metrics(study: Study, task: AnyTask, role: Role) -> tuple[str, ...]:
-    """Return the metrics that a task can send in this study from a site of `role`, before its policy."""
-    if study.privacy is not None and isinstance(task, TrainingTask):
-        return ()
-    with_baseline = "baseline" in study.initial
-    elsewhere = "score" if role == "source" else "val_dice"  # the two roles' answers to the task `score`
-    return tuple(
-        name
-        for name in METRICS[task.task]
-        if name != elsewhere and (with_baseline or not (name.startswith("baseline/") or "difference" in name))
-    )
+def explain(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return a row of name and sentence for each number, those of an evaluation by their parts.
+
+    An evaluation has about 150 numbers, one for each predictor, measure and statistic; what each part
+    means is 18 rows. Every name still stands in the machine-readable output.
+    """
+    listed, metrics = list(names), all_metrics()
+    parsed = [name for name in map(MetricName.parse, listed) if name is not None]
+    rows = [(name, metrics[name].meaning) for name in listed if MetricName.parse(name) is None]
+    if parsed:
+        rows.append((EVALUATION, "of the evaluation, one number for each combination of:"))
+        for title, words, used in (
+            ("PREDICTOR", PREDICTORS, {name.predictor for name in parsed}),
+            ("MEASURE", MEASURES | SHARES, {name.measure for name in parsed}),
+            ("STATISTIC", STATISTICS, {name.statistic for name in parsed}),
+        ):
+            rows += [(f"  {title} {word}", meaning) for word, meaning in words.items() if word in used]
+    return rows
 
 
 def of_contract() -> list[Leaving]:
     """Return what each task can let leave, whatever the study."""
-    trainable = {str(settings.model_fields["task"].default): settings.trainable for settings in TASK_SETTINGS}
-    return [Leaving("", task, trainable[task], METRICS[task]) for task in METRICS]
+    return [Leaving("", name, task.trainable, tuple(task.metrics)) for name, task in TASKS.items()]
 
 
 def of_study(study: Study, roles: Iterable[Role] = ROLES) -> list[Leaving]:
@@ -63,7 +67,7 @@ def of_study(study: Study, roles: Iterable[Role] = ROLES) -> list[Leaving]:
             if task is not None:
                 rounds = f"{stage.rounds} round{'s' if stage.rounds > 1 else ''}"
                 where = f"{stage.name}, {role} sites, {rounds}"
-                found.append(Leaving(where, task.task, task.trains, possible_metrics(study, task, role)))
+                found.append(Leaving(where, task.task, task.trains, study.metrics_of(task, role)))
     return found
 
 
@@ -73,23 +77,25 @@ def page(leaving: Iterable[Leaving], study: Study | None = None) -> str:
     lines = [f"Study `{study.name}`, hash `{study.hash()}`.", ""] if study else []
     lines += ["| message | what is in it |", "| --- | --- |"]
     shared = set.intersection(*(set(reply.model_fields) for reply in REPLIES))
-    lines.append(f"| every one | {_fields(shared)} |")
+    lines.append(f"| every one | {_fields(REPLIES[0], shared)} |")
     for reply in REPLIES:
         kind = str(reply.model_fields["kind"].default)
-        lines.append(f"| `{kind}`, {MESSAGES[kind]} | {_fields(set(reply.model_fields) - shared)} |")
+        lines.append(f"| `{kind}`, {reply.when} | {_fields(reply, set(reply.model_fields) - shared)} |")
     lines += ["", "| task | changes to networks, at most | numbers, at most |", "| --- | --- | --- |"]
     for row in rows:
         title = f"{row.where}: `{row.task}`" if row.where else f"`{row.task}`"
-        lines.append(f"| {title} {TASKS[row.task]} | {_codes(row.sends)} | {_codes(_short(row.metrics))} |")
+        lines.append(f"| {title} {TASKS[row.task].meaning} | {_codes(row.sends)} | {_codes(_short(row.metrics))} |")
     lines += ["", "| name | what it is |", "| --- | --- |"]
     sent = {name for row in rows for name in row.sends}
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in COMPONENTS.items() if name in sent]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in MEANINGS.items() if name in sent]
     lines += [f"| {name} | {meaning} |" for name, meaning in _numbers(name for row in rows for name in row.metrics)]
     return "\n".join([*lines, ""])
 
 
-def _fields(names: Iterable[str]) -> str:
-    return "; ".join(f"`{name}` {FIELDS[name]}" for name in sorted(names, key=list(FIELDS).index))
+def _fields(header: type[Header], names: Iterable[str]) -> str:
+    wanted = set(names)
+    fields = header.model_fields.items()
+    return "; ".join(f"`{name}` {field.description}" for name, field in fields if name in wanted)
 
 
 def _short(metrics: Iterable[str]) -> list[str]:
@@ -104,7 +110,7 @@ def _codes(names: Iterable[str]) -> str:
 def _numbers(metrics: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield a row of name and meaning, with all that one part of an evaluation's names can be in one row."""
     parts: dict[str, list[str]] = {}
-    for name, meaning in explain_together(dict.fromkeys(metrics)):
+    for name, meaning in explain(dict.fromkeys(metrics)):
         if name.startswith(" "):
             part, word = name.split()
             parts.setdefault(part, []).append(f"`{word}` {meaning}")

@@ -12,24 +12,15 @@ from pathlib import Path
 
 from clients.data.site import Site
 from clients.governance.approval import approve
-from clients.governance.glossary import explain_metric
 from clients.governance.state import State, write
-from clients.node.gatekeeper import GuardedWorker
-from common.contract import (
-    EnrolRequest,
-    Message,
-    Refusal,
-    TaskReply,
-    TaskRequest,
-    component_of,
-    digest,
-    pack,
-    unpack,
-)
+from clients.node.gatekeeper import Gatekeeper
+from common.components import component_of
 from common.errors import SiteStateError
+from common.messages import EnrolRequest, Header, Refusal, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
 from common.seeds import derive
 from common.study import Study
+from common.tasks import all_metrics
 
 TABLE = "dry-run.md"
 
@@ -74,7 +65,7 @@ def dry_run(study: Study, site: Site, state: State, out: Path) -> list[Sent]:
     with tempfile.TemporaryDirectory(prefix="crossprobe-dry-run-") as folder:
         stand_in = State.create(Path(folder) / "state", derive(state.secret(0), "dry-run"))
         approve(stand_in, site, study, by="dry run")
-        worker = GuardedWorker(site, stand_in)
+        worker = Gatekeeper(site, stand_in)
         for number, (what, request) in enumerate(_requests(study, site), 1):
             reply = worker.handle(request)
             file = f"{number:02d}-{what.replace(' ', '-')}.bin"
@@ -99,7 +90,7 @@ def _requests(study: Study, site: Site) -> Iterator[tuple[str, bytes]]:
 
 
 def _described(what: str, file: str, reply: bytes) -> Sent:
-    header: Message
+    header: Header
     header, updates = unpack(reply)
     tensors: dict[str, tuple[int, int]] = {}
     for name, value in updates.items():
@@ -133,8 +124,9 @@ def _table(study: Study, site: Site, sent: list[Sent]) -> str:
         lines.append(
             f"| {message.what} | {message.answer} | {tensors} | {message.bytes} | `{message.sha256}` | {message.file} |"
         )
+    meanings = all_metrics()
     for message in sent:
         if message.metrics:
             lines += ["", f"## Numbers sent by {message.what}", "", "| name | value | meaning |", "| --- | --- | --- |"]
-            lines += [f"| {n} | {v:.6g} | {explain_metric(n)} |" for n, v in message.metrics.items()]
+            lines += [f"| {n} | {v:.6g} | {meanings[n].meaning} |" for n, v in message.metrics.items()]
     return "\n".join([*lines, ""])

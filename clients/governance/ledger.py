@@ -4,6 +4,8 @@ Line by line JSON. `prev` is the SHA-256 of the line before (64 zeros in the fir
 last, that of the line itself up to it. So a changed, removed or moved line breaks the chain. Whoever
 can write the file can also make a whole new chain, or cut its end: that shows only against a head, the
 SHA-256 of a line, which each reply takes with it and the coordinator keeps.
+
+By hand: a hospital can check any line with `sha256sum` alone, without this or any other library.
 """
 
 import contextlib
@@ -21,8 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common.contract import Message, Refusal, TaskReply, TaskRequest, digest
 from common.errors import SiteStateError
+from common.messages import Header, Message, Refusal, TaskReply, TaskRequest, digest
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -62,10 +64,8 @@ class Verdict:
 
 def entry(
     direction: Literal["in", "out"],
-    payload: bytes,
-    header: Message | None,
-    tensors: Mapping[str, np.ndarray],
-    request: Message | None = None,
+    message: Message | bytes,
+    request: Header | None = None,
     epsilon: float | None = None,
     *,
     charges: int | None = None,
@@ -74,7 +74,7 @@ def entry(
     """Return what the ledger says of a message.
 
     Args:
-        header: of the message, or None for bytes that are no message of ours.
+        message: or bytes that are no message of ours.
         request: what it answers; a refusal does not name its study, round and task itself.
         epsilon: of all that left the site so far, this message included; None where none holds.
         charges: how many the accountant knows, this message's included; for `rollback_check`.
@@ -84,6 +84,9 @@ def entry(
     the whole payload, metrics as sent, epsilon, charges, refusal code, and unwritten: how many messages were
     refused as `too-many-messages` between the line before and this one.
     """
+    header, tensors, payload = (
+        (None, {}, message) if isinstance(message, bytes) else (message.header, message.tensors, message.payload)
+    )
     names = sorted(name for name in tensors if _PLAIN.fullmatch(name))[:_MOST_TENSORS]
     about = request if isinstance(header, Refusal) else header
     task = about if isinstance(about, TaskRequest | TaskReply) else None

@@ -7,22 +7,24 @@ reply while it runs (`check_request`, `permitted`, `check_bytes`).
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
-from typing import Annotated, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from clients.data.findings import Finding
-from common.contract import COMPONENTS, METRICS, Role, TaskName
+from clients.governance.limits import settings_of
+from common.components import COMPONENTS, Role
 from common.errors import ContractError
 from common.study import Study
-from common.tasks import AnyTask
+from common.tasks import TASKS, Task, all_metrics
 
 # YAML has lists only; pydantic's strict mode would refuse them for the tuples that a frozen model needs.
 _FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
-_ALL_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
-#: The first word of every metric, which stands for all of the group: `infusion` for `infusion/dice/mean`.
-_METRIC_GROUPS = tuple(dict.fromkeys(name.partition("/")[0] for name in _ALL_METRICS))
+
+def _metric_groups() -> tuple[str, ...]:
+    """Return the first word of every number, which stands for all of its group: `infusion` for `infusion/dice/mean`."""
+    return tuple(dict.fromkeys(name.partition("/")[0] for name in all_metrics()))
 
 
 class Policy(BaseModel):
@@ -37,6 +39,25 @@ class Policy(BaseModel):
     # A mean over one or two patients is those patients; five is a common floor for small counts.
     min_patients: int = Field(default=5, ge=1)
 
+    # Different patients really drawn for an update; fewer, and it is refused before it leaves. Under
+    # differential privacy who was drawn is a secret and the noise bounds what each one adds, so it does not apply.
+    min_update_patients: int = Field(default=5, ge=1)
+
+    # The bounds below are those of `clients.governance.limits`; the shipped studies keep them with room.
+    # The rehearsal's five steps of eight patients make 40.
+    min_update_draws: int = Field(default=32, ge=1)
+
+    # With 0.99 hidden, the rest of the image hardly matters and its filling-in is the image itself.
+    max_mask_ratio: float = Field(default=0.8, gt=0, le=1)
+    max_mask_side: float = Field(default=0.25, gt=0, le=1)
+
+    # The head's is 0.01. A large rate writes one batch over all that was learnt before.
+    max_learning_rate: float = Field(default=0.02, gt=0)
+    max_weight_decay: float = Field(default=0.1, ge=0)
+
+    # Honest rounds stay under 100 at 0.3 million parameters.
+    max_update_norm: float = Field(default=1e3, gt=0)
+
     # 1 declares the true count, so that patient-weighted averages are exact; 10 blurs it.
     patients_rounded_to: int = Field(default=1, ge=1)
 
@@ -44,14 +65,18 @@ class Policy(BaseModel):
     patients_cap: int = Field(default=100_000, ge=1)
 
     # All: a study gives a role only what that role can do, and its approval shows each of them.
-    allowed_tasks: Annotated[tuple[TaskName, ...], _FromList] = get_args(TaskName)
+    allowed_tasks: Annotated[tuple[str, ...], _FromList] = Field(default_factory=lambda: tuple(TASKS))
 
     # All that any task can train: a study without one of them is another method.
     allowed_components: Annotated[tuple[str, ...], _FromList] = COMPONENTS
 
     # All of the contract's: each is one number over at least `min_patients` patients, and without
     # them nobody sees a run go wrong. What is not allowed is left out of the reply.
-    allowed_metrics: Annotated[tuple[str, ...], _FromList] = _METRIC_GROUPS
+    allowed_metrics: Annotated[tuple[str, ...], _FromList] = Field(default_factory=_metric_groups)
+
+    # `report` writes into the worker's log what looks made instead of trained, and goes on: for networks that came
+    # from elsewhere and look unlike any that this software begins with.
+    implausible_weights: Literal["refuse", "report"] = "refuse"
 
     # Every round is one more look at the same patients. The shipped studies take 28; ten times that
     # is a long study, and more should be a decision.
@@ -72,6 +97,11 @@ class Policy(BaseModel):
     # No end by itself; a contract with the coordinator often has one. The last day that counts, UTC.
     expires: date | None = None
 
+    @field_validator("allowed_tasks")
+    @classmethod
+    def _known_tasks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, tuple(TASKS), tuple(TASKS))
+
     @field_validator("allowed_components")
     @classmethod
     def _known_components(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,7 +110,7 @@ class Policy(BaseModel):
     @field_validator("allowed_metrics")
     @classmethod
     def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, _ALL_METRICS, _METRIC_GROUPS)
+        return _known(names, tuple(all_metrics()), _metric_groups())
 
     def hash(self) -> str:
         """Return the SHA-256 of the policy with every default written out; approvals are bound to it."""
@@ -122,7 +152,7 @@ class Policy(BaseModel):
         for stage in (round_.stage for round_ in study.rounds() if round_.step == 0):
             task = stage.task_of(role)
             if task is not None:
-                found += self._of_task(task, f"stage {stage.name}")
+                found += self._of_task(study, task, f"stage {stage.name}")
                 found += self._of_bytes(sent_bytes.get(stage.name, 0), f"stage {stage.name}")
         return found
 
@@ -130,13 +160,18 @@ class Policy(BaseModel):
         """Check the day of a request. Raises ContractError `policy-expired`."""
         _refuse(self._of_date(today))
 
-    def check_request(self, study: Study, task: AnyTask) -> None:
+    def check_request(self, study: Study, task: Task) -> None:
         """Check a task before it runs.
 
         Raises:
-            ContractError: `policy-rounds`, `privacy-required`, `policy-task` or `policy-component`.
+            ContractError: `policy-rounds`, `privacy-required`, `policy-task`, `policy-component` or `policy-limit`.
         """
-        _refuse([*self._of_study(study), *self._of_task(task, "the request")])
+        _refuse([*self._of_study(study), *self._of_task(study, task, "the request")])
+
+    def check_drawn(self, study: Study, patients: int) -> None:
+        """Check how many different patients were really drawn for an update. Raises ContractError `policy-patients`."""
+        if study.privacy is None:
+            _refuse(self._of_drawn(patients, "the update"))
 
     def check_bytes(self, count: int) -> None:
         """Check a reply's size in bytes before it leaves. Raises ContractError `policy-bytes`."""
@@ -170,7 +205,27 @@ class Policy(BaseModel):
                     "Ask the coordinator for a study with differential privacy, or change the policy",
                 )
 
-    def _of_task(self, task: AnyTask, where: str) -> Iterator[Finding]:
+    def _of_drawn(self, patients: int, where: str) -> Iterator[Finding]:
+        if patients < self.min_update_patients:
+            yield _finding(
+                "policy-patients",
+                "min_update_patients",
+                f"expected at least {self.min_update_patients} patients behind {where}, found {patients}",
+                "Ask the coordinator for a larger batch or more steps, or add patients; a smaller number lets an "
+                "update tell more of each",
+            )
+
+    def _of_task(self, study: Study, task: Task, where: str) -> Iterator[Finding]:
+        for setting in settings_of(study, task, self):
+            if not setting.allowed:
+                yield _finding(
+                    "policy-limit",
+                    setting.key,
+                    f"{where}, {setting.words}: expected at {'least' if setting.least else 'most'} {setting.bound:g}, "
+                    f"found {setting.value:g}",
+                    "Ask the coordinator why, and for a study within the bound; the bound is there because crafted "
+                    "weights can turn such a training into a copy of images",
+                )
         if task.task not in self.allowed_tasks:
             yield _finding(
                 "policy-task",

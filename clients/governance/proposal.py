@@ -1,6 +1,6 @@
 """What a study would do at a site and what would leave it, as plain data: the text that a hospital approves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from math import prod
@@ -10,13 +10,15 @@ import numpy as np
 from clients.data.findings import Finding
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charges_of, smaller_cap
-from clients.governance.disclosure import possible_metrics
+from clients.governance.fit import misfits
+from clients.governance.limits import Setting, settings_of
 from clients.node.worker import enrolment
-from common.contract import METRICS, ROLES, Role, Sha256, TaskReply, component_of, pack
+from common.components import ROLES, Role, component_of
+from common.messages import Sha256, TaskReply, pack
 from common.networks import Networks
 from common.privacy import Privacy
 from common.study import Round, Stage, Study
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import Task, TrainingTask, all_metrics
 
 #: Stands for a hash where only the length of a message counts.
 _ANY_HASH: Sha256 = "0" * 64
@@ -28,6 +30,7 @@ class StagePlan:
 
     Attributes:
         steps: optimizer steps a round; 0 where nothing is trained.
+        settings: what the study turns that bears on how much an update tells, each with the policy's bound.
         sends: components whose updates leave in each round.
         sent_bytes: of one round's reply at most, all metrics included.
         metrics: names of the numbers that leave at most, after the policy.
@@ -39,6 +42,7 @@ class StagePlan:
     rounds: int
     task: str
     steps: int
+    settings: tuple[Setting, ...]
     sends: tuple[str, ...]
     sent_bytes: int
     metrics: tuple[str, ...]
@@ -102,7 +106,7 @@ class Proposal:
     def metrics(self) -> tuple[str, ...]:
         """All metrics of all stages, each once, in the contract's order."""
         sent = {name for stage in self.stages for name in stage.metrics}
-        return tuple(dict.fromkeys(name for names in METRICS.values() for name in names if name in sent))
+        return tuple(name for name in all_metrics() if name in sent)
 
 
 def propose(study: Study, site: Site, *, today: date, accountant: Accountant | None = None) -> Proposal:
@@ -120,13 +124,14 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         task = round_.stage.task_of(config.role)
         if task is None or round_.step > 0:
             continue
-        metrics = tuple(name for name in possible_metrics(study, task, config.role) if policy.permits_metric(name))
+        metrics = tuple(name for name in study.metrics_of(task, config.role) if policy.permits_metric(name))
         stages.append(
             StagePlan(
                 stage=round_.stage.name,
                 rounds=round_.stage.rounds,
                 task=task.task,
                 steps=task.steps if isinstance(task, TrainingTask) else 0,
+                settings=tuple(settings_of(study, task, policy)),
                 sends=task.trains,
                 sent_bytes=_reply_bytes(round_, task, shapes.shapes(task.trains), metrics),
                 metrics=metrics,
@@ -153,7 +158,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         warnings=tuple(_warnings(config.role, quorum)),
         findings=(
             *policy.findings(study, config.role, today=today, sent_bytes={s.stage: s.sent_bytes for s in stages}),
-            *_misfits(study, site),
+            *misfits(study, site),
         ),
     )
 
@@ -186,25 +191,7 @@ def _budget(study: Study, site: Site, accountant: Accountant) -> Budget | None:
     )
 
 
-def _misfits(study: Study, site: Site) -> Iterator[Finding]:
-    """Yield why the site's images could not be used in the study."""
-    if study.image.geometry == "spacing" and not site.has_spacing:
-        yield Finding(
-            "no-spacing",
-            "manifest.csv",
-            "expected spacing_mm for every image, since the study resamples by it; found none",
-            "Fill it in, or ask the coordinator for a study with `geometry: letterbox`",
-        )
-    if not any(stage.task_of(site.config.role) for stage in study.stages):
-        yield Finding(
-            "no-task",
-            f"study {study.name}",
-            f"expected a task for {site.config.role} sites, found none",
-            "Ask the coordinator whether this is the right study",
-        )
-
-
-def _reply_bytes(round_: Round, task: AnyTask, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:
+def _reply_bytes(round_: Round, task: Task, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:
     """Return the most bytes that a reply can have."""
     header = TaskReply(
         study=_ANY_HASH,

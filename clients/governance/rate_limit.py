@@ -14,7 +14,7 @@ from typing import Any
 BYTES, PER_HOUR = 4 << 20, 1 << 20
 
 
-class Allowance:
+class RateLimit:
     """A bucket that lines of the ledger fill and time empties. A new worker's is empty.
 
     Args:

@@ -13,7 +13,7 @@ from common.errors import SiteStateError
 _RESTORE = "it was deleted, or is from an old backup. Restore the whole folder from its latest backup. If there is"
 
 
-def check_memory(state: State, accountant: Accountant) -> None:
+def check_rollback(state: State, accountant: Accountant) -> None:
     """Check accountant and answered rounds against the ledger.
 
     Raises:

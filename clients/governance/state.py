@@ -11,19 +11,18 @@ It is apart from the folder with the images, which the worker needs only to read
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from common.contract import digest
 from common.errors import RunError, SiteStateError
-from common.files import write_atomically
+from common.files import PRIVATE, exclusive, private_folder, write_atomically
+from common.messages import digest
 from common.seeds import derive
+from common.strict_text import parse_json
 
 SECRET_BYTES = 32
 VERSION = 1
@@ -39,13 +38,16 @@ class Answered:
         start: how often the study was started over here; each start has randomness of its own.
         round: highest round that was answered, or -1.
         request: SHA-256 of the request that it answered, or empty.
-        reply: the bytes that answered it.
+        reply: the bytes that answered it; empty while a private round is under way, which only the very same request
+            can go on with.
+        frozen: numbers of this study that were sent and must not change, see `common.tasks.Metric`.
     """
 
     start: int = 0
     round: int = -1
     request: str = ""
     reply: bytes = b""
+    frozen: Mapping[str, float] = field(default_factory=dict)
 
 
 class State:
@@ -91,21 +93,15 @@ class State:
         """
         path = folder / "secret"
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(folder)
             if path.exists():
                 raise SiteStateError(f"{folder} already has its secret, which is made once. Nothing was changed.")
-            (folder / "approvals").mkdir(exist_ok=True)
-            (folder / "answered").mkdir(exist_ok=True)
-            temporary = folder / f".secret.{os.getpid()}.part"
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(secrets.token_bytes(SECRET_BYTES) if secret is None else secret)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.link(temporary, path)  # unlike a rename, fails if somebody else made one meanwhile
-            finally:
-                temporary.unlink()
+            for name in ("approvals", "answered"):
+                private_folder(folder / name)
+            content = secrets.token_bytes(SECRET_BYTES) if secret is None else secret
+            write_atomically(path, content, then="run it again", new=True)
+        except RunError as error:
+            raise SiteStateError(str(error)) from None
         except OSError as error:
             raise SiteStateError(f"cannot make the state folder {folder}: {error.strerror}.") from None
         return cls(folder)
@@ -150,7 +146,7 @@ class State:
         except OSError as error:
             raise SiteStateError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from None
         try:
-            content = json.loads(head)
+            content = parse_json(head, origin=path.name)
             if content.pop("version") != VERSION or content.pop("sha256") != digest(reply):
                 raise ValueError
             return Answered(**content, reply=reply)
@@ -172,7 +168,8 @@ class State:
 
     def start_over(self, study_hash: str) -> None:
         """Let a study begin again at its first round, with randomness of its own."""
-        self.keep_answer(study_hash, Answered(start=self.answered(study_hash).start + 1))
+        before = self.answered(study_hash)
+        self.keep_answer(study_hash, Answered(start=before.start + 1, frozen=before.frozen))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -181,35 +178,21 @@ class State:
         Raises:
             SiteStateError: if another process holds it.
         """
-        with exclusive(self.folder / "lock", f"another worker already uses the state folder {self.folder}"):
+        taken = f"another worker already uses the state folder {self.folder}. Stop it first; two would answer the same "
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self.folder / "lock", f"{taken}messages."))
+            except RunError as error:
+                raise SiteStateError(str(error)) from None
             yield
 
     def _answered(self, study_hash: str) -> Path:
         return self.folder / "answered" / study_hash
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file of a site's state, whole or not at all, for its own user only. Raises SiteStateError."""
+def write(path: Path, content: bytes, *, mode: int = PRIVATE) -> None:
+    """Write a file of a site's own, whole or not at all, by default for its user only. Raises SiteStateError."""
     try:
-        write_atomically(path, content, then=_THEN, private=True)
+        write_atomically(path, content, then=_THEN, mode=mode)
     except RunError as error:
         raise SiteStateError(str(error)) from None
-
-
-@contextmanager
-def exclusive(path: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file; the kernel lets go of it when the process ends, however it ends.
-
-    Raises:
-        SiteStateError: with the text `taken` if another process holds it, or if it cannot be made.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SiteStateError(f"cannot make the lock file {path}: {error.strerror}.") from None
-    with contextlib.closing(os.fdopen(descriptor, "rb+")) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SiteStateError(f"{taken}. Stop it first; two would answer the same messages.") from None
-        yield

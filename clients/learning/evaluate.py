@@ -9,14 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from clients.data.dataset import Dataset
-from clients.data.dataset import by_patient as group
+from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import read_mask
-from clients.learning.training import Metrics, TaskCancelled, TaskContext
-from common.contract import MEASURES, PREDICTORS
+from clients.learning.training import Measured, Numbers, TaskCancelled, TaskContext
 from common.geometry import from_grid
 from common.infusion import predict_maps
-from common.metrics import bootstrap_interval, by_patient, measure_frame
+from common.metric_name import MEASURES, PREDICTORS, MetricName
+from common.metrics import bootstrap_interval, mean_by_patient, measure_frame
 from common.networks import Networks
 from common.study import Study
 
@@ -36,7 +35,7 @@ def measure_patients(
     Args:
         measure: of probability [H, W], truth [H, W] and spacing in mm or None, all on the image's own pixels.
     """
-    frames = group(data.site.frames_of("test", labelled=True))
+    frames = by_patient(data.site.frames_of("test", labelled=True))
     measured: dict[str, dict[str, list[Measure]]] = {p: defaultdict(list) for p in predictors}
     for patient in sorted(frames):
         if cancelled():
@@ -51,38 +50,37 @@ def measure_patients(
     return measured
 
 
-def run(context: TaskContext) -> Metrics:
+def run(context: TaskContext) -> Numbers:
     """Return mean, 95 % interval and paired difference to `baseline`, over patients, of every predictor.
 
-    Nothing is returned where fewer patients than the site's policy asks for stand behind a number.
+    No mask is opened where fewer patients than the site's policy asks for stand behind the numbers.
     """
-    if len(context.data.site.patients("test", labelled=True)) < context.policy.min_patients:
+    count = len(context.data.site.patients("test", labelled=True))
+    if count < context.policy.min_patients:
         return {}
-    with_baseline = "baseline" in context.study.initial
-    predictors = [p for p in PREDICTORS if p != "baseline" or with_baseline]
+    predictors = [p for p in PREDICTORS if p != "baseline" or context.study.compares]
     measured = measure_patients(
         context.networks, context.study, context.data, predictors, measure_frame, context.cancelled
     )
-    metrics: Metrics = {}
+    values: dict[MetricName, float] = {}
     for predictor in predictors:
         every = [m for own in measured[predictor].values() for m in own]
         # To a hundredth: an exact share of few frames would tell how many there are.
-        metrics[f"{predictor}/empty_truth_share"] = round(float(np.mean([m.empty_truth for m in every])), 2)
-        metrics[f"{predictor}/empty_prediction_share"] = round(float(np.mean([m.empty_prediction for m in every])), 2)
+        values[MetricName(predictor, "empty_truth_share")] = round(float(np.mean([m.empty_truth for m in every])), 2)
+        values[MetricName(predictor, "empty_prediction_share")] = round(
+            float(np.mean([m.empty_prediction for m in every])), 2
+        )
         for measure in MEASURES:
-            values = by_patient(measured[predictor], measure)
-            metrics |= _described(f"{predictor}/{measure}", values, "")
-            metrics[f"{predictor}/{measure}/patients"] = float(context.policy.declared_patients(len(values)))
-            if with_baseline and predictor != "baseline":
-                metrics |= _described(
-                    f"{predictor}/{measure}",
-                    values - by_patient(measured["baseline"], measure),
-                    "difference",
-                )
-    return metrics
+            own = mean_by_patient(measured[predictor], measure)
+            described = _described(own, ("mean", "low", "high"))
+            described["patients"] = float(context.policy.declared_patients(len(own)))
+            if context.study.compares and predictor != "baseline":
+                difference = own - mean_by_patient(measured["baseline"], measure)
+                described |= _described(difference, ("difference", "difference_low", "difference_high"))
+            values |= {MetricName(predictor, measure, name): value for name, value in described.items()}
+    return {str(name): Measured(value, count) for name, value in values.items()}
 
 
-def _described(name: str, values: np.ndarray, what: str) -> Metrics:
-    low, high = bootstrap_interval(values)
-    keys = ("difference", "difference_low", "difference_high") if what else ("mean", "low", "high")
-    return {f"{name}/{key}": float(v) for key, v in zip(keys, (values.mean(), low, high), strict=True)}
+def _described(values: np.ndarray, names: tuple[str, str, str]) -> dict[str, float]:
+    """Return the mean over patients and its 95 % interval, under these names."""
+    return dict(zip(names, (float(values.mean()), *bootstrap_interval(values)), strict=True))

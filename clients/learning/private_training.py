@@ -1,7 +1,7 @@
 """Patient-level DP-SGD: gradients of which epsilon can be told, in the place of plain ones.
 
 Abadi et al. 2016 (arXiv 1607.00133, algorithm 1), with a patient as the unit, as McMahan et al. 2018
-(arXiv 1710.06963) have users. Opacus offers one gradient a row of the batch, which is one a frame; here
+(arXiv 1710.06963) have users. By hand: Opacus offers one gradient a row of the batch, which is one a frame; here
 each drawn patient is a small batch of its own, so that its gradient is exact for any network and no loss
 term can couple two patients.
 """

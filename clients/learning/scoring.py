@@ -8,14 +8,14 @@ from torch import Tensor
 
 from clients.data.dataset import Sample
 from clients.data.frames import Frame, read_mask
-from clients.learning.training import Metrics, TaskContext
+from clients.learning.training import Measured, Numbers, TaskContext
 from common.augment import device_shift
-from common.contract import FUSED
+from common.components import FUSED
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import frame_dice
 from common.study import Study
-from common.tasks import AnyTask
+from common.tasks import Task
 
 #: Patients behind a score; more would cost a round's time and hardly move the mean.
 SCORED_PATIENTS = 32
@@ -26,7 +26,7 @@ SCORE_STRENGTH = 0.5
 FOREGROUND_TOLERANCE = {"spacing": 1.5, "letterbox": 3.0}
 
 
-def is_fused(task: AnyTask) -> bool:
+def is_fused(task: Task) -> bool:
     """Whether a request of this task carries the whole fused model."""
     return set(FUSED) <= set(task.components())
 
@@ -113,35 +113,32 @@ def received_views(context: TaskContext) -> dict[Frame, Views]:
     return views
 
 
-def score_received(context: TaskContext, views: Mapping[Frame, Views]) -> Metrics:
-    """Return `score` of the received fused model from its `received_views`, unless too few patients stand behind it."""
-    if len(context.data.site.patients("train")) < context.policy.min_patients:
-        return {}
+def score_received(context: TaskContext, views: Mapping[Frame, Views]) -> Numbers:
+    """Return `score` of the received fused model from its `received_views`, one a patient."""
     grid = context.study.image
     tolerance = FOREGROUND_TOLERANCE[grid.geometry]
     widths = visible_widths(context.study, map(context.data.sample, views))
     score = label_free_score(list(views.values()), context.foreground_prior, grid.size, tolerance, widths)
-    return {"score": score}
+    return {"score": Measured(score, len(views))}
 
 
-def fused_dice(context: TaskContext) -> Metrics:
+def fused_dice(context: TaskContext) -> Numbers:
     """Return `val_dice` of the received fused model: the mean over validation patients, on original pixels."""
-    if len(context.data.site.patients("val", labelled=True)) < context.policy.min_patients:
-        return {}
     values = []
     for frame in context.data.overview("val", SCORED_PATIENTS):
         sample = context.data.sample(frame)
         maps = predict_maps(context.networks, context.study, sample.image, sample.valid, baseline=False)
         values.append(frame_dice(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame)))
-    return {"val_dice": sum(values) / len(values)}
+    return {"val_dice": Measured(sum(values) / len(values), len(values))} if values else {}
 
 
-def mean_foreground(context: TaskContext) -> float:
-    """Return the mean foreground of all labelled training patients, see `mean_area`, at most 1.
+def mean_foreground(context: TaskContext) -> Numbers:
+    """Return `foreground_fraction`: the mean foreground of all labelled training patients, see `mean_area`, at most 1.
 
     Of all: lesions differ so much in size that a sample of 32 patients was off by half on real data.
     """
     everyone = context.data.overview("train", len(context.data.site.patients("train")))
     samples = [context.data.labelled(frame) for frame in everyone]
     truths = [sample.truth for sample in samples if sample.truth is not None]
-    return min(1.0, mean_area(truths, 0.5, context.study.image.size, visible_widths(context.study, samples)))
+    area = mean_area(truths, 0.5, context.study.image.size, visible_widths(context.study, samples))
+    return {"foreground_fraction": Measured(min(1.0, area), len(everyone))}

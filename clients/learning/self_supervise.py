@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from clients.data.dataset import tiles
 from clients.data.frames import Frame
-from clients.learning.training import LossOf, Metrics, Seen, TaskContext, train
-from common.augment import augment, device_shift
+from clients.learning.training import Loss, Objective, TaskContext
+from clients.learning.view import view
+from common.augment import device_shift
 from common.geometry import standardise
 from common.losses import dense_contrast, reconstruction
-from common.networks import CONTRAST_LEVEL
+from common.network_settings import CONTRAST_LEVEL
 from common.tasks import SelfSupervise
 
 
@@ -26,36 +27,27 @@ def random_masking(count: int, side: int, block: int, ratio: float, generator: G
     return F.interpolate(grid, scale_factor=block, mode="nearest")[..., :side, :side]
 
 
-def run(context: TaskContext) -> Metrics:
-    """Train the target encoder with its MIM decoder and projector; the contract's metrics."""
-    return train(context, objective)
-
-
-def objective(context: TaskContext, seen: Seen) -> LossOf:
-    """Return the loss on unlabelled frames."""
+def objective(context: TaskContext) -> Objective:
+    """Return `reconstruction_weight * MIM + contrast_weight * contrast` on unlabelled frames."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfSupervise)
     encoder = networks.target_branch.encoder
-    side = study.image.size
 
-    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
+    def loss(frames: Sequence[Frame], generator: Generator) -> Loss:
         samples = [context.data.sample(frame) for frame in frames]
-        batch = tiles(samples, [s.valid[None].float() for s in samples], side, generator)
-        image, valid = augment(batch.image, batch.maps, study.augmentation, generator)
-        x = standardise(image, valid > 0)
-        hidden = random_masking(len(x), side, task.mask_block, task.mask_ratio, generator) * valid
+        batch = tiles(samples, [s.image[None][:0] for s in samples], study.image.size, generator)
+        seen = view(batch, study.augmentation, generator)
+        hidden = random_masking(len(frames), study.image.size, task.mask_block, task.mask_ratio, generator) * seen.valid
         # a hidden pixel shows the image's mean, which is 0 after standardising
-        rebuilt = reconstruction(networks.mim_decoder(encoder(x * (1 - hidden))), x, hidden)
-        total = task.reconstruction_weight * rebuilt
-        seen["reconstruction_loss"].append(float(rebuilt.detach().mean()))
+        rebuilt = reconstruction(networks.mim_decoder(encoder(seen.x * (1 - hidden))), seen.x, hidden)
+        total, terms = task.reconstruction_weight * rebuilt, {"reconstruction_loss": rebuilt}
         if task.contrast_weight > 0:
             # Two photometric views of one geometry: places correspond without warping features.
-            views = [standardise(device_shift(image, generator, 0.5), valid > 0) for _ in range(2)]
-            first, second = (networks.projector(encoder(view)) for view in views)
-            usable = F.max_pool2d(1 - valid, 2**CONTRAST_LEVEL)[:, 0] == 0
+            views = [standardise(device_shift(seen.image, generator, 0.5), seen.valid > 0) for _ in range(2)]
+            first, second = (networks.projector(encoder(x)) for x in views)
+            usable = F.max_pool2d(1 - seen.valid, 2**CONTRAST_LEVEL)[:, 0] == 0
             contrast = dense_contrast(first, second, usable, task.contrast_temperature)
-            total = total + task.contrast_weight * contrast
-            seen["contrast_loss"].append(float(contrast.detach().mean()))
-        return total
+            total, terms = total + task.contrast_weight * contrast, terms | {"contrast_loss": contrast}
+        return Loss(total, {name: float(term.detach().mean()) for name, term in terms.items()})
 
-    return loss_of
+    return Objective(loss)

@@ -8,6 +8,7 @@ once a round or anew every few steps.
 import copy
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -15,19 +16,9 @@ from torch import Generator, Tensor
 from clients.data.dataset import tiles
 from clients.data.frames import Frame
 from clients.learning.scoring import mean_area, received_views, score_received, visible_widths
-from clients.learning.training import (
-    LossOf,
-    Metrics,
-    Seen,
-    TaskContext,
-    averaging,
-    follow,
-    note,
-    train,
-    trained_branches,
-)
-from common.augment import augment
-from common.geometry import standardise
+from clients.learning.training import Loss, Objective, TaskContext, averaging, follow
+from clients.learning.view import view
+from common.components import branches_of
 from common.infusion import predict_maps
 from common.losses import dice_cross_entropy
 from common.tasks import SelfTrain
@@ -57,19 +48,13 @@ def prior_threshold(
     return min(candidates, key=lambda t: abs(mean_area(maps, t, side, widths) - prior))
 
 
-def run(context: TaskContext) -> Metrics:
-    """Train both branches as students and return the contract's metrics, with the teacher's score."""
-    return train(context, objective)
-
-
-def objective(context: TaskContext, seen: Seen) -> LossOf:
-    """Return the loss under a teacher that begins as it was received, whose score is measured first."""
+def objective(context: TaskContext) -> Objective:
+    """Return the students' loss on the teacher's pseudo-labels; the received model's score is measured first."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_views(context)
-    note(seen, score_received(context, received))
     teacher = copy.deepcopy(networks)  # the students move `networks`
-    branches = trained_branches(context)
+    branches = branches_of(task.trains)
     predictor = "infusion" if len(branches) > 1 else branches[0]  # who learns is who teaches
 
     def says(frame: Frame) -> Tensor:
@@ -91,7 +76,7 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
         if step and task.remake_every and step % task.remake_every == 0:
             taught.clear()
 
-    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
+    def loss(frames: Sequence[Frame], generator: Generator) -> Loss:
         teach(next(steps))
         samples = [context.data.sample(frame) for frame in frames]
         for frame in frames:
@@ -102,22 +87,18 @@ def objective(context: TaskContext, seen: Seen) -> LossOf:
         label = (p > threshold) * batch.valid
         reach = torch.where(p > threshold, 1 - threshold, threshold)
         confidence = ((p - threshold).abs() / reach) ** task.confidence_power
-        seen["confidence"].append(float((confidence * batch.valid).sum() / batch.valid.sum()))
-        seen["pseudo_foreground_fraction"].append(float(label.mean()))
+        labelled = replace(batch, maps=torch.cat([label, confidence], 1))
         total = torch.zeros(len(samples))
         for branch in branches:
-            maps = torch.cat([label, confidence, batch.valid], 1)
-            image, maps = augment(
-                batch.image,
-                maps,
-                study.augmentation,
-                generator,
-                strength=task.strength,
-                artefacts=task.artefacts,
-            )
-            valid = maps[:, 2:]
-            logits = getattr(networks, branch)(standardise(image, valid > 0))
-            total = total + dice_cross_entropy(logits, maps[:, :1], maps[:, 1:2] * valid)
-        return total / len(branches)
+            seen = view(labelled, study.augmentation, generator, task.strength, task.artefacts)
+            logits = networks.branch(branch)(seen.x)
+            total = total + dice_cross_entropy(logits, truth=seen.maps[:, :1], weight=seen.maps[:, 1:] * seen.valid)
+        return Loss(
+            total / len(branches),
+            {
+                "confidence": float((confidence * batch.valid).sum() / batch.valid.sum()),
+                "pseudo_foreground_fraction": float(label.mean()),
+            },
+        )
 
-    return loss_of
+    return Objective(loss, score_received(context, received))

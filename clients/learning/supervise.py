@@ -3,48 +3,35 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from clients.data.dataset import tiles
 from clients.data.frames import Frame
 from clients.learning.scoring import fused_dice, is_fused, mean_foreground
-from clients.learning.training import LossOf, Metrics, Seen, TaskContext, note, train, trained_branches
-from common.augment import augment
-from common.geometry import standardise
+from clients.learning.training import Loss, Numbers, Objective, TaskContext
+from clients.learning.view import labelled_tiles, view
+from common.components import branches_of
 from common.losses import dice_cross_entropy
 from common.tasks import Supervise
 
 
-def run(context: TaskContext) -> Metrics:
-    """Train the task's branches, each on views of its own, and return the contract's metrics."""
-    return train(context, objective)
-
-
-def objective(context: TaskContext, seen: Seen) -> LossOf:
-    """Return the loss on labelled frames; the received model is measured first."""
+def objective(context: TaskContext) -> Objective:
+    """Return the mean over branches of `dice + cross-entropy`, each branch on views of its own."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, Supervise)
-    if study.privacy is None:  # no number leaves under privacy, so none is measured
-        seen["foreground_fraction"].append(mean_foreground(context))
-        if is_fused(task):
-            note(seen, fused_dice(context))  # of the model as it was received
-    branches = trained_branches(context)
+    branches = branches_of(task.trains)
 
-    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
-        samples = [context.data.labelled(frame) for frame in frames]
-        total = torch.zeros(len(samples))
+    def loss(frames: Sequence[Frame], generator: Generator) -> Loss:
+        total = torch.zeros(len(frames))
         for branch in branches:
-            batch = tiles(
-                samples,
-                [s.truth[None] for s in samples if s.truth is not None],
-                study.image.size,
-                generator,
-            )
-            maps = torch.cat([batch.maps, batch.valid], 1)
-            image, moved = augment(batch.image, maps, study.augmentation, generator, artefacts=task.artefacts)
-            truth, valid = moved[:, :1], moved[:, 1:]
-            logits = getattr(networks, branch)(standardise(image, valid > 0))
-            total = total + dice_cross_entropy(logits, truth, valid)
-        return total / len(branches)
+            batch = labelled_tiles(context.data, frames, study.image.size, generator)
+            seen = view(batch, study.augmentation, generator, artefacts=task.artefacts)
+            logits = networks.branch(branch)(seen.x)
+            total = total + dice_cross_entropy(logits, truth=seen.maps, weight=seen.valid)
+        return Loss(total / len(branches))
 
-    return loss_of
+    measured: Numbers = {}
+    if study.privacy is None:  # no number leaves under privacy, so none is measured
+        measured |= mean_foreground(context)
+        if is_fused(task):
+            measured |= fused_dice(context)  # of the model as it was received
+    return Objective(loss, measured)

@@ -1,31 +1,72 @@
-"""What every training task shares: its context, the optimizer loop and the frames it draws."""
+"""What every task shares: its context, what it measures, and the optimizer's loop of those that train."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Generator, Tensor, nn
 
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import Frame
-from clients.data.site import Split
 from clients.governance.policy import Policy
 from clients.learning.private_training import PrivateGradients
 from common.networks import Networks
 from common.seeds import derive, derive_seed
 from common.study import Round, Study
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import Task, TrainingTask
 
 #: A gradient of a larger norm is scaled down to it: early batches of few patients give rare spikes.
 MAX_GRADIENT_NORM = 5.0
 
-Metrics = dict[str, float]
-#: Frames and the generator of their views -> one loss a frame, [B]; it draws no frames itself.
-LossOf = Callable[[Sequence[Frame], Generator], Tensor]
-#: Metric -> every value seen in the round; the mean of them is the metric.
-Seen = defaultdict[str, list[float]]
+
+@dataclass(frozen=True)
+class Measured:
+    """A number, and how many different patients are really behind it: by these a site's policy judges it."""
+
+    value: float
+    patients: int
+
+
+#: Metric -> what was measured.
+Numbers = dict[str, Measured]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task measured, and for one that trains, how many different patients its steps really drew."""
+
+    measured: Numbers
+    drawn: int = 0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a step descends, and what it saw on the way.
+
+    Attributes:
+        per_frame: the loss of each frame, [B]; no term couples two frames.
+        seen: metric -> its value on this batch.
+    """
+
+    per_frame: Tensor
+    seen: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training task descends.
+
+    Attributes:
+        loss: of frames, under views that come from the generator; it draws no frames itself.
+        measured: of the received model, before any step.
+    """
+
+    loss: Callable[[Sequence[Frame], Generator], Loss]
+    measured: Numbers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,7 +83,7 @@ class TaskContext:
 
     study: Study
     round: Round
-    task: AnyTask
+    task: Task
     networks: Networks
     data: Dataset
     policy: Policy
@@ -77,29 +118,24 @@ class TaskCancelled(Exception):
     """The caller is gone; nothing is sent."""
 
 
-def train(context: TaskContext, objective: Callable[[TaskContext, Seen], LossOf], split: Split = "train") -> Metrics:
-    """Take a training task's steps on its objective and return its metrics.
-
-    Args:
-        objective: measures what has to be measured before training, and returns the loss to descend.
-        split: whose patients are drawn.
-    """
-    task = context.task
-    assert isinstance(task, TrainingTask)
-    seen: Seen = defaultdict(list)
-    loss = fit(context, task, trained_modules(context), objective(context, seen), split)
-    return means(seen) | {"loss": loss}
+def perform(context: TaskContext) -> Outcome:
+    """Do what the task's module says, training the context's networks in place."""
+    if isinstance(context.task, TrainingTask):
+        objective = objective_of(context)
+        outcome = fit(context, context.task, objective)
+        return replace(outcome, measured=objective.measured | outcome.measured)
+    measured: Numbers = _module(context.task).run(context)
+    return Outcome(measured)
 
 
-def note(seen: Seen, metrics: Metrics) -> None:
-    """Add measured numbers to what a round has seen."""
-    for name, value in metrics.items():
-        seen[name].append(value)
+def objective_of(context: TaskContext) -> Objective:
+    """Return the objective of a training task, for an optimizer's loop other than the site's own too."""
+    objective: Objective = _module(context.task).objective(context)
+    return objective
 
 
-def means(seen: Seen) -> Metrics:
-    """Return each metric as the mean of its values."""
-    return {name: sum(values) / len(values) for name, values in seen.items()}
+def _module(task: Task) -> ModuleType:
+    return import_module(task.implementation or f"clients.learning.{task.task}")
 
 
 def learning_rate(context: TaskContext, task: TrainingTask, step: int) -> float:
@@ -110,46 +146,48 @@ def learning_rate(context: TaskContext, task: TrainingTask, step: int) -> float:
     return task.learning_rate * warm * (0.1 + 0.9 * cosine)
 
 
-def fit(
-    context: TaskContext,
-    task: TrainingTask,
-    trained: Iterable[nn.Module],
-    loss_of: LossOf,
-    split: Split = "train",
-) -> float:
-    """Take the task's steps with a fresh AdamW and return the mean loss.
+def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outcome:
+    """Take the task's steps with a fresh AdamW and return the mean loss and what the loss saw.
 
-    Under privacy the gradients are clipped by patient and noised; AdamW, its decay and the average of the weights
-    only see these, so that the update keeps their guarantee (post-processing). The mean loss has none and must not
-    leave.
-
-    Args:
-        trained: modules whose parameters move; all others stay.
-        split: whose patients are drawn.
+    Under privacy the gradients are clipped by patient and noised; AdamW, its decay and the average of the
+    weights only see these, so that the update keeps their guarantee (post-processing). The mean loss has none and must
+    not leave.
 
     Raises:
         StudyError: under privacy, if a module or the loss cannot be made private.
+        TaskCancelled: between two steps, if the caller is gone.
     """
     context.networks.requires_grad_(False)
-    modules = [module.requires_grad_(True) for module in trained]
+    modules = [context.networks.component(name).requires_grad_(True) for name in task.trains]
     parameters = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=context.study.weight_decay, fused=True)
-    gradients = _gradients(context, modules, parameters, loss_of, split)
+    seen: dict[str, list[float]] = defaultdict(list)
+    drawn: set[str] = set()
+
+    def loss_of(frames: Sequence[Frame], generator: Generator) -> Tensor:
+        drawn.update(frame.patient for frame in frames)
+        loss = objective.loss(frames, generator)
+        for name, value in loss.seen.items():
+            seen[name].append(value)
+        return loss.per_frame
+
+    gradients = _gradients(context, task, modules, parameters, loss_of)
     average = [p.detach().clone() for p in parameters] if task.average else []
-    total = 0.0
+    losses = []
     for step in range(task.steps):
         if context.cancelled():
             raise TaskCancelled
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(context, task, step)
         optimizer.zero_grad(set_to_none=True)
-        total += gradients(step)
+        losses.append(gradients(step))
         optimizer.step()
         follow(average, parameters, averaging(task.average, step))
     context.networks.requires_grad_(False)
-    for parameter, own in zip(parameters, average or parameters, strict=True):
-        parameter.copy_(own)
-    return total / task.steps
+    for parameter, smooth in zip(parameters, average or parameters, strict=True):
+        parameter.copy_(smooth)
+    means = {name: sum(values) / len(values) for name, values in {**seen, "loss": losses}.items()}
+    return Outcome({name: Measured(mean, len(drawn)) for name, mean in means.items()}, len(drawn))
 
 
 def averaging(decay: float, step: int) -> float:
@@ -163,15 +201,20 @@ def follow(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -
 
     An empty average stays empty.
     """
-    for own, now in zip(average, current, strict=False):
-        own.mul_(decay).add_(now.detach(), alpha=1 - decay)
+    for smooth, now in zip(average, current, strict=False):
+        smooth.mul_(decay).add_(now.detach(), alpha=1 - decay)
 
 
 def _gradients(
-    context: TaskContext, modules: list[nn.Module], parameters: list[nn.Parameter], loss_of: LossOf, split: Split
+    context: TaskContext,
+    task: TrainingTask,
+    modules: Sequence[nn.Module],
+    parameters: Iterable[nn.Parameter],
+    loss_of: Callable[[Sequence[Frame], Generator], Tensor],
 ) -> Callable[[int], float]:
     """Return what fills the parameters' gradients for a step, and returns its loss."""
-    study = context.study
+    study, split = context.study, task.split
+    assert split is not None
     if study.privacy is not None:
         return PrivateGradients(
             study.privacy,
@@ -190,14 +233,3 @@ def _gradients(
         return float(loss.detach())
 
     return plain
-
-
-def trained_modules(context: TaskContext) -> list[nn.Module]:
-    """Return the modules of the components that the task trains."""
-    return [context.networks.component(name) for name in context.task.trains]
-
-
-def trained_branches(context: TaskContext) -> list[str]:
-    """Return the branches of which the task trains any part, in a fixed order."""
-    parts = context.task.trains
-    return [b for b in ("source_branch", "target_branch") if any(p.startswith(b) for p in parts)]

@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 
 from clients.node.refusals import refusal
-from common.contract import MAX_MESSAGE_BYTES, pack
 from common.errors import SiteStateError
+from common.messages import MAX_MESSAGE_BYTES, pack
 
 SERVICE, METHOD = "crossprobe.Worker", "Ask"
 #: How long a worker that is being restarted is waited for, in seconds.

@@ -1,117 +1,117 @@
 """`crossprobe worker` and `crossprobe ledger`: the hospital's long-running process, and the record of all it said."""
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import click
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-RAW = argparse.RawDescriptionHelpFormatter
+from common.options import Json, StateFolder, commands, examples
+
+app = commands()
+ledger = commands(
+    help="""Show and verify what this site sent, and when.
+
+    The ledger is the record of every message that a site received and sent. A head is the hash of a line of it. The
+    coordinator has one from each reply, as `ledger_head` in its run's history.jsonl; ask for the latest.
+    """,
+    no_args_is_help=True,
+    epilog=examples(
+        "crossprobe ledger show --state /srv/crossprobe",
+        "crossprobe ledger verify --state /srv/crossprobe --head HEAD-FROM-THE-COORDINATOR",
+    ),
+)
+app.add_typer(ledger, name="ledger")
 
 
-def worker(arguments: list[str]) -> int:
-    """Run the worker, or ask whether one answers; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="crossprobe worker",
-        description=(
-            "Answer the messages of approved studies at a Unix socket, until SIGTERM. The only process that opens\n"
-            "images; it needs no network. Approvals are read again for each message."
-        ),
-        formatter_class=RAW,
-        epilog=(
-            "examples:\n"
-            "  crossprobe worker --site /data/our-site --state /srv/crossprobe --socket /run/crossprobe/worker.sock\n"
-            "  crossprobe worker --check --socket /run/crossprobe/worker.sock"
-        ),
-    )
-    parser.add_argument("--socket", type=Path, required=True, help="path of the Unix socket, at most 107 characters")
-    parser.add_argument("--site", type=Path, help="folder with site.yaml and manifest.csv; may be read-only")
-    parser.add_argument("--state", type=Path, help="the site's state folder; not the data's")
-    parser.add_argument("--group", help="group that may connect, beside this user")
-    parser.add_argument(
-        "--check", action="store_true", help="only say whether a worker answers there: exit code 0 or 1"
-    )
-    chosen = parser.parse_args(arguments)
+@app.command(
+    epilog=examples(
+        "crossprobe worker --site /data/our-site --state /srv/crossprobe --socket /run/crossprobe/worker.sock",
+        "crossprobe worker --check --socket /run/crossprobe/worker.sock",
+    ),
+)
+def worker(
+    socket: Annotated[Path, typer.Option(help="path of the Unix socket, at most 107 characters")],
+    site: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder with site.yaml and manifest.csv; may be read-only")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(metavar="DIR", help="the site's state folder; not the data's")] = None,
+    group: Annotated[str | None, typer.Option(help="group that may connect, beside this user")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="only say whether a worker answers there: exit code 0 or 1")
+    ] = False,
+) -> None:
+    """Answer the messages of approved studies.
 
-    if chosen.check:
+    At a Unix socket, until SIGTERM. The only process that opens images; it needs no network. Approvals are read again
+    for each message.
+    """
+    if check:
         from clients.node.channel import answers
 
-        alive = answers(chosen.socket)
-        text = (
-            f"a worker answers at {chosen.socket}" if alive else f"nobody answers at {chosen.socket}. Start the worker."
-        )
+        alive = answers(socket)
+        text = f"a worker answers at {socket}" if alive else f"nobody answers at {socket}. Start the worker."
         print(text, file=sys.stdout if alive else sys.stderr)
-        return 0 if alive else 1
-    if chosen.site is None or chosen.state is None:
-        parser.error("give --site and --state, or --check")
+        raise typer.Exit(0 if alive else 1)
+    if site is None or state is None:
+        raise click.UsageError("give --site and --state, or --check")
 
     from clients.data.site import load_site
     from clients.governance.state import State
     from clients.node.channel import address
+    from clients.node.device import check_device
     from clients.node.service import run
 
-    address(chosen.socket)  # before minutes are spent on reading the images
-    state = State(chosen.state)
+    address(socket)  # before minutes are spent on reading the images
+    folder = State(state)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("checking the site's folder", total=None)
-        site = load_site(chosen.site, lambda done, total: bar.update(task, completed=done, total=total))
-    run(site, state, chosen.socket, group=chosen.group)
-    return 0
+        checked = load_site(site, lambda done, total: bar.update(task, completed=done, total=total))
+    check_device(checked.config.device)
+    run(checked, folder, socket, group=group)
 
 
-def ledger(arguments: list[str]) -> int:
-    """Verify or show a ledger and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="crossprobe ledger",
-        description="The record of every message that a site received and sent.",
-        formatter_class=RAW,
-        epilog=(
-            "examples:\n"
-            "  crossprobe ledger show --state /srv/crossprobe\n"
-            "  crossprobe ledger verify --state /srv/crossprobe --head 3f1c...\n\n"
-            "A head is the hash of a line of the ledger. The coordinator has one from each reply, as `ledger_head` in\n"
-            "its run's history.jsonl; ask for the latest."
-        ),
-    )
-    actions = parser.add_subparsers(dest="action", required=True)
-    verify = actions.add_parser("verify", help="find changed, removed or moved lines; exit code 0 or 1")
-    verify.add_argument("--head", type=_head, help="64 characters from the coordinator; finds a cut or rewritten file")
-    show = actions.add_parser("show", help="tell what left, and when")
-    show.add_argument("--study", default="", metavar="HASH", help="only this study (the hash, or how it begins)")
-    for action in (verify, show):
-        action.add_argument("--state", type=Path, required=True, help="the site's state folder")
-        action.add_argument("--json", action="store_true", help="print the result for machines")
-    chosen = parser.parse_args(arguments)
-
-    from clients.governance.state import State
-
-    path = State(chosen.state).ledger
-    return _verify(path, chosen.head, chosen.json) if chosen.action == "verify" else _show(path, chosen)
-
-
-def _head(text: str) -> str:
-    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise argparse.ArgumentTypeError("a head has 64 characters, 0-9 and a-f")
+def _head(text: str | None) -> str | None:
+    if text is not None and (len(text) != 64 or not set(text) <= set("0123456789abcdef")):
+        raise typer.BadParameter("a head has 64 characters, 0-9 and a-f")
     return text
 
 
-def _verify(path: Path, head: str | None, as_json: bool) -> int:
+@ledger.command(
+    epilog=examples(
+        "crossprobe ledger verify --state /srv/crossprobe",
+        "crossprobe ledger verify --state /srv/crossprobe --head HEAD-FROM-THE-COORDINATOR",
+    )
+)
+def verify(
+    state: StateFolder,
+    head: Annotated[
+        str | None,
+        typer.Option(callback=_head, help="64 characters from the coordinator; finds a cut or rewritten file"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find changed, removed or moved lines; exit code 0 or 1."""
     from clients.governance.ledger import verify
+    from clients.governance.state import State
 
+    path = State(state).ledger
     verdict = verify(path, head)
     if as_json:
         print(json.dumps({"ok": not verdict.damage, **asdict(verdict)}, indent=1))
-        return 1 if verdict.damage else 0
+        raise typer.Exit(1 if verdict.damage else 0)
     for damage in verdict.damage:
         print(f"{path} line {damage.line}: {damage.message}", file=sys.stderr)
     if verdict.damage:
         print("the ledger is not as the worker wrote it: tell your privacy officer", file=sys.stderr)
-        return 1
+        raise typer.Exit(1)
     print(f"{verdict.lines} lines, no line changed, removed or moved. The head is {verdict.head}")
     if head is None:
         print(
@@ -121,17 +121,29 @@ def _verify(path: Path, head: str | None, as_json: bool) -> int:
     else:
         after = verdict.lines - verdict.proven
         print(f"Lines 1 to {verdict.proven} are those that the coordinator's head stands for; {after} came later.")
-    return 0
 
 
-def _show(path: Path, chosen: argparse.Namespace) -> int:
+@ledger.command(
+    epilog=examples(
+        "crossprobe ledger show --state /srv/crossprobe",
+        "crossprobe ledger show --state /srv/crossprobe --study 3f1c --json",
+    )
+)
+def show(
+    state: StateFolder,
+    study: Annotated[str, typer.Option(metavar="HASH", help="only this study (the hash, or how it begins)")] = "",
+    as_json: Json = False,
+) -> None:
+    """Tell what left, and when."""
     from clients.governance.ledger import read, verify
-    from common.contract import component_of
+    from clients.governance.state import State
+    from common.components import component_of
 
-    entries = [content for content in read(path) if (content["study"] or "").startswith(chosen.study)]
-    if chosen.json:
+    path = State(state).ledger
+    entries = [content for content in read(path) if (content["study"] or "").startswith(study)]
+    if as_json:
         print(json.dumps(entries, indent=1))
-        return 0
+        return
     table = Table(title=f"{len(entries)} messages, times in UTC", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("time", "way", "study", "round", "bytes"):
         table.add_column(column, no_wrap=True, justify="right" if column in ("round", "bytes") else "left")
@@ -158,5 +170,4 @@ def _show(path: Path, chosen: argparse.Namespace) -> int:
     print(f"sent: {len(sent)} messages, {sum(content['bytes'] for content in sent):,} bytes")
     if verify(path).damage:
         print("this ledger is damaged: run `crossprobe ledger verify`", file=sys.stderr)
-        return 1
-    return 0
+        raise typer.Exit(1)

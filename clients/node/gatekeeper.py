@@ -8,19 +8,21 @@ and in the ledger before it leaves.
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from clients.data.site import Site
 from clients.governance.accountant import Accountant
 from clients.governance.approval import Approval, approval_of, valid_approvals
 from clients.governance.ledger import Ledger, LedgerError, entry
-from clients.governance.rate_limit import Allowance
-from clients.governance.rollback_check import check_memory
-from clients.governance.state import Answered, State
-from clients.node.refusals import refusal
+from clients.governance.rate_limit import RateLimit
+from clients.governance.rollback_check import check_rollback
+from clients.governance.state import State
+from clients.node.refusals import ROUND_SPENT, refusal
 from clients.node.worker import Worker, enrolment
-from common.contract import EnrolRequest, Message, TaskReply, TaskRequest, Tensors, digest, pack, unpack
 from common.errors import ContractError, SiteStateError
+from common.messages import EnrolRequest, Message, Refusal, TaskReply, TaskRequest
+from common.tasks import TASKS
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -28,7 +30,7 @@ log = logging.getLogger("crossprobe.worker")
 BUSY_WAIT_S = 2.0
 
 
-class GuardedWorker:
+class Gatekeeper:
     """Answers messages for one site; one task at a time, from any number of threads.
 
     Args:
@@ -45,8 +47,8 @@ class GuardedWorker:
         self.ledger = Ledger(state.ledger)
         self._config = _site_yaml(site)
         self.accountant = Accountant(state.accountant)
-        check_memory(state, self.accountant)
-        self.allowance = Allowance()
+        check_rollback(state, self.accountant)
+        self.rate_limit = RateLimit()
         self._at_work, self._writing = threading.Lock(), threading.Lock()
         self._turned_away = 0
         self._worker: Worker | None = None
@@ -62,70 +64,71 @@ class GuardedWorker:
 
         A study without a valid approval gets `not-approved`, without a ledger head, whatever else might
         be wrong. Where the ledger cannot be written, nothing leaves but `ledger-unwritable`. Beyond the
-        allowance every message gets `too-many-messages`, unread and always in the same bytes; the first
+        rate limit every message gets `too-many-messages`, unread and always in the same bytes; the first
         of these is in the ledger, and how many followed is in its next line.
         """
         try:
             with self._writing:
-                if not self.allowance.left():
-                    return self._turn_away(payload)
-            return self._logged(payload, cancelled)
+                if not self.rate_limit.left():
+                    return self._turn_away(payload).payload
+            return self._logged(payload, cancelled).payload
         except LedgerError as error:
             log.error("%s", error)
-            return pack(refusal("ledger-unwritable"))
+            return Message.of(refusal("ledger-unwritable")).payload
         except Exception:
             log.exception("%s: a message could not be handled", self.site.config.name)
-            return pack(refusal("task-failed"))
+            return Message.of(refusal("task-failed")).payload
 
-    def _logged(self, payload: bytes, cancelled: Callable[[], bool]) -> bytes:
-        header: Message | None = None
-        tensors: Tensors = {}
+    def _logged(self, payload: bytes, cancelled: Callable[[], bool]) -> Message:
+        request: Message | None = None
         try:
-            header, tensors = unpack(payload)
-            wrong = "" if isinstance(header, EnrolRequest | TaskRequest) else "not-a-request"
+            request = Message.parse(payload)
+            wrong = "" if isinstance(request.header, EnrolRequest | TaskRequest) else "not-a-request"
         except ContractError as error:
             wrong = error.code
-        incoming = entry("in", payload, header, tensors)
+        incoming = entry("in", request or payload)
         with self._writing:
             incoming["unwritten"] = max(0, self._turned_away - 1)
             head = self.ledger.append(incoming)
             self._turned_away = 0
-        approval = self._approval(header)
-        if approval is not None:
-            reply = self._of_approved(approval, payload, header, head, cancelled)
+        approval = self._approval(request)
+        if approval is not None and request is not None:
+            reply = self._of_approved(approval, request, head, cancelled)
         elif wrong and valid_approvals(self.state, self.site.config):
-            reply = pack(refusal(wrong, ledger_head=head))
+            reply = Message.of(refusal(wrong, ledger_head=head))
         else:
-            reply = pack(refusal("not-approved"))
-        # What leaves is what is written down: read back from the very bytes.
-        answer, updates = unpack(reply)
-        epsilon = self.accountant.stated(approval.study.privacy) if approval else None
-        start = self.state.answered(answer.study).start if isinstance(answer, TaskReply) else None
-        charges = self.accountant.count
-        outgoing = entry("out", reply, answer, updates, header, epsilon, charges=charges, start=start)
+            reply = Message.of(refusal("not-approved"))
+        outgoing = entry(
+            "out",
+            reply,
+            request.header if request else None,
+            self.accountant.stated(approval.study.privacy) if approval else None,
+            charges=self.accountant.count,
+            start=self.state.answered(reply.header.study).start if isinstance(reply.header, TaskReply) else None,
+        )
         self.ledger.append(outgoing)
-        if not isinstance(answer, TaskReply) or answer.ledger_head != head:  # else new, not given again
+        if not isinstance(reply.header, TaskReply) or reply.header.ledger_head != head:  # else new, not given again
             with self._writing:
-                self.allowance.use(incoming, outgoing)
+                self.rate_limit.use(incoming, outgoing)
         return reply
 
-    def _turn_away(self, payload: bytes) -> bytes:
-        reply = refusal("too-many-messages")
+    def _turn_away(self, payload: bytes) -> Message:
+        reply = Message.of(refusal("too-many-messages"))
         self._turned_away += 1
         if self._turned_away == 1:
             log.warning("%s: too many messages; until there are fewer, they are only counted", self.site.config.name)
-            lines = (entry("in", payload, None, {}), entry("out", pack(reply), reply, {}))
-            self.allowance.use(*lines)
+            lines = (entry("in", payload), entry("out", reply))
+            self.rate_limit.use(*lines)
             for line in lines:
                 self.ledger.append(line)
-        return pack(reply)
+        return reply
 
-    def _approval(self, header: Message | None) -> Approval | None:
+    def _approval(self, request: Message | None) -> Approval | None:
         """Return the approval of a request's study as it is on disk now, if it holds."""
-        if not isinstance(header, EnrolRequest | TaskRequest):
+        if request is None or not isinstance(request.header, EnrolRequest | TaskRequest):
             return None
         try:
-            approval = approval_of(self.state, header.study)
+            approval = approval_of(self.state, request.header.study)
         except SiteStateError as error:
             log.error("%s", error)
             return None
@@ -137,20 +140,18 @@ class GuardedWorker:
             return None
         return approval
 
-    def _of_approved(
-        self, approval: Approval, payload: bytes, header: Message | None, head: str, cancelled: Callable[[], bool]
-    ) -> bytes:
+    def _of_approved(self, approval: Approval, request: Message, head: str, cancelled: Callable[[], bool]) -> Message:
         """Return the reply to a request of an approved study; raises nothing."""
         try:
             self.site.config.policy.check_date(datetime.now(UTC).date())
-            if not isinstance(header, TaskRequest):  # an enrolment needs no image, and waits for no task
+            if not isinstance(request.header, TaskRequest):  # an enrolment needs no image, and waits for no task
                 declared = enrolment(self.site, approval.study)
                 # As approved: a count that followed the folder would tell when a patient came or went.
-                return pack(declared.model_copy(update={"patients": approval.patients}))
+                return Message.of(declared.model_copy(update={"patients": approval.patients}))
             if not self._at_work.acquire(timeout=self.busy_wait_s):
                 raise ContractError("busy", "another task is running")
             try:
-                return self._once(approval, payload, header, head, cancelled)
+                return self._once(approval, request, request.header, head, cancelled)
             finally:
                 self._at_work.release()
         except ContractError as error:
@@ -162,27 +163,44 @@ class GuardedWorker:
         except Exception:
             log.exception("%s: a request could not be handled", self.site.config.name)
             code = "task-failed"
-        return pack(refusal(code, ledger_head=head))
+        return Message.of(refusal(code, ledger_head=head))
 
     def _once(
-        self, approval: Approval, payload: bytes, header: TaskRequest, head: str, cancelled: Callable[[], bool]
-    ) -> bytes:
+        self, approval: Approval, request: Message, header: TaskRequest, head: str, cancelled: Callable[[], bool]
+    ) -> Message:
         """Run a task, unless its round was answered: then only the very same request gets its very same reply."""
         answered = self.state.answered(approval.study_hash)
-        if digest(payload) == answered.request:
-            return answered.reply
+        if request.sha256 == answered.request and answered.reply:
+            return Message.parse(answered.reply)
         if header.round < answered.round:
             raise ContractError("old-round", f"round {answered.round} was already answered")
-        if header.round == answered.round:
+        if header.round == answered.round and request.sha256 != answered.request:
             raise ContractError("round-answered", "the round was already answered, to another request")
         approved = self.state.approval(approval.study_hash).exists
         worker = self._worker_of(approval, answered.start)
-        reply = worker.handle(payload, lambda: cancelled() or not approved(), ledger_head=head)
+        place = replace(answered, round=header.round, request=request.sha256, reply=b"")
+
+        def begin() -> None:
+            """Close the round to any other request: under privacy each of them would be another look."""
+            if approval.study.privacy is not None:
+                self.state.keep_answer(approval.study_hash, place)
+
+        reply = worker.answer(
+            request,
+            lambda: cancelled() or not approved(),
+            ledger_head=head,
+            frozen=answered.frozen,
+            begin=begin,
+        )
         if not approved():  # withdrawn while the task ran
-            return pack(refusal("not-approved"))
-        if isinstance(unpack(reply)[0], TaskReply):
-            kept = Answered(answered.start, header.round, digest(payload), reply)
-            self.state.keep_answer(approval.study_hash, kept)
+            return Message.of(refusal("not-approved"))
+        if isinstance(reply.header, TaskReply):
+            numbers = TASKS[header.task].metrics
+            frozen = {name: value for name, value in reply.header.metrics.items() if numbers[name].frozen}
+            place = replace(place, reply=reply.payload, frozen={**frozen, **answered.frozen})
+            self.state.keep_answer(approval.study_hash, place)
+        elif isinstance(reply.header, Refusal) and reply.header.code == ROUND_SPENT:
+            self.state.keep_answer(approval.study_hash, replace(place, reply=reply.payload))
         return reply
 
     def _worker_of(self, approval: Approval, start: int) -> Worker:
@@ -190,7 +208,8 @@ class GuardedWorker:
         known = self._worker
         if known is None or (known.study_hash, self._start) != (approval.study_hash, start):
             self._worker, self._start = None, start
-            self._worker = Worker(self.site, approval.study, self.state.secret(start), self.accountant)
+            secret = self.state.secret(start)
+            self._worker = Worker(self.site, approval.study, secret, self.accountant, device=self.site.config.device)
         assert self._worker is not None
         return self._worker
 

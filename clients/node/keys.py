@@ -5,19 +5,20 @@ superexec.secret         random bytes between the SuperNode and the SuperExec be
 runtime.key, runtime.crt TLS between these two; self-signed, so that no coordinator can make another
 """
 
-import base64
-import hashlib
-import os
 import secrets
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from clients.governance.state import write
 from common.errors import SiteStateError
+from common.files import PUBLIC, private_folder
+from common.fingerprint import fingerprint
 
 KEY, PUBLIC_KEY = "node", "node.pub"
 SECRET = "superexec.secret"
@@ -37,7 +38,7 @@ def make_node_keys(folder: Path) -> str:
     if (folder / KEY).exists():
         raise SiteStateError(
             f"{folder / KEY} exists; a node's key is made once, and another would be another site to the coordinator. "
-            f"Nothing was changed. Its fingerprint is {fingerprint(folder / PUBLIC_KEY)}"
+            f"Nothing was changed. Its fingerprint is {fingerprint_of(folder / PUBLIC_KEY)}"
         )
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
@@ -45,29 +46,28 @@ def make_node_keys(folder: Path) -> str:
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _runtime_certificate(folder)
-        _write(folder / SECRET, secrets.token_bytes(32), 0o600)
-        _write(folder / PUBLIC_KEY, public + b"\n", 0o644)
-        _write(folder / KEY, private, 0o600)  # last: a folder with it is whole
+        private_folder(folder)
     except OSError as error:
         raise SiteStateError(
             f"cannot write the node's keys to {folder}: {error.strerror}. Choose a folder that this user may write."
         ) from None
-    return fingerprint(folder / PUBLIC_KEY)
+    _runtime_certificate(folder)
+    write(folder / SECRET, secrets.token_bytes(32))
+    write(folder / PUBLIC_KEY, public + b"\n", mode=PUBLIC)
+    write(folder / KEY, private)  # last: a folder with it is whole
+    return fingerprint(key.public_key())
 
 
-def fingerprint(public_key: Path) -> str:
-    """Return a public key's SHA-256 fingerprint as `ssh-keygen -l` prints it.
+def fingerprint_of(public_key: Path) -> str:
+    """Return the fingerprint of a public key's file, see `common.fingerprint`.
 
     Raises:
         SiteStateError: if the file is missing or holds no OpenSSH public key.
     """
     try:
-        blob = base64.b64decode(public_key.read_bytes().split()[1], validate=True)
-    except (OSError, IndexError, ValueError):
+        return fingerprint(serialization.load_ssh_public_key(public_key.read_bytes()))
+    except (OSError, ValueError, UnsupportedAlgorithm):
         raise SiteStateError(f"{public_key} holds no OpenSSH public key. Restore it from your backup.") from None
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def _runtime_certificate(folder: Path) -> None:
@@ -88,15 +88,5 @@ def _runtime_certificate(folder: Path) -> None:
         .sign(key, hashes.SHA384())
     )
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(folder / RUNTIME_KEY, pem, 0o600)
-    _write(folder / RUNTIME_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that is never open to others; replaces what an interrupted attempt left."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write(folder / RUNTIME_KEY, pem)
+    write(folder / RUNTIME_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)

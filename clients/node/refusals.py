@@ -1,12 +1,15 @@
 """A site's refusals: for each code the fixed sentence that may leave. Torch-free."""
 
-from common.contract import Refusal
+from common.messages import Refusal
 
+#: A private round that was paid for and failed, however it did; it is closed.
+ROUND_SPENT = "round-spent"
 #: What a coordinator reads; the details stay in the site's log.
 SENTENCES = {
     "not-approved": "this site has not approved the study; its privacy officer can, with `crossprobe site approve`",
     "old-round": "this site has already answered a later round; to start the study over, see `site approve --restart`",
     "round-answered": "this site has already answered this round, to another request; see `site approve --restart`",
+    ROUND_SPENT: "the round's share of the privacy budget is spent, and no update came of it; the round is closed",
     "privacy-budget-spent": "the site's privacy budget is spent: another round would go over its epsilon cap",
     "busy": "the site is still at work on another request; ask again later",
     "too-many-messages": "too many messages that bring nothing new came to this site; ask again in a minute",

@@ -1,4 +1,4 @@
-"""The worker's process: a gRPC server on a Unix socket in front of a `GuardedWorker`.
+"""The worker's process: a gRPC server on a Unix socket in front of a `Gatekeeper`.
 
 The kernel decides who may connect: the socket belongs to the worker's user and one group, mode 0660.
 """
@@ -7,6 +7,7 @@ import grp
 import logging
 import os
 import signal
+import socket as socketlib
 import stat
 import threading
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ from typing import Protocol
 import grpc
 
 from clients.data.site import Site
-from clients.governance.state import State, exclusive
+from clients.governance.state import State
 from clients.node.channel import METHOD, SERVICE, address, options
-from clients.node.gatekeeper import GuardedWorker
-from common.contract import MAX_MESSAGE_BYTES
+from clients.node.gatekeeper import Gatekeeper
 from common.errors import SiteStateError
+from common.messages import MAX_MESSAGE_BYTES
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -39,7 +40,7 @@ class _Running(Protocol):
 
 @contextmanager
 def serving(
-    worker: GuardedWorker, socket: Path, *, group: str | None = None, max_bytes: int = MAX_MESSAGE_BYTES
+    worker: Gatekeeper, socket: Path, *, group: str | None = None, max_bytes: int = MAX_MESSAGE_BYTES
 ) -> Iterator[None]:
     """Answer messages at `socket` for as long as the block runs; tasks that run at its end are cancelled.
 
@@ -57,28 +58,26 @@ def serving(
     def reply(payload: bytes, context: _Running) -> bytes:
         return worker.handle(payload, lambda: stopping.is_set() or not context.is_active())
 
-    # gRPC would take over a socket that another server still listens at, without a word.
-    with exclusive(socket.with_name(f"{socket.name}.lock"), f"another worker already listens at {socket}"):
-        _remove_stale(socket)
-        server = grpc.server(ThreadPoolExecutor(_THREADS), options=options(max_bytes))
-        handler = grpc.unary_unary_rpc_method_handler(reply)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-        before = os.umask(0o117)  # so that the socket is never open to others, not even for a moment
-        try:
-            server.add_insecure_port(target)
-        except RuntimeError:
-            raise SiteStateError(f"cannot listen at {socket}. Check that its folder exists and is writable.") from None
-        finally:
-            os.umask(before)
-        try:
-            if group is not None:
-                _give_to(socket, group)
-            server.start()
-            yield
-        finally:
-            stopping.set()
-            server.stop(_GRACE_S).wait()
-            socket.unlink(missing_ok=True)
+    _remove_stale(socket)
+    server = grpc.server(ThreadPoolExecutor(_THREADS), options=options(max_bytes))
+    handler = grpc.unary_unary_rpc_method_handler(reply)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+    before = os.umask(0o117)  # so that the socket is never open to others, not even for a moment
+    try:
+        server.add_insecure_port(target)
+    except RuntimeError:
+        raise SiteStateError(f"cannot listen at {socket}. Check that its folder exists and is writable.") from None
+    finally:
+        os.umask(before)
+    try:
+        if group is not None:
+            _give_to(socket, group)
+        server.start()
+        yield
+    finally:
+        stopping.set()
+        server.stop(_GRACE_S).wait()
+        socket.unlink(missing_ok=True)
 
 
 def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> None:
@@ -91,7 +90,7 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> 
     for sort in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sort, lambda *_: stop.set())
     with state.locked():
-        worker = GuardedWorker(site, state)
+        worker = Gatekeeper(site, state)
         with serving(worker, socket, group=group):
             log.warning("%s: answering at %s", site.config.name, socket)
             stop.wait()
@@ -102,15 +101,36 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None) -> 
 
 
 def _remove_stale(socket: Path) -> None:
-    """Remove what a server that was killed left behind; we hold its lock."""
+    """Remove what a server that was killed left behind.
+
+    gRPC would take over a socket that another server still listens at, without a word. No lock file says so:
+    the socket's folder may be one where others can write, and only the state's own lock lies out of their reach.
+    """
     try:
         if not stat.S_ISSOCK(socket.lstat().st_mode):
             raise SiteStateError(f"{socket} is not a socket. Choose another path for it; nothing was removed.")
+        if _listens(socket):
+            raise SiteStateError(
+                f"another worker already listens at {socket}. Stop it first; two would answer the same messages."
+            )
         socket.unlink()
     except FileNotFoundError:
         pass
     except OSError as error:
         raise SiteStateError(f"cannot replace {socket}: {error.strerror}.") from None
+
+
+def _listens(path: Path) -> bool:
+    """Return whether a process accepts connections at a socket, busy or not; after a killed one none does."""
+    with socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:  # so many wait that no more fit
+            return True
+    return True
 
 
 def _give_to(socket: Path, group: str) -> None:

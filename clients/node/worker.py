@@ -1,4 +1,4 @@
-"""The worker: the only code that opens images. Bytes of a request in, bytes of a reply out.
+"""The worker: the only code that opens images. A request in, a reply out.
 
 It trusts nobody: a request must be of the approved study, of a round that this study has, with the
 task the study gives this role, and with exactly the tensors of the contract. A task is a pure
@@ -6,33 +6,24 @@ function of the request, the images and the site's secret.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from clients.data.dataset import Dataset
-from clients.data.site import Site, Split
+from clients.data.site import Site
 from clients.governance.accountant import Accountant, charge_of, charges_of
-from clients.learning import runner
-from clients.learning.training import TaskCancelled, TaskContext
-from clients.node.refusals import refusal
-from common.contract import (
-    EnrolReply,
-    EnrolRequest,
-    TaskReply,
-    TaskRequest,
-    Tensors,
-    check_metrics,
-    check_tensors,
-    digest,
-    pack,
-    unpack,
-)
+from clients.learning.plausibility import Plausibility
+from clients.learning.training import TaskCancelled, TaskContext, perform
+from clients.node.refusals import ROUND_SPENT, refusal
+from common.components import Tensors
+from common.contract import check_metrics, check_tensors
 from common.errors import ContractError, CrossProbeError, SiteStateError
+from common.messages import EnrolReply, EnrolRequest, Message, TaskReply, TaskRequest
 from common.networks import Networks
 from common.seeds import derive
 from common.study import Round, Study
-from common.tasks import AnyTask, TrainingTask
+from common.tasks import Task, TrainingTask
 from common.version import software_version
 
 log = logging.getLogger("crossprobe.worker")
@@ -82,20 +73,45 @@ class Worker:
         self._simulated = accountant is None
         self.study_hash = study.hash()
         self.rounds = list(study.rounds())
-        self.networks = Networks(study, device)
+        self.networks = Networks(study, device, site.config.mixed_precision)
         self.data = Dataset(site, study) if data is None else data
+        self._plausibility: Plausibility | None = (
+            None  # seconds of a network's making, which an enrolment need not wait
+        )
 
-    def handle(
-        self, payload: bytes, cancelled: Callable[[], bool] = lambda: False, *, ledger_head: str | None = None
-    ) -> bytes:
+    def handle(self, payload: bytes) -> bytes:
+        """Answer the bytes of a message, for whoever has only these; see `answer`."""
+        try:
+            request = Message.parse(payload)
+        except ContractError as error:
+            log.warning("%s: refused: %s", self.site.config.name, error)
+            return Message.of(refusal(error.code)).payload
+        return self.answer(request).payload
+
+    def answer(
+        self,
+        request: Message,
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        ledger_head: str | None = None,
+        frozen: Mapping[str, float] | None = None,
+        begin: Callable[[], None] = lambda: None,
+    ) -> Message:
         """Answer a request. Whatever goes wrong, the reply is a refusal with a code, never a text from inside.
 
         Args:
             cancelled: is asked between steps; when it says True the task stops and the reply is `cancelled`.
-            ledger_head: for the reply to carry, see `common.contract.TaskReply`.
+            ledger_head: for the reply to carry, see `common.messages.TaskReply`.
+            frozen: numbers of this study that were sent before and must not change.
+            begin: is told when all checks are passed and the privacy is paid, before the first image is looked at.
         """
         try:
-            return self._answer(payload, cancelled, ledger_head)
+            if isinstance(request.header, EnrolRequest):
+                self._check_study(request.header.study)
+                return Message.of(enrolment(self.site, self.study))
+            if not isinstance(request.header, TaskRequest):
+                raise ContractError("not-a-request", "expected an enrolment or a task")
+            return self._do(request, request.header, cancelled, ledger_head, frozen or {}, begin)
         except ContractError as error:
             log.warning("%s: refused: %s", self.site.config.name, error)
             code = error.code
@@ -108,97 +124,108 @@ class Worker:
         except Exception:
             log.exception("%s: a task failed", self.site.config.name)
             code = "task-failed"
-        return pack(refusal(code, ledger_head=ledger_head))
+        return Message.of(refusal(code, ledger_head=ledger_head))
 
-    def _answer(self, payload: bytes, cancelled: Callable[[], bool], ledger_head: str | None) -> bytes:
-        header, tensors = unpack(payload)
-        if isinstance(header, EnrolRequest):
-            self._check_study(header.study)
-            return pack(enrolment(self.site, self.study))
-        if not isinstance(header, TaskRequest):
-            raise ContractError("not-a-request", "expected an enrolment or a task")
+    def _do(
+        self,
+        request: Message,
+        header: TaskRequest,
+        cancelled: Callable[[], bool],
+        ledger_head: str | None,
+        frozen: Mapping[str, float],
+        begin: Callable[[], None],
+    ) -> Message:
+        """Return the reply to a task, once everything that it needs was checked."""
         round_, task = self._agreed(header)
-        policy = self.site.config.policy
-        request = digest(payload)
-        charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request).hex())
-        if charge is not None and self.study.privacy is not None:
+        policy, privacy = self.site.config.policy, self.study.privacy
+        shapes = self.networks.shapes(self.study.components_of(task))
+        check_tensors(request.tensors, shapes, max_norm=MAX_RECEIVED_NORM)
+        torch.set_num_threads(self.site.config.threads)
+        self.networks.load(request.tensors)
+        if isinstance(task, TrainingTask):
+            self._check_plausible(request.tensors, task)
+        charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request.sha256).hex())
+        if charge is not None and privacy is not None:
             if self._simulated:
                 earlier = charges_of(self.study, self.site.config.role)
                 self.accountant = Accountant(charges=(c for c in earlier if c.round < charge.round))
-            self.accountant.check(charge, self.study.privacy, policy.epsilon_cap)
-        metrics, updates = self._run(round_, task, tensors, request, header.foreground_prior, cancelled)
-        reply = TaskReply(
-            study=self.study_hash,
-            round=header.round,
-            stage=header.stage,
-            task=header.task,
-            request=request,
-            metrics=policy.permitted(metrics),
-            ledger_head=ledger_head,
-        )
-        sealed = pack(reply, updates)
-        policy.check_bytes(len(sealed))
-        if charge is not None:
+            self.accountant.check(charge, privacy, policy.epsilon_cap)
+            # Before the work, whatever becomes of it: that a round fails, or how, is a look at the patients too.
             self.accountant.spend(charge)
-        elif self.study.privacy is None:
+        elif privacy is None:
             self.accountant.expose(self.study_hash)
-        return sealed
+        begin()
+        context = TaskContext(
+            study=self.study,
+            round=round_,
+            task=task,
+            networks=self.networks,
+            data=self.data,
+            policy=policy,
+            secret=self.secret,
+            request=request.sha256,
+            foreground_prior=header.foreground_prior,
+            cancelled=cancelled,
+        )
+        try:
+            metrics, updates = self._performed(context, request.tensors, frozen)
+            reply = Message.of(
+                TaskReply(
+                    study=self.study_hash,
+                    round=header.round,
+                    stage=header.stage,
+                    task=header.task,
+                    request=request.sha256,
+                    metrics=metrics,
+                    ledger_head=ledger_head,
+                ),
+                updates,
+            )
+            policy.check_bytes(len(reply.payload))
+        except TaskCancelled:
+            raise  # the caller's own doing, and asked again the very same request has the very same end
+        except Exception as error:
+            if charge is None:
+                raise
+            log.warning("%s: a private round came to nothing: %s", self.site.config.name, error)
+            raise ContractError(ROUND_SPENT, "the round's privacy is spent, and no update came of it") from None
+        return reply
+
+    def _performed(
+        self, context: TaskContext, received: Tensors, frozen: Mapping[str, float]
+    ) -> tuple[dict[str, float], Tensors]:
+        """Return the numbers and updates of a task, as far as contract and policy let them leave."""
+        task, policy, privacy = context.task, self.site.config.policy, self.study.privacy
+        outcome = perform(context)
+        if isinstance(task, TrainingTask):
+            policy.check_drawn(self.study, outcome.drawn)
+        trained = self.networks.export(task.trains)
+        updates = {name: value - received[name] for name, value in trained.items()}
+        check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
+        # No noise is in a training task's numbers, so under privacy none of them leaves; and no number of too few.
+        silent = privacy is not None and isinstance(task, TrainingTask)
+        backed = (
+            {} if silent else {n: m.value for n, m in outcome.measured.items() if m.patients >= policy.min_patients}
+        )
+        check_metrics(task.task, backed)
+        rounded = {name: frozen.get(name, task.metrics[name].rounded(value)) for name, value in backed.items()}
+        return policy.permitted(rounded), updates
+
+    def _check_plausible(self, received: Tensors, task: Task) -> None:
+        if self._plausibility is None:
+            self._plausibility = Plausibility(self.study)
+        try:
+            self._plausibility.check(received, self.networks, task.components())
+        except ContractError as error:
+            if self.site.config.policy.implausible_weights == "refuse":
+                raise
+            log.warning("%s: %s", self.site.config.name, error)
 
     def _check_study(self, study_hash: str) -> None:
         if study_hash != self.study_hash:
             raise ContractError("other-study", "the request is of a study that this site did not approve")
 
-    def _run(
-        self,
-        round_: Round,
-        task: AnyTask,
-        tensors: Tensors,
-        request: str,
-        prior: float | None,
-        cancelled: Callable[[], bool],
-    ) -> tuple[dict[str, float], Tensors]:
-        """Return a task's metrics and updates, checked."""
-        shapes = self.networks.shapes(self.study.components_of(task))
-        check_tensors(tensors, shapes, max_norm=MAX_RECEIVED_NORM)
-        torch.set_num_threads(self.site.config.threads)
-        self.networks.load(tensors)
-        metrics = runner(task.task)(
-            TaskContext(
-                study=self.study,
-                round=round_,
-                task=task,
-                networks=self.networks,
-                data=self.data,
-                policy=self.site.config.policy,
-                secret=self.secret,
-                request=request,
-                foreground_prior=prior,
-                cancelled=cancelled,
-            )
-        )
-        trained = self.networks.export(task.trains)
-        updates = {name: value - tensors[name] for name, value in trained.items()}
-        check_tensors(updates, self.networks.shapes(task.trains), max_norm=self.study.participation.max_norm)
-        metrics = self._backed(task, metrics)
-        check_metrics(task.task, metrics)
-        return metrics, updates
-
-    def _backed(self, task: AnyTask, metrics: dict[str, float]) -> dict[str, float]:
-        """Leave out what a training task measured on fewer patients than the policy asks for, or under privacy.
-
-        No noise is in these numbers, so under privacy none of them leaves. `val_dice`, `score` and the
-        evaluation's numbers look at patients of their own and see to it.
-        """
-        split: Split = "calibrate" if task.task == "infuse" else "train"
-        if not isinstance(task, TrainingTask):
-            return metrics
-        if self.study.privacy is not None:
-            return {}
-        if len(self.site.patients(split)) >= self.site.config.policy.min_patients:
-            return metrics
-        return {name: value for name, value in metrics.items() if name == "val_dice"}
-
-    def _agreed(self, header: TaskRequest) -> tuple[Round, AnyTask]:
+    def _agreed(self, header: TaskRequest) -> tuple[Round, Task]:
         """Return round and task as the site's own copy of the study has them, or refuse."""
         self._check_study(header.study)
         if header.round >= len(self.rounds):

@@ -1,9 +1,5 @@
 """The federation's private certificate authority, and the coordinator's server certificate under it."""
 
-import base64
-import contextlib
-import hashlib
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -15,11 +11,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import RunError
+from common.files import PUBLIC, write_atomically
+from common.fingerprint import fingerprint
 
 CA_KEY, CA_CERTIFICATE = "ca.key", "ca.crt"
 SERVER_KEY, SERVER_CERTIFICATE = "server.key", "server.crt"
 #: Five years of studies under one authority; a server's certificate for two, as long as a study may last.
 CA_DAYS, SERVER_DAYS = 5 * 365, 2 * 365
+#: What to do once a write failed, for the person who reads the error.
+THEN = "run the command again"
 #: A hospital's clock may be behind the coordinator's.
 _EARLIER = timedelta(hours=1)
 
@@ -36,8 +36,7 @@ def make_authority(folder: Path) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA384())
     )
-    write_private(folder / CA_KEY, _pem(key))
-    write_public(folder / CA_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+    _write_pair(folder, (CA_KEY, CA_CERTIFICATE), key, certificate)
 
 
 def make_server_certificate(authority: Path, folder: Path, hosts: Iterable[str], *, days: int = SERVER_DAYS) -> None:
@@ -67,8 +66,7 @@ def make_server_certificate(authority: Path, folder: Path, hosts: Iterable[str],
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA384())
     )
-    write_private(folder / SERVER_KEY, _pem(key))
-    write_public(folder / SERVER_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+    _write_pair(folder, (SERVER_KEY, SERVER_CERTIFICATE), key, certificate)
 
 
 def expiry(certificate: Path) -> datetime:
@@ -94,47 +92,21 @@ def hosts_of(certificate: Path) -> list[str]:
 
 
 def key_fingerprint(public_key: Path) -> str:
-    """Return a site's public key's fingerprint as `ssh-keygen -l` prints it.
+    """Return the fingerprint of a site's public key, see `common.fingerprint`.
 
     Raises:
         RunError: if the file holds no key that a SuperNode can have.
     """
     try:
-        blob = public_key.read_bytes()
-        if not isinstance(serialization.load_ssh_public_key(blob), ec.EllipticCurvePublicKey):
+        key = serialization.load_ssh_public_key(public_key.read_bytes())
+        if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError
-        digest = hashlib.sha256(base64.b64decode(blob.split()[1])).digest()
-    except (OSError, ValueError, IndexError, UnsupportedAlgorithm):
+    except (OSError, ValueError, UnsupportedAlgorithm):
         raise RunError(
             f"{public_key}: expected the one line of an ECDSA public key, as `crossprobe site keygen` writes it. "
             "Ask the site for its node.pub."
         ) from None
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that nobody else can read, not even for a moment. Raises RunError."""
-    _write(path, content, 0o600)
-
-
-def write_public(path: Path, content: bytes) -> None:
-    """Write a file that anybody may read. Raises RunError."""
-    _write(path, content, 0o644)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}. Choose an --out folder that you may write.") from None
+    return fingerprint(key)
 
 
 def _builder(
@@ -163,7 +135,10 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _write_pair(
+    folder: Path, names: tuple[str, str], key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate
+) -> None:
+    """Write a key, which nobody else can read, and the certificate for all to read. Raises RunError."""
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_atomically(folder / names[0], pem, then=THEN)
+    write_atomically(folder / names[1], certificate.public_bytes(serialization.Encoding.PEM), then=THEN, mode=PUBLIC)

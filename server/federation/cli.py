@@ -1,212 +1,217 @@
 """`crossprobe study` and `crossprobe provision`: what a coordinator does between hospitals."""
 
-import argparse
 import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import click
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from common.errors import RunError
+from common.options import (
+    ADDRESS_VARIABLE,
+    CA_VARIABLE,
+    Address,
+    Ca,
+    Json,
+    RunFolder,
+    StudyFile,
+    commands,
+    examples,
+)
 
 if TYPE_CHECKING:
     from server.federation.flower_cli import FlowerCli
     from server.history import RoundRecord
 
-RAW = argparse.RawDescriptionHelpFormatter
-#: Where the SuperLink is, for a shell or a container that always talks to the same one.
-ADDRESS_VARIABLE, CA_VARIABLE = "CROSSPROBE_ADDRESS", "CROSSPROBE_CA"
+app = commands()
+study = commands(
+    help="Look at a study, run it between hospitals, follow it, stop it.",
+    no_args_is_help=True,
+    epilog=examples(
+        "crossprobe study check configs/demo.yaml",
+        "crossprobe study register north-clinic sites/north-clinic.pub --address localhost:8443 --ca ca.crt",
+        "crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt",
+        "crossprobe study status runs/first",
+        "crossprobe study stop runs/first",
+        "crossprobe study release runs/first --out model-of-first",
+        note=f"{ADDRESS_VARIABLE} and {CA_VARIABLE} stand for --address and --ca where these are not given.",
+    ),
+)
+app.add_typer(study, name="study")
 
 
-def study(arguments: list[str]) -> int:
-    """Run one action of `crossprobe study` and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="crossprobe study",
-        description="Look at a study, run it between hospitals, follow it, stop it.",
-        formatter_class=RAW,
-        epilog=(
-            "examples:\n"
-            "  crossprobe study check configs/demo.yaml\n"
-            "  crossprobe study register north-clinic sites/north-clinic.pub --address localhost:8443 --ca ca.crt\n"
-            "  crossprobe study unregister north-clinic --address localhost:8443 --ca ca.crt\n"
-            "  crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt\n"
-            "  crossprobe study status runs/first\n"
-            "  crossprobe study stop runs/first\n\n"
-            f"{ADDRESS_VARIABLE} and {CA_VARIABLE} stand for --address and --ca where these are not given."
-        ),
+@app.command(
+    epilog=examples(
+        "crossprobe provision configs/demo.yaml --out kits",
+        "crossprobe provision study.yaml --out kits --address fl.example.org --port 443 \\\n"
+        "      --site north-clinic:source --site east-clinic:target",
+        "crossprobe provision study.yaml --out kits --add --site west-clinic:target",
+        "crossprobe provision --out kits --renew",
     )
-    actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="validate a study; print its hash and its stages")
-    run = actions.add_parser("run", help="run it to its end; exit code 0 only if it completed")
-    for action in (check, run):
-        action.add_argument("study", type=Path, help="study file (YAML)")
-    run.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, as the server sees it")
-    run.add_argument("--resume", action="store_true", help="go on from the last round of RUN")
-    register = actions.add_parser("register", help="bind a site's name to its public key")
-    register.add_argument("name", help="the `name` in its site.yaml")
-    register.add_argument("public_key", type=Path, metavar="PUBKEY", help="the node.pub that the site sent")
-    unregister = actions.add_parser("unregister", help="bar the key behind a site's name, e.g. a stolen one")
-    unregister.add_argument("name", help="as it was registered")
-    status = actions.add_parser("status", help="how a run does: rounds, and which sites are connected, slow or lost")
-    stop = actions.add_parser("stop", help="stop a run; `run --resume` goes on from its last round")
-    for action in (status, stop):
-        action.add_argument("run", type=Path, help="folder of the run")
-    for action in (check, status):
-        action.add_argument("--json", action="store_true", help="print the result for machines")
-    for action in (run, register, unregister, status, stop):
-        action.add_argument("--address", metavar="HOST:PORT", help="the SuperLink's, inside the coordinator's network")
-        action.add_argument("--ca", type=Path, metavar="FILE", help="the kit's ca.crt")
-    chosen = parser.parse_args(arguments)
-    actions_by_name = {
-        "check": _check,
-        "run": _run,
-        "register": _register,
-        "unregister": _unregister,
-        "status": _status,
-        "stop": _stop,
-    }
-    return actions_by_name[chosen.action](chosen)
+)
+def provision(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the kits; keep it out of version control")],
+    study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="study file (YAML)")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST", help="by which hospitals reach the coordinator (proxy)")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="port of it (9443)")] = None,
+    site: Annotated[list[str] | None, typer.Option(metavar="NAME:ROLE", help="a hospital; give one for each")] = None,
+    add: Annotated[bool, typer.Option("--add", help="only add the --site kits to those in OUT")] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="only renew the server's certificate; needs OUT/ca")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing authority")] = False,
+) -> None:
+    """Make certificates and a startup kit for each hospital.
 
-
-def provision(arguments: list[str]) -> int:
-    """Write startup kits and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="crossprobe provision",
-        description=(
-            "Make a federation's certificate authority and the startup kits: one folder for the coordinator, one\n"
-            "for each hospital. Hospitals make their own keys, see the README.md in each kit."
-        ),
-        formatter_class=RAW,
-        epilog=(
-            "examples:\n"
-            "  crossprobe provision configs/demo.yaml --out kits\n"
-            "  crossprobe provision study.yaml --out kits --address fl.example.org --port 443 \\\n"
-            "      --site north-clinic:source --site east-clinic:target\n"
-            "  crossprobe provision study.yaml --out kits --add --site west-clinic:target\n"
-            "  crossprobe provision --out kits --renew"
-        ),
-    )
-    parser.add_argument("study", type=Path, nargs="?", help="study file (YAML)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the kits; keep it out of version control")
-    parser.add_argument("--address", metavar="HOST", help="by which hospitals reach the coordinator (proxy)")
-    parser.add_argument("--port", type=int, help="port of it (9443)")
-    parser.add_argument("--site", action="append", metavar="NAME:ROLE", help="a hospital; give one for each")
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--add", action="store_true", help="only add the --site kits to those in OUT")
-    existing.add_argument("--renew", action="store_true", help="only renew the server's certificate; needs OUT/ca")
-    existing.add_argument("--overwrite", action="store_true", help="replace an existing authority")
-    chosen = parser.parse_args(arguments)
+    Makes a federation's certificate authority and the startup kits: one folder for the coordinator, one for each
+    hospital. Hospitals make their own keys, see the README.md in each kit.
+    """
+    if add + renew + overwrite > 1:
+        raise click.UsageError("--add, --renew and --overwrite are three different things: give one of them")
 
     from common.study import load_study
-    from server.federation.provision import add_sites, parse_site, provision, renew_server, valid_host
+    from server.federation.provision import add_sites, parse_site, renew_server, valid_host
+    from server.federation.provision import provision as make_kits
 
-    if chosen.renew:
-        if (chosen.study, chosen.site, chosen.address, chosen.port) != (None, None, None, None):
-            parser.error("--renew takes --out only: names and authority stay as they are")
-        print(
-            f"the server's new certificate ends on {renew_server(chosen.out):%Y-%m-%d}; no hospital needs a new file."
-        )
+    if renew:
+        if study_file or site or address is not None or port is not None:
+            raise click.UsageError("--renew takes --out only: names and authority stay as they are")
+        print(f"the server's new certificate ends on {renew_server(out):%Y-%m-%d}; no hospital needs a new file.")
         print("Bring server.key and server.crt to the server, then there: docker compose restart superlink proxy")
-        return 0
-    if chosen.study is None:
-        parser.error("which study? Give its file")
-    if chosen.add:
-        if not chosen.site or (chosen.address, chosen.port) != (None, None):
-            parser.error("--add needs --site; it takes address and port from the coordinator's kit in OUT")
-        sites = [parse_site(text) for text in chosen.site]
-        for kit in add_sites(load_study(chosen.study), chosen.study, chosen.out, sites):
+        return
+    if study_file is None:
+        raise click.UsageError("which study? Give its file")
+    if add:
+        if not site or address is not None or port is not None:
+            raise click.UsageError("--add needs --site; it takes address and port from the coordinator's kit in OUT")
+        for kit in add_sites(load_study(study_file), study_file, out, [parse_site(text) for text in site]):
             print(f"{kit}: begin with {kit / 'README.md'}")
             print(f"then register its key: crossprobe study register {kit.name} {kit.name}.pub")
-        return 0
+        return
     try:
-        host = valid_host("proxy" if chosen.address is None else chosen.address)
+        host = valid_host("proxy" if address is None else address)
     except ValueError as error:
-        parser.error(f"--address: {error}")
-    port = 9443 if chosen.port is None else chosen.port
-    if not 0 < port < 65536:
-        parser.error(f"--port: expected 1 to 65535, found {port}")
-    sites = [parse_site(text) for text in chosen.site or ("source:source", "target:target")]
-    study = load_study(chosen.study)
-    kits = provision(study, chosen.study, chosen.out, sites, host=host, port=port, overwrite=chosen.overwrite)
+        raise click.UsageError(f"--address: {error}") from None
+    sites = [parse_site(text) for text in site or ("source:source", "target:target")]
+    kits = make_kits(load_study(study_file), study_file, out, sites, host=host, port=port or 9443, overwrite=overwrite)
     print("\n".join(f"{kit}: begin with {kit / 'README.md'}" for kit in kits))
-    print(f"{chosen.out / 'ca'}: the authority's key; take it off this machine and keep it safe")
-    return 0
+    print(f"{out / 'ca'}: the authority's key; take it off this machine and keep it safe")
 
 
-def _check(chosen: argparse.Namespace) -> int:
+@study.command(epilog=examples("crossprobe study check configs/demo.yaml"))
+def check(study_file: StudyFile, as_json: Json = False) -> None:
+    """Validate a study; print its hash and its stages."""
     from common.study import load_study
 
-    study = load_study(chosen.study)
-    if chosen.json:
-        print(json.dumps({"hash": study.hash(), "study": json.loads(study.resolved())}, indent=1))
-        return 0
-    table = Table(title=f"{study.name}, hash {study.hash()[:16]}")
+    checked = load_study(study_file)
+    if as_json:
+        print(json.dumps({"hash": checked.hash(), "study": json.loads(checked.resolved())}, indent=1))
+        return
+    table = Table(title=f"{checked.name}, hash {checked.hash()[:16]}")
     for column in ("stage", "rounds", "source sites", "target sites"):
         table.add_column(column)
-    for stage in study.stages:
+    for stage in checked.stages:
         cells = [f"{task.task} -> {', '.join(task.trains)}" if task else "-" for task in (stage.source, stage.target)]
         table.add_row(stage.name, str(stage.rounds), *cells)
     Console().print(table)
-    return 0
 
 
-def _connection(chosen: argparse.Namespace, known: tuple[str, str] = ("", "")) -> "FlowerCli":
+def _connection(address: str, ca: Path | None, known: tuple[str, str] = ("", "")) -> "FlowerCli":
     """Return the way to the SuperLink: as given, else as the run or the environment knows it."""
     from server.federation.flower_cli import FlowerCli
 
-    address = chosen.address or known[0] or os.environ.get(ADDRESS_VARIABLE, "")
-    ca = chosen.ca or known[1] or os.environ.get(CA_VARIABLE, "")
-    if not address or not ca:
+    address = address or known[0] or os.environ.get(ADDRESS_VARIABLE, "")
+    certificate = str(ca or known[1] or os.environ.get(CA_VARIABLE, ""))
+    if not address or not certificate:
         raise RunError(
             "which SuperLink? Give --address HOST:PORT and --ca FILE, or set "
             f"{ADDRESS_VARIABLE} and {CA_VARIABLE}, e.g. --address localhost:8443 --ca kits/coordinator/ca.crt"
         )
-    if not Path(ca).is_file():
-        raise RunError(f"{ca} is not there; expected the authority's certificate. Give --ca KIT/ca.crt.")
-    return FlowerCli(address, Path(ca))
+    if not Path(certificate).is_file():
+        raise RunError(f"{certificate} is not there; expected the authority's certificate. Give --ca KIT/ca.crt.")
+    return FlowerCli(address, Path(certificate))
 
 
-def _connection_of_run(chosen: argparse.Namespace) -> "FlowerCli":
+def _connection_of_run(run: Path, address: str, ca: Path | None) -> "FlowerCli":
     from server.federation.deployment import run_of
 
-    run = run_of(chosen.run)
-    return _connection(chosen, (run.address, run.ca))
+    started = run_of(run)
+    return _connection(address, ca, (started.address, started.ca))
 
 
-def _register(chosen: argparse.Namespace) -> int:
+@study.command(epilog=examples("crossprobe study register north-clinic north-clinic.pub"))
+def register(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the `name` in its site.yaml")],
+    public_key: Annotated[Path, typer.Argument(metavar="PUBKEY", help="the node.pub that the site sent")],
+    address: Address = "",
+    ca: Ca = None,
+) -> None:
+    """Bind a site's name to its public key."""
     from server.federation.authority import key_fingerprint
 
-    found = key_fingerprint(chosen.public_key)
-    node = _connection(chosen).register(chosen.name, chosen.public_key)
-    print(f"registered {chosen.name} as node {node}, key {found}")
+    fingerprint = key_fingerprint(public_key)
+    node = _connection(address, ca).register(name, public_key)
+    print(f"registered {name} as node {node}, key {fingerprint}")
     print("Compare this fingerprint with the hospital, by another way than the one the key came by.")
-    return 0
 
 
-def _unregister(chosen: argparse.Namespace) -> int:
-    nodes = _connection(chosen).unregister(chosen.name)
-    print(f"unregistered {chosen.name}: node {', '.join(nodes)} may not connect any more")
+@study.command(epilog=examples("crossprobe study unregister north-clinic"))
+def unregister(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="as it was registered")],
+    address: Address = "",
+    ca: Ca = None,
+) -> None:
+    """Bar the key behind a site's name, e.g. a stolen one."""
+    nodes = _connection(address, ca).unregister(name)
+    print(f"unregistered {name}: node {', '.join(nodes)} may not connect any more")
     print("To let the hospital in again: a new key there with keygen, then `crossprobe study register`.")
-    return 0
 
 
-def _run(chosen: argparse.Namespace) -> int:
+@study.command(
+    epilog=examples(
+        "crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt",
+        "crossprobe study run study.yaml --out runs/first --resume",
+    )
+)
+def run(
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="folder of the run, as the server sees it")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last round of RUN")] = False,
+    address: Address = "",
+    ca: Ca = None,
+) -> None:
+    """Run it to its end; exit code 0 only if it completed."""
+    console = Console()
+    try:
+        run_to_its_end(_connection(address, ca), study_file, out, resume=resume, console=console)
+    except KeyboardInterrupt:
+        print(
+            f"no longer following; the run goes on at the coordinator. See it with: crossprobe study status "
+            f"{out}; end it with: crossprobe study stop {out}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    console.print(f"completed. The model and the history are in {out}; next: crossprobe report {out}")
+
+
+def run_to_its_end(cli: "FlowerCli", study_file: Path, out: Path, *, resume: bool, console: Console) -> None:
+    """Start a study and follow it, a line a round. Raises RunError if it fails; what it wrote stays."""
     from common.study import load_study
     from server import history
     from server.federation import deployment
 
-    cli = _connection(chosen)
-    total = len(list(load_study(chosen.study).rounds()))
-    before = sum(record.counted for record in history.read(chosen.out)) if chosen.resume else 0
-    run_id = deployment.start(cli, chosen.study, chosen.out, resume=chosen.resume)
-    console = Console()
-    console.print(f"run {run_id} started; it writes {chosen.out}", soft_wrap=True)
+    total = len(list(load_study(study_file).rounds()))
+    before = sum(record.counted for record in history.read(out)) if resume else 0
+    run_id = deployment.start(cli, study_file, out, resume=resume)
+    console.print(f"run {run_id} started; it writes {out}", soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rounds"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("enrolment", total=total, completed=before)
@@ -215,18 +220,7 @@ def _run(chosen: argparse.Namespace) -> int:
             console.print(_line(record), soft_wrap=True)
             bar.update(task, description=record.stage, completed=record.round + record.counted)
 
-        try:
-            deployment.follow(cli, run_id, chosen.out, on_round)
-        except KeyboardInterrupt:
-            bar.stop()
-            print(
-                f"no longer following; the run goes on at the coordinator. See it with: crossprobe study status "
-                f"{chosen.out}; end it with: crossprobe study stop {chosen.out}",
-                file=sys.stderr,
-            )
-            return 130
-    console.print(f"completed. The model and the history are in {chosen.out}; next: crossprobe report {chosen.out}")
-    return 0
+        deployment.follow(cli, run_id, out, on_round)
 
 
 def _line(record: "RoundRecord") -> str:
@@ -243,32 +237,51 @@ def _line(record: "RoundRecord") -> str:
     return escape("; ".join(parts))
 
 
-def _status(chosen: argparse.Namespace) -> int:
+@study.command(epilog=examples("crossprobe study status runs/first", "crossprobe study status runs/first --json"))
+def status(run_folder: RunFolder, as_json: Json = False, address: Address = "", ca: Ca = None) -> None:
+    """Tell which round it is, and which sites are lost."""
     from server.federation import deployment
 
-    status = deployment.status(_connection_of_run(chosen), chosen.run)
-    if chosen.json:
-        print(json.dumps(asdict(status), indent=1))
-        return 0
+    found = deployment.status(_connection_of_run(run_folder, address, ca), run_folder)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
     console = Console()
-    console.print(f"{status.flower}: {status.rounds_done} of {status.rounds or '?'} rounds, now in {status.stage}")
+    console.print(f"{found.flower}: {found.rounds_done} of {found.rounds or '?'} rounds, now in {found.stage}")
     table = Table()
     for column in ("site", "state", "last round", "seconds", "detail"):
         table.add_column(column)
-    for name, site in status.sites.items():
+    for name, site in found.sites.items():
         last = "-" if site.last_round is None else str(site.last_round)
         table.add_row(name, site.state, last, f"{site.seconds:.1f}", escape(site.detail))
     console.print(table)
-    if status.paused:
-        print(status.paused.sentence())
-    if status.error:
-        print(status.error, file=sys.stderr)
-    return 0
+    if found.paused:
+        print(found.paused.sentence())
+    if found.error:
+        print(found.error, file=sys.stderr)
 
 
-def _stop(chosen: argparse.Namespace) -> int:
+@study.command(epilog=examples("crossprobe study stop runs/first"))
+def stop(run_folder: RunFolder, address: Address = "", ca: Ca = None) -> None:
+    """Stop a run; `run --resume` goes on from its last round."""
     from server.federation import deployment
 
-    going = deployment.stop(_connection_of_run(chosen), chosen.run)
+    going = deployment.stop(_connection_of_run(run_folder, address, ca), run_folder)
     print("stopped; `crossprobe study run --resume` goes on from its last round" if going else "it had ended already")
-    return 0
+
+
+@study.command(
+    epilog=examples("crossprobe study release runs/first", "crossprobe study release runs/first --out model-of-first")
+)
+def release(
+    run_folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="new folder for weights, study, card and hashes")
+    ] = None,
+) -> None:
+    """Check a finished run's model, or copy it to be passed on."""
+    from common import run_folder as names
+    from server.release import export_release
+
+    folder = export_release(names.RunFolder(run_folder), out)
+    print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")

@@ -7,18 +7,15 @@ from pathlib import Path
 
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
+from common.run_folder import RunFolder
 from common.study import load_study, read_study_of_run
 from server import history, pause
-from server.federation.flower_cli import ERROR, FlowerCli
+from server.federation.flower_cli import FlowerCli
 from server.history import RoundRecord
 from server.pause import Pause
 
-#: In a run's folder: which Flower run it is, and where.
-RUN = "flower.json"
 #: Written to a run's folder and removed before it is submitted.
-ROOM, ROOM_BYTES = ".room", 2**16
-#: In a run's folder, written by the ServerApp: the node id behind each site's name.
-NODES = "nodes.json"
+ROOM_BYTES = 2**16
 #: Of a round's deadline; a site that takes longer than this share may well miss the next one.
 SLOW_SHARE = 0.5
 
@@ -73,27 +70,26 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
         RunError: if the folder holds a run and `resume` is not given, or the SuperLink does not accept it.
     """
     load_study(study)  # its errors here, not a minute later from the ServerApp
-    if (out / "checkpoint" / "state.json").exists() and not resume:
-        raise RunError(f"{out} already holds a run. Continue it with --resume, or choose another --out folder.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ERROR).unlink(missing_ok=True)
-        write_atomically(out / ROOM, bytes(ROOM_BYTES))  # a full disk is told now, not by a run that cannot say so
-        (out / ROOM).unlink()
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}. Choose another --out folder.") from None
-    if resume and (out / RUN).exists():
+    folder = RunFolder(out)
+    if not resume:
+        folder.refuse_a_run()
+    folder.make()
+    with folder.writing():
+        folder.error.unlink(missing_ok=True)
+        write_atomically(folder.room, bytes(ROOM_BYTES))  # a full disk is told now, not by a run that cannot say so
+        folder.room.unlink()
+    if resume and folder.flower.exists():
         stop(cli, out)
     run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
     run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
-    write_atomically(out / RUN, json.dumps(asdict(run)).encode())
+    write_atomically(folder.flower, json.dumps(asdict(run)).encode())
     return run_id
 
 
 def run_of(out: Path) -> FlowerRun:
     """Return the Flower run that writes a folder. Raises RunError if none was started there."""
     try:
-        return FlowerRun(**json.loads((out / RUN).read_text(encoding="utf-8")))
+        return FlowerRun(**json.loads(RunFolder(out).flower.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise RunError(
             f"{out} holds no run that was started by `crossprobe study run`. Start one with: "
@@ -147,7 +143,8 @@ def status(cli: FlowerCli, out: Path) -> Status:
     names = sorted({name for record in records for name in record.sites} | nodes_of(out).keys())
     sites = {name: _site(name, records, nodes_of(out).get(name), online, deadline_s) for name in names}
     counted = [record for record in records if record.counted]
-    error = (out / ERROR).read_text(encoding="utf-8") if (out / ERROR).exists() else ""
+    message = RunFolder(out).error
+    error = message.read_text(encoding="utf-8") if message.exists() else ""
     stage = records[-1].stage if records else "enrolment"
     # A run that was killed in its pause left the file.
     paused = None if flower.startswith("finished") else pause.read(out)
@@ -157,7 +154,7 @@ def status(cli: FlowerCli, out: Path) -> Status:
 def nodes_of(out: Path) -> dict[str, str]:
     """Return the node id behind each site's name, as the ServerApp found them at enrolment."""
     try:
-        nodes: dict[str, str] = json.loads((out / NODES).read_text(encoding="utf-8"))
+        nodes: dict[str, str] = json.loads(RunFolder(out).nodes.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return nodes

@@ -7,8 +7,10 @@ ServerApp crashed; here the run's status decides, and the ServerApp's own messag
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunError
+from common.run_folder import RunFolder
 
 #: The folder with pyproject.toml, which Flower bundles as the app.
 APP = Path(__file__).resolve().parents[2]
-#: Holds the message of the error that ended a run; `flwr` itself only says that it failed.
-ERROR = "error.txt"
 #: The one connection in a home's config.toml.
 _LINK = "coordinator"
 _POLL_S = 1.0
@@ -34,8 +35,20 @@ _LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
 
 
 def tool(name: str) -> str:
-    """Return a program of the environment that runs us, whatever PATH says."""
-    return str(Path(sys.executable).parent / name)
+    """Return a program of the environment that runs us, whatever PATH says; PATH's only where we have none.
+
+    Not every Python keeps its scripts beside the interpreter: Debian's has them in /usr/local/bin.
+
+    Raises:
+        RunError: if there is no such program.
+    """
+    own = os.pathsep.join((sysconfig.get_path("scripts"), str(Path(sys.executable).parent)))
+    found = shutil.which(name, path=own) or shutil.which(name)
+    if found is None:
+        raise RunError(
+            f"expected the program `{name}` in {own} or on PATH, found none. Install CrossProbe with pip again."
+        )
+    return found
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -46,7 +59,7 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
+        "PATH": str(Path(tool("flwr")).parent) + os.pathsep + os.environ.get("PATH", ""),
     }
 
 
@@ -227,7 +240,7 @@ class FlowerCli:
                 on_poll()
                 return
             if status.startswith("finished"):
-                message = out / ERROR
+                message = RunFolder(out).error
                 raise RunError(
                     message.read_text()
                     if message.exists() and message.stat().st_size

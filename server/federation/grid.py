@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.contract import EnrolReply, unpack
 from common.errors import ContractError
-from server.rounds import ENROL_S, Failure
+from common.messages import EnrolReply, unpack
+from common.payload import fields_of, payload_of
+from server.transport import ENROL_S, Failure
 
 #: Between two looks for replies, and for nodes that connect, in seconds.
 POLL_S, NODES_POLL_S = 0.1, 0.5
@@ -24,7 +24,7 @@ _CODES = {
 
 
 class GridTransport:
-    """Implements `server.rounds.Transport` on Flower's Message API.
+    """Implements `server.transport.Transport` on Flower's Message API.
 
     Args:
         grid: of the ServerApp.
@@ -80,7 +80,7 @@ class GridTransport:
     def _send(
         self, requests: Mapping[int, bytes], kind: Callable[[int], str], deadline_s: float
     ) -> Iterator[tuple[int, bytes | Failure]]:
-        arrays = {payload: Array(np.frombuffer(payload, np.uint8)) for payload in set(requests.values())}
+        arrays = {payload: Array(**fields_of(payload)) for payload in set(requests.values())}
         messages = [
             Message(
                 RecordDict({"message": ArrayRecord({"payload": arrays[payload]})}),
@@ -99,13 +99,26 @@ class GridTransport:
             arrived = False
             # One id at a time: memory holds one reply, however many sites there are.
             for message_id in list(waiting):
-                for reply in self.grid.pull_messages([message_id]):
+                if (reply := self._pulled(message_id, deadline_s)) is not None:
                     arrived = True
-                    yield waiting.pop(message_id), _content(reply, deadline_s)
+                    yield waiting.pop(message_id), reply
             if not arrived:
                 time.sleep(POLL_S)
         for node in waiting.values():
             yield node, _late(deadline_s)
+
+    def _pulled(self, message_id: str, deadline_s: float) -> bytes | Failure | None:
+        """Return the reply to a message, None if there is none yet.
+
+        Flower unpacks a reply as it pulls it, and what a site packed wrongly fails in there in many ways. That is the
+        site's failure alone, unless the SuperLink fails at another question too.
+        """
+        try:
+            reply = next(iter(self.grid.pull_messages([message_id])), None)  # a site may have sent more than one
+            return None if reply is None else _content(reply, deadline_s)
+        except Exception:
+            list(self.grid.get_nodes())
+            return _unreadable()
 
 
 def _late(deadline_s: float) -> Failure:
@@ -118,10 +131,11 @@ def _content(reply: Message, deadline_s: float) -> bytes | Failure:
         if code in _LATE:  # Flower's own clock was a little ahead of ours
             return _late(deadline_s)
         return Failure("failed", f"{_CODES.get(code, 'no reply')} (Flower's error code {code})")
-    try:
-        return reply.content.array_records["message"]["payload"].numpy().tobytes()
-    except (KeyError, ValueError, TypeError):
-        return Failure("failed", "the reply is not a CrossProbe message")
+    return payload_of(reply.content.array_records["message"]["payload"])
+
+
+def _unreadable() -> Failure:
+    return Failure("failed", "the reply is not a CrossProbe message")
 
 
 def _declared_name(reply: bytes | Failure) -> str | None:

@@ -2,7 +2,7 @@
 
 ca/           the authority's key; belongs on no server
 coordinator/  compose.yaml, .env, certificates, the SuperExec's secret, proxy.conf, README.md
-SITE/         compose.yaml, .env, ca.crt, README.md; its keys are made at the site
+SITE/         compose.yaml, compose.gpu.yaml, .env, ca.crt, README.md; its keys are made at the site
 """
 
 import filecmp
@@ -19,21 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.contract import ROLES, Role
+from common.components import ROLES, Role
 from common.errors import RunError
+from common.files import PUBLIC, private_folder, write_atomically
 from common.study import Study
+from common.version import software_version
 from server.federation.authority import (
     CA_CERTIFICATE,
     CA_KEY,
     SERVER_CERTIFICATE,
+    THEN,
     expiry,
     hosts_of,
     make_authority,
     make_server_certificate,
-    write_private,
-    write_public,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def provision(
     _check_names(sites)
     compose = _read_compose()
     try:
-        (out / "ca").mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(out / "ca")
         make_authority(out / "ca")
         kits = [_coordinator_kit(compose, study, file, out, sites, host, port)]
         kits += [_site_kit(compose, study, file, out, site, host, port) for site in sites]
@@ -167,11 +168,11 @@ def _coordinator_kit(
     compose: dict[str, Any], study: Study, file: Path, out: Path, sites: Sequence[KitSite], host: str, port: int
 ) -> Path:
     kit = out / COORDINATOR
-    for folder in ("state", "runs", "sites"):
-        (kit / folder).mkdir(parents=True, exist_ok=True)
+    for folder in (".", "state", "runs", "sites"):
+        private_folder(kit / folder)
     make_server_certificate(out / "ca", kit, (host, *LOCAL_NAMES))
     write_public(kit / CA_CERTIFICATE, (out / "ca" / CA_CERTIFICATE).read_bytes())
-    write_private(kit / "superexec.secret", secrets.token_bytes(32))
+    write_atomically(kit / "superexec.secret", secrets.token_bytes(32), then=THEN)
     write_public(kit / "proxy.conf", (ROOT / "deploy" / "proxy.conf").read_bytes())
     own = select_services(compose, lambda name: name in _COORDINATOR_SERVICES)
     variables = {"COORDINATOR_KIT": ".", "COORDINATOR_PORT": str(port)}
@@ -185,13 +186,14 @@ def _site_kit(
     compose: dict[str, Any], study: Study, file: Path, out: Path, site: KitSite, host: str, port: int
 ) -> Path:
     kit = out / site.name
-    for folder in ("state", "node"):
-        (kit / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (".", "state", "node"):
+        private_folder(kit / folder)
     own = select_services(compose, lambda name: name.startswith(f"{site.role}-"), prefix=site.role)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # From the coordinator's kit: `ca/` may be in a safe by the time a site is added.
     write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
     _common_files(kit, file, own, {"SITE_KIT": ".", "SITE_DATA": "./site", "COORDINATOR_ADDRESS": address})
+    write_public(kit / "compose.gpu.yaml", (ROOT / "deploy" / "compose.gpu.yaml").read_bytes())
     _readme(kit, "kit_site.md.j2", study=study, site=site, address=address)
     return kit
 
@@ -199,10 +201,15 @@ def _site_kit(
 def _common_files(kit: Path, file: Path, compose: dict[str, Any], variables: dict[str, str]) -> None:
     # Containers of root's kits run as the image's own user; the README says how to give it the files.
     user = {"CROSSPROBE_UID": os.getuid() or 1000, "CROSSPROBE_GID": os.getgid() or 1000}
-    (kit / "study").mkdir(exist_ok=True)
+    private_folder(kit / "study")
     shutil.copyfile(file, kit / "study" / "study.yaml")
     write_public(kit / "compose.yaml", yaml.safe_dump(compose, sort_keys=False, width=110).encode())
     write_public(kit / ".env", "".join(f"{key}={value}\n" for key, value in (variables | user).items()).encode())
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Write a file that anybody may read who may enter its kit. Raises RunError."""
+    write_atomically(path, content, then=THEN, mode=PUBLIC)
 
 
 def select_services(compose: dict[str, Any], chosen: Any, *, prefix: str = "") -> dict[str, Any]:
@@ -242,9 +249,15 @@ def _read_compose() -> dict[str, Any]:
 
 def _readme(kit: Path, template: str, **values: object) -> None:
     environment = Environment(
-        loader=PackageLoader("server", "."), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,
     )
-    write_public(kit / "README.md", environment.get_template(template).render(**values).encode())
+    write_public(
+        kit / "README.md", environment.get_template(template).render(version=software_version(), **values).encode()
+    )
 
 
 def valid_host(text: str) -> str:

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from common.contract import Role
+from common.components import Role
 from server.history import RoundRecord
 from server.report.summary import MIN_SCORED_ROUNDS
-from server.state import Seat
+from server.state import Participant
 
 #: The predictor that is released: both branches under the infusion head.
 RELEASED = "infusion"
@@ -17,7 +17,7 @@ Outcome = Literal["better", "worse", "no difference shown", "no baseline", "not 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """What the evaluation says about the released model at one site.
 
     Attributes:
@@ -45,28 +45,30 @@ def _signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def verdicts(
-    seats: Mapping[str, Seat], summary: Mapping[str, Any], records: Sequence[RoundRecord]
-) -> tuple[Verdict, ...]:
-    """Return one verdict a site, in the order of the seats."""
-    return tuple(_verdict(site, seat, summary, records) for site, seat in seats.items())
+def conclusions(
+    participants: Mapping[str, Participant], summary: Mapping[str, Any], records: Sequence[RoundRecord]
+) -> tuple[Conclusion, ...]:
+    """Return one conclusion a site, in the order of the participants."""
+    return tuple(_conclusion(site, participant, summary, records) for site, participant in participants.items())
 
 
-def _verdict(site: str, seat: Seat, summary: Mapping[str, Any], records: Sequence[RoundRecord]) -> Verdict:
+def _conclusion(
+    site: str, participant: Participant, summary: Mapping[str, Any], records: Sequence[RoundRecord]
+) -> Conclusion:
     reached = summary["dice"].get(site, {}).get(RELEASED)
     if reached is None:
-        return Verdict(site, seat.role, "not validated", reason=_why_nothing(site, seat, records))
-    found = summary["difference_to_baseline"].get(site, {}).get(RELEASED)
-    if found is not None:
-        low, high = found["ci95"]
+        return Conclusion(site, participant.role, "not validated", reason=_why_nothing(site, participant, records))
+    difference = summary["difference_to_baseline"].get(site, {}).get(RELEASED)
+    if difference is not None:
+        low, high = difference["ci95"]
         outcome: Outcome = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-        return Verdict(site, seat.role, outcome, reached["mean"], found["mean"], (low, high))
-    return Verdict(site, seat.role, "no baseline", reached["mean"])
+        return Conclusion(site, participant.role, outcome, reached["mean"], difference["mean"], (low, high))
+    return Conclusion(site, participant.role, "no baseline", reached["mean"])
 
 
-def _why_nothing(site: str, seat: Seat, records: Sequence[RoundRecord]) -> str:
+def _why_nothing(site: str, participant: Participant, records: Sequence[RoundRecord]) -> str:
     asked = [record.sites[site] for record in records if record.stage == "evaluate" and site in record.sites]
-    if not seat.labelled_test:
+    if not participant.labelled_test:
         return "no labelled test patients"
     if not asked:
         return "no evaluation was asked for"
@@ -75,10 +77,10 @@ def _why_nothing(site: str, seat: Seat, records: Sequence[RoundRecord]) -> str:
     return "its policy lets no Dice be shown (too few test patients, or not allowed)"
 
 
-def headline(found: Sequence[Verdict]) -> str:
-    """Return one sentence on the unlabelled sites among `found`."""
-    targets = [verdict for verdict in found if verdict.role == "target"]
-    compared = [verdict for verdict in targets if verdict.difference is not None]
+def headline(sites: Sequence[Conclusion]) -> str:
+    """Return one sentence on the unlabelled sites among `sites`."""
+    targets = [conclusion for conclusion in sites if conclusion.role == "target"]
+    compared = [conclusion for conclusion in targets if conclusion.difference is not None]
     if not targets:
         return "Not validated: the run has no unlabelled site."
     if not compared:
@@ -89,33 +91,33 @@ def headline(found: Sequence[Verdict]) -> str:
     return f"Against the baseline, the released model on {len(targets)} unlabelled sites: {_counts(targets)}."
 
 
-def _counts(found: Sequence[Verdict]) -> str:
+def _counts(sites: Sequence[Conclusion]) -> str:
     """Return how often each outcome was found, those that never were left out: `2 better, 1 worse`."""
-    count = Counter(verdict.outcome for verdict in found)
+    count = Counter(conclusion.outcome for conclusion in sites)
     return ", ".join(f"{count[outcome]} {outcome}" for outcome in get_args(Outcome) if count[outcome])
 
 
-def _one_site(verdict: Verdict) -> str:
-    assert verdict.difference is not None
-    assert verdict.interval is not None
-    low, high = verdict.interval
+def _one_site(conclusion: Conclusion) -> str:
+    assert conclusion.difference is not None
+    assert conclusion.interval is not None
+    low, high = conclusion.interval
     interval = f"95 % interval {points(low)} to {points(high)}"
-    if verdict.outcome == "no difference shown":
+    if conclusion.outcome == "no difference shown":
         return (
-            f"On {verdict.site}, whose training images have no labels, no difference between the released model and "
-            f"the baseline is shown: {points(verdict.difference)} Dice points, and the {interval} includes zero."
+            f"On {conclusion.site}, whose training images have no labels, no difference between the released model and "
+            f"the baseline is shown: {points(conclusion.difference)} Dice points, and the {interval} includes zero."
         )
-    verb = "beats" if verdict.outcome == "better" else "loses to"
-    size = f"{abs(100 * verdict.difference):.1f}"
+    verb = "beats" if conclusion.outcome == "better" else "loses to"
+    size = f"{abs(100 * conclusion.difference):.1f}"
     return (
-        f"On {verdict.site}, whose training images have no labels, the released model {verb} the baseline by "
+        f"On {conclusion.site}, whose training images have no labels, the released model {verb} the baseline by "
         f"{size} Dice points ({interval})."
     )
 
 
-def labelled_sentence(found: Sequence[Verdict]) -> str:
-    """Return one sentence on the labelled sites among `found`, or nothing where none is compared."""
-    compared = [v for v in found if v.role == "source" and v.difference is not None]
+def labelled_sentence(sites: Sequence[Conclusion]) -> str:
+    """Return one sentence on the labelled sites among `sites`, or nothing where none is compared."""
+    compared = [v for v in sites if v.role == "source" and v.difference is not None]
     if not compared:
         return ""
     if len(compared) == 1:

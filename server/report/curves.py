@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from common.contract import ROLES, Role
+from common.components import ROLES, Role
 from common.study import Study
+from server.algorithm import weighted
 from server.history import RoundRecord
 from server.report.charts import Axis, Band, Curve, Point, axis_over, round_chart
-from server.rounds import weighted
 from server.state import ServerState
 
 PERCENT = Axis((0.0, 20.0, 40.0, 60.0, 80.0, 100.0))
@@ -67,8 +67,8 @@ def rounds(state: ServerState, records: Sequence[RoundRecord]) -> list[RoundNumb
                 round=record.round,
                 stage=record.stage,
                 score=record.score,
-                val_dice=weighted(state.seats, by_role["source"], "val_dice"),
-                loss={role: weighted(state.seats, own, "loss") for role, own in by_role.items()},
+                val_dice=weighted(state.participants, by_role["source"], "val_dice"),
+                loss={role: weighted(state.participants, own, "loss") for role, own in by_role.items()},
                 rolled_back=record.rolled_back,
                 seconds=record.seconds,
             )
@@ -105,7 +105,7 @@ def loss_charts(study: Study, state: ServerState, records: Sequence[RoundRecord]
     counted = [record for record in records if record.counted]
     charts = []
     for role in ROLES:
-        sites = [site for site, seat in state.seats.items() if seat.role == role]
+        sites = [site for site, participant in state.participants.items() if participant.role == role]
         curves = [
             Curve(site, f"{role} thin" if len(sites) > 1 else role, _segments(_losses(site, counted))) for site in sites
         ]

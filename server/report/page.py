@@ -12,19 +12,18 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.contract import MEASURES, PREDICTORS
 from common.files import write_atomically
+from common.metric_name import MEASURES, PREDICTORS
+from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
 from server.report import curves, tables
 from server.report.charts import Interval, axis_over, interval_chart
-from server.report.conclusions import headline, labelled_sentence, points, score_sentence, verdicts
+from server.report.conclusions import conclusions, headline, labelled_sentence, points, score_sentence
 from server.report.summary import summarise
-from server.run import CHECKPOINT
 from server.state import ServerState, load_state
 
-REPORT = "report.html"
 TEMPLATE = "report.html.j2"
 
 ROLE_WORDS = {"source": "source, labelled", "target": "target, unlabelled"}
@@ -68,15 +67,15 @@ def render_report(run: Path, pictures: Sequence[Example] = ()) -> Path:
         StudyError: if its study is damaged.
     """
     study = read_study_of_run(run)
-    state = load_state(run / CHECKPOINT, study.hash()) or ServerState(round=0, components={})
-    by_role = sorted(state.seats.items(), key=lambda item: (item[1].role != "target", item[0]))
-    state = replace(state, seats=dict(by_role))  # unlabelled sites first: they are what a study is for
+    state = load_state(RunFolder(run).checkpoint, study.hash()) or ServerState(round=0, components={})
+    by_role = sorted(state.participants.items(), key=lambda item: (item[1].role != "target", item[0]))
+    state = replace(state, participants=dict(by_role))  # unlabelled sites first: they are what a study is for
     records = history.read(run)
     finished = state.round >= len(list(study.rounds()))
     summary = summarise(run) if finished else None
     page = _environment().get_template(TEMPLATE).render(_content(study, state, records, summary, pictures))
-    write_atomically(run / REPORT, page.encode())
-    return run / REPORT
+    write_atomically(RunFolder(run).report, page.encode())
+    return RunFolder(run).report
 
 
 def _environment() -> Environment:
@@ -113,7 +112,7 @@ def _content(
     pictures: Sequence[Example],
 ) -> dict[str, Any]:
     """Return all that the template shows."""
-    found = verdicts(state.seats, summary, records) if summary else ()
+    of_sites = conclusions(state.participants, summary, records) if summary else ()
     shown = _predictors(summary)
     rounds = curves.rounds(state, records)
     return {
@@ -126,13 +125,13 @@ def _content(
         "seconds": sum(record.seconds for record in records),
         "state": state,
         "finished": summary is not None,
-        "headline": headline(found) if summary else _progress(study, state),
-        "verdicts": [verdict for verdict in found if verdict.role == "target"],
-        "labelled_sentence": labelled_sentence(found),
+        "headline": headline(of_sites) if summary else _progress(study, state),
+        "conclusions": [conclusion for conclusion in of_sites if conclusion.role == "target"],
+        "labelled_sentence": labelled_sentence(of_sites),
         "summary": summary,
         "predictors": shown,
         "glossary": {name: GLOSSARY[name] for name in shown or PREDICTORS},
-        "dice_charts": _dice_charts(summary["dice"], shown, list(state.seats)) if summary else {},
+        "dice_charts": _dice_charts(summary["dice"], shown, list(state.participants)) if summary else {},
         "hd95_unit": "mm" if study.image.geometry == "spacing" else "mm or pixels",
         "empty_shares": _has_empty(summary),
         "rounds": rounds,
@@ -176,32 +175,32 @@ def _predictors(summary: dict[str, Any] | None) -> list[str]:
     """Return the predictors that any site reports a measure of, in the contract's order."""
     if summary is None:
         return []
-    shown = {name for measure in MEASURES for own in summary[measure].values() for name in own}
+    shown = {name for measure in MEASURES for by_predictor in summary[measure].values() for name in by_predictor}
     return [name for name in PREDICTORS if name in shown]
 
 
 def _has_empty(summary: dict[str, Any] | None) -> bool | None:
     """Return whether a frame had an empty truth or prediction, or None where no site says so."""
-    shares = [own for site in (summary["empty"].values() if summary else ()) for own in site.values()]
-    return any(own["truth"] or own["prediction"] for own in shares) if shares else None
+    shares = [share for site in (summary["empty"].values() if summary else ()) for share in site.values()]
+    return any(share["truth"] or share["prediction"] for share in shares) if shares else None
 
 
 def _dice_charts(
     matrix: Mapping[str, Mapping[str, Any]], predictors: Sequence[str], sites: Sequence[str]
 ) -> dict[str, Any]:
     """Return one chart for each of `sites` that has results, Dice in percent, all on one axis."""
-    axis = axis_over([100 * bound for own in matrix.values() for cell in own.values() for bound in cell["ci95"]])
+    axis = axis_over([100 * bound for cells in matrix.values() for cell in cells.values() for bound in cell["ci95"]])
     charts = {}
     for site in sites:
-        own = matrix.get(site)
-        if not own:
+        cells = matrix.get(site)
+        if not cells:
             continue
         rows = [
-            Interval(name.replace("_", " "), name, 100 * own[name]["mean"], *(100 * b for b in own[name]["ci95"]))
+            Interval(name.replace("_", " "), name, 100 * cells[name]["mean"], *(100 * b for b in cells[name]["ci95"]))
             for name in predictors
-            if name in own
+            if name in cells
         ]
-        reference = 100 * own["baseline"]["mean"] if "baseline" in own else None
+        reference = 100 * cells["baseline"]["mean"] if "baseline" in cells else None
         title = f"Dice in percent at {site}, with 95 % intervals"
         charts[site] = interval_chart(rows, axis, title=title, reference=reference)
     return charts

@@ -4,16 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.contract import MEASURES, PREDICTORS
 from common.errors import RunError
 from common.files import write_atomically
+from common.metric_name import MEASURES, PREDICTORS
+from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
-from server.run import CHECKPOINT
 from server.state import ServerState, load_state
 
-SUMMARY = "summary.json"
 #: Rounds with both numbers that a rank correlation needs before it says anything.
 MIN_SCORED_ROUNDS = 4
 
@@ -29,7 +28,7 @@ def summarise(run: Path) -> dict[str, Any]:
         RunError: if the folder holds no run, or an unfinished one.
     """
     study = read_study_of_run(run)
-    state = load_state(run / CHECKPOINT, study.hash())
+    state = load_state(RunFolder(run).checkpoint, study.hash())
     if state is None or state.round < len(list(study.rounds())):
         raise RunError(f"{run} holds no finished run. Continue it with --resume.")
     records = history.read(run)
@@ -45,8 +44,8 @@ def summarise(run: Path) -> dict[str, Any]:
         "hash": study.hash(),
         "seed": study.seed,
         "wall_s": round(sum(record.seconds for record in records), 1),
-        "roles": {site: seat.role for site, seat in state.seats.items()},
-        "patients": {site: seat.patients for site, seat in state.seats.items()},
+        "roles": {site: participant.role for site, participant in state.participants.items()},
+        "patients": {site: participant.patients for site, participant in state.participants.items()},
         **{measure: _matrix(evaluated, measure) for measure in MEASURES},
         "difference_to_baseline": _differences(evaluated, "dice"),
         "empty": _empty(evaluated),
@@ -61,7 +60,7 @@ def summarise(run: Path) -> dict[str, Any]:
 def write_summary(run: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write summary.json into a finished run's folder and return its content; `extra` keys are added."""
     content = summarise(run) | (extra or {})
-    write_atomically(run / SUMMARY, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(RunFolder(run).summary, (json.dumps(content, indent=1) + "\n").encode())
     return content
 
 
@@ -114,7 +113,7 @@ def _score(study: Study, state: ServerState, records: list[RoundRecord]) -> dict
         if record.score is None or not record.counted:
             continue
         known = [
-            (s.metrics["val_dice"], state.seats[site].patients)
+            (s.metrics["val_dice"], state.participants[site].patients)
             for site, s in record.sites.items()
             if "val_dice" in s.metrics
         ]

@@ -10,7 +10,7 @@ from server.state import ServerState
 
 
 @dataclass(frozen=True)
-class Participant:
+class Attendance:
     """How often a site was asked and what became of its replies; attempts below quorum count too.
 
     Attributes:
@@ -50,18 +50,18 @@ class Traffic:
     seconds: float
 
 
-def participants(state: ServerState, records: Sequence[RoundRecord]) -> list[Participant]:
-    """Return one row a site, in the order of the seats."""
+def participants(state: ServerState, records: Sequence[RoundRecord]) -> list[Attendance]:
+    """Return one row a site, in the order of the participants."""
     rows = []
-    for site, seat in state.seats.items():
+    for site, participant in state.participants.items():
         own = [record.sites[site] for record in records if site in record.sites]
         count = Counter(entry.status for entry in own)
         times = [entry.seconds for entry in own if entry.status == "ok"]
         rows.append(
-            Participant(
+            Attendance(
                 site=site,
-                role=seat.role,
-                patients=seat.patients,
+                role=participant.role,
+                patients=participant.patients,
                 asked=len(own),
                 ok=count["ok"],
                 refused=count["refused"],

@@ -6,7 +6,7 @@ Per-patient numbers stay in the ablation's own folder; what is published are mea
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
@@ -16,14 +16,14 @@ from typing import Any, Self
 import torch
 from pydantic import Field, model_validator
 
-from clients.data.manifest import Role
 from common.files import write_atomically
+from common.run_folder import RunFolder
 from common.settings import Settings, read_settings
-from common.study import Stage, Study, baseline_of, load_study
+from common.study import Study, baseline_of, load_study
 from server.history import RoundRecord
-from server.run import only_one
-from server.state import fused_tensors
-from simulations.ablation.stage_cache import CLOSING, Chain, code_digest
+from simulations.ablation import measuring
+from simulations.ablation.code_version import code_digest
+from simulations.ablation.stage_cache import StageCache
 from simulations.ablation.tally import tally
 from simulations.ablation.variants import Variant, chosen
 from simulations.phantom.demo import write_sites
@@ -31,12 +31,6 @@ from simulations.phantom.sites import RECORD, write_phantom_site
 from simulations.simulate import hardware, open_sites
 
 LOG, SUMMARY = "ablation.log", "ablation.json"
-#: The code that decides what a trained model's Dice is.
-MEASURING = (
-    *(f"common/{name}" for name in ("geometry", "infusion", "metrics")),
-    "clients/data/frames",
-    "clients/learning/evaluate",
-)
 
 
 class DataSet(Settings):
@@ -102,7 +96,7 @@ class Ablation(Settings):
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
         names = [data.name for data in self.data]
-        twice = [str(x) for own in (names, self.seeds, self.variants) for x in sorted({*own}) if own.count(x) > 1]
+        twice = [str(x) for given in (names, self.seeds, self.variants) for x in sorted({*given}) if given.count(x) > 1]
         if twice:
             raise ValueError(f"given twice, and would be trained into the same folder: {', '.join(twice)}")
         if self.variants and "baseline" not in self.variants:
@@ -151,82 +145,60 @@ def run_cell(cell: Cell) -> None:
     device = accelerator()
     torch.set_num_threads(1)  # pooled stages have no worker that would set it
     torch.backends.cudnn.deterministic = True  # of the ways to convolve on a GPU, one that gives the same bits again
-    parent = os.getppid()
+    parent, code = os.getppid(), code_digest(measuring.__name__)
 
     def on_round(record: RoundRecord) -> None:
         _log(cell, f"  {record.stage} {record.round}")
         if os.getppid() != parent:  # the command was killed: two of its kind must not write one folder
             os._exit(1)  # an exception would only make the pool take the next cell
 
-    def chain(folders: list[Path], whose: Study) -> Chain:
-        return Chain(study, open_sites(folders, whose), cell.out / "stages", on_round, device)
+    def stage_cache(folders: list[Path], whose: Study) -> StageCache:
+        return StageCache(study, open_sites(folders, whose), cell.out / "stages", on_round, device)
 
-    usual = chain(cell.data.folders(cell.seed, cell.out), study)
+    usual = stage_cache(cell.data.folders(cell.seed, cell.out), study)
     # the oracle's target is a source as it trains, and a target as it is measured
     roles = {site.config.name: site.config.role for site in usual.sites}
     for variant in cell.variants():
         oracle = variant.where == "oracle"
-        own = chain(cell.data.oracle_folders(cell.seed, cell.out), baseline_of(study)) if oracle else usual
+        cached = stage_cache(cell.data.oracle_folders(cell.seed, cell.out), baseline_of(study)) if oracle else usual
         stages, pooled = variant.stages(study), variant.where == "pooled"
         known = {
-            "stages": own.folder(stages, pooled).name,
+            "stages": cached.folder(stages, pooled).name,
             "predictors": dict(variant.rows),
-            "measured_by": code_digest(MEASURING),
+            "code": code,
         }
         file = cell.file(variant)
         if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("made_of") == known:
             continue
         _log(cell, f"{variant.name} begins")
-        measured = _course(own, stages, roles) if variant.each_round else _measure(own, variant, stages, pooled, roles)
+        if variant.each_round:
+            measured = measuring.course(cached, stages, roles)
+        else:
+            measured = measuring.measure(cached, variant, stages, pooled, roles)
         content = {"made_of": known, **measured}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(content, indent=1).encode())
         _log(cell, f"{variant.name} ends")
 
 
-def _measure(
-    chain: Chain, variant: Variant, stages: list[Stage], pooled: bool, roles: Mapping[str, Role]
-) -> dict[str, Any]:
-    """Return cost, and site -> row -> patient -> Dice of a variant's released model."""
-    state = chain.train(stages, pooled)
-    if set(variant.rows.values()) != {"source_branch"} and not pooled:
-        # As the server ends every fused study: the last model is scored, so that it can be the released one.
-        state = chain.train([*stages, CLOSING])
-    measured = chain.measure({**fused_tensors(state.components), **state.released}, sorted(set(variant.rows.values())))
-    seconds, bytes_ = chain.cost(stages, pooled)
-    return {
-        "seconds": seconds,
-        "bytes": bytes_,
-        "sites": {
-            site: {
-                "role": roles[site],
-                "rows": {row: own[predictor] for row, predictor in variant.rows.items()},
-            }
-            for site, own in measured.items()
-        },
-    }
-
-
-def _course(chain: Chain, stages: list[Stage], roles: Mapping[str, Role]) -> dict[str, Any]:
-    """Return the target's mean Dice in [0, 1], of the branches' average, after each round of the last stage."""
-    course = []
-    for tensors in chain.each_round(stages):
-        found = chain.measure(tensors, ["average"])
-        dice = [value for site, own in found.items() if roles[site] == "target" for value in own["average"].values()]
-        course.append(sum(dice) / len(dice))
-    return {"course": course}
-
-
 def summarise(ablation: Ablation, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return what an ablation found, without any patient's number."""
-    found: dict[str, Any] = {}
+    """Return what an ablation found and the versions of the code behind it, without any patient's number."""
+    tables: dict[str, Any] = {}
+    versions = set()
     for data in ablation.data:
-        own = [cell for cell in cells if cell.data.name == data.name]
+        of_data = [cell for cell in cells if cell.data.name == data.name]
         contents = [
-            {v.name: json.loads(cell.file(v).read_text(encoding="utf-8")) for v in cell.variants()} for cell in own
+            {v.name: json.loads(cell.file(v).read_text(encoding="utf-8")) for v in cell.variants()} for cell in of_data
         ]
-        found[data.name] = tally(own[0].variants(), contents, same_patients=not data.phantom)
-    return {"name": ablation.name, "study": ablation.study.name, "seeds": list(ablation.seeds), "data": found}
+        versions |= {content["made_of"]["code"] for by_variant in contents for content in by_variant.values()}
+        tables[data.name] = tally(of_data[0].variants(), contents, same_patients=not data.phantom)
+    return {
+        "name": ablation.name,
+        "study": ablation.study.name,
+        "seeds": list(ablation.seeds),
+        "code": sorted(versions),
+        "data": tables,
+    }
 
 
 def _log(cell: Cell, line: str) -> None:
@@ -248,7 +220,7 @@ def run_ablation(ablation: Ablation, out: Path, jobs: int, on_progress: Callable
     def progress() -> None:
         on_progress(sum(cell.file(v).exists() for cell in cells for v in cell.variants()), total)
 
-    with only_one(out, 0.0), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with RunFolder(out).only_one(), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_cell, cell) for cell in cells}
         try:
             while waiting:

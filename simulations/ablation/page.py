@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.files import write_atomically
+from common.files import PUBLIC, write_atomically
 from server.report.charts import LETTER_WIDTH, Interval, axis_over, interval_chart
 from simulations.ablation.comparison import DETECTABLE
 from simulations.ablation.tally import AVERAGE, BASELINE, PAPER, RELEASED
@@ -24,11 +24,11 @@ STYLE = (
 def chart(name: str, table: dict[str, Any]) -> str:
     """Return the differences to the baseline on the target, in Dice points, as an SVG document."""
     rows = []
-    for row, own in table["rows"].items():
-        found = own["target"].get("difference")
-        if found:
-            kind = "oracle" if own["variant"] == "oracle" else "method"
-            rows.append(Interval(row, kind, *(100 * found[key] for key in ("mean", "low", "high"))))
+    for row, numbers in table["rows"].items():
+        difference = numbers["target"].get("difference")
+        if difference:
+            kind = "oracle" if numbers["variant"] == "oracle" else "method"
+            rows.append(Interval(row, kind, *(100 * difference[key] for key in ("mean", "low", "high"))))
     axis = axis_over([0.0, *(v for row in rows for v in (row.low, row.high))])
     title = f"{name}: difference to the baseline, Dice points"
     longest = max((len(row.label) for row in rows), default=0)
@@ -74,12 +74,20 @@ def section(summary: dict[str, Any], folder: str) -> str:
         "",
         f"`{summary['command']}`",
         "",
-        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}.",
+        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}; {_versions(summary)}.",
         "",
     ]
     for name, table in summary["data"].items():
         lines += _data_set(name, table, folder, len(summary["seeds"]))
     return "\n".join(lines)
+
+
+def _versions(summary: dict[str, Any]) -> str:
+    """Return which code trained and measured: one version, or a warning where a table mixes several."""
+    versions = [f"`{digest[:12]}`" for digest in summary.get("code", ())]
+    if not versions:
+        return "version of the code not recorded, see the notes above"
+    return f"code {versions[0]}" if len(versions) == 1 else f"**mixed versions of the code: {', '.join(versions)}**"
 
 
 def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list[str]:
@@ -101,36 +109,36 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         "| row | target Dice % | difference [95 %] | seeds | p | gap closed | labelled probe: difference | min | MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row, own in table["rows"].items():
-        target, source = own["target"], own["source"]
+    for row, numbers in table["rows"].items():
+        target, source = numbers["target"], numbers["source"]
         cells = [row, f"{100 * target['mean']:.1f}"]
         if "difference" in target:
             cells += [
                 points(target["difference"]),
                 _spread(target["difference"]["seeds"]),
-                f"{target['difference']['p']:.2g}, {own['p_holm']:.2g}" if "p_holm" in own else "",
+                f"{target['difference']['p']:.2g}, {numbers['p_holm']:.2g}" if "p_holm" in numbers else "",
                 f"{100 * closed[row]:.0f} %" if row in closed else "",
                 points(source["difference"]),
             ]
         else:
             cells += ["", f"Dice {_spread(target['seeds'], sign='')}", "", "", f"Dice {100 * source['mean']:.1f}"]
-        cells += [f"{own['minutes']:.1f}", f"{own['bytes'] / 1e6:.0f}"]
+        cells += [f"{numbers['minutes']:.1f}", f"{numbers['bytes'] / 1e6:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     if table["gap"]:
         lines += ["", f"Gap between baseline and oracle: {100 * table['gap']['points']:.1f} points."]
     released = table["rows"].get(RELEASED, {}).get("target")
     if released:
-        found = released["difference"]
+        gain = released["difference"]
         lines += [
             "",
-            f"Of the released model: {found['gaining']} of {count} patients gain; the median of their differences is "
-            f"{100 * found['median']:+.1f} points. {detectable(count, found['low'], found['high'])}",
+            f"Of the released model: {gain['gaining']} of {count} patients gain; the median of their differences is "
+            f"{100 * gain['median']:+.1f} points. {detectable(count, gain['low'], gain['high'])}",
         ]
-        if found.get("run_deviation") is not None:
-            low, high = 100 * found["run_low"], 100 * found["run_high"]
+        if gain.get("run_deviation") is not None:
+            low, high = 100 * gain["run_low"], 100 * gain["run_high"]
             lines += [
                 "",
-                f"The difference of single training runs deviates by {100 * found['run_deviation']:.1f} points; over "
+                f"The difference of single training runs deviates by {100 * gain['run_deviation']:.1f} points; over "
                 f"patients and runs together its 95 % interval is [{low:+.1f}, {high:+.1f}].",
             ]
     average = table["rows"].get(AVERAGE, {}).get("target")
@@ -140,8 +148,8 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         return [*lines, ""]
     lines += ["", "| question | difference on the target [95 %] | seeds |", "| --- | --- | --- |"]
     for asked in table["contrasts"]:
-        own = asked["difference"]
-        lines.append(f"| {asked['row']} against {asked['against']} | {points(own)} | {_spread(own['seeds'])} |")
+        answer = asked["difference"]
+        lines.append(f"| {asked['row']} against {asked['against']} | {points(answer)} | {_spread(answer['seeds'])} |")
     return [*lines, ""]
 
 
@@ -157,7 +165,7 @@ def detectable(patients: int, low: float, high: float) -> str:
 def _courses(courses: list[list[float]], released: list[float]) -> str:
     """Return how each seed's rounds of `refine` went, and how far the release's average is from their best."""
     runs = "; ".join(", ".join(f"{100 * dice:.1f}" for dice in course) for course in courses)
-    gaps = [100 * (max(course) - own) for course, own in zip(courses, released, strict=True)]
+    gaps = [100 * (max(course) - dice) for course, dice in zip(courses, released, strict=True)]
     behind = ", ".join(f"{round(gap, 1) + 0.0:.1f}" for gap in gaps)  # + 0.0: no minus before a zero
     return (
         f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The release, "
@@ -165,9 +173,9 @@ def _courses(courses: list[list[float]], released: list[float]) -> str:
     )
 
 
-def points(found: dict[str, Any]) -> str:
+def points(difference: dict[str, Any]) -> str:
     """Return a difference with its interval, in Dice points."""
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * found[key] for key in ("mean", "low", "high")))
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * difference[key] for key in ("mean", "low", "high")))
 
 
 def _spread(seeds: list[float], sign: str = "+") -> str:
@@ -177,11 +185,13 @@ def _spread(seeds: list[float], sign: str = "+") -> str:
 
 def publish(summary: dict[str, Any], folder: Path) -> None:
     """Put an ablation's summary and charts where docs/results.md is made from."""
-    own = folder / "ablation"
-    own.mkdir(parents=True, exist_ok=True)
-    write_atomically(own / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode())
+    published = folder / "ablation"
+    published.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        published / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode(), mode=PUBLIC
+    )
     for name, table in summary["data"].items():
-        write_atomically(own / f"{name}.svg", (chart(name, table) + "\n").encode())
+        write_atomically(published / f"{name}.svg", (chart(name, table) + "\n").encode(), mode=PUBLIC)
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
@@ -191,13 +201,13 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         view = Table(title=f"{name}: Dice on the target's test patients, %")
         for column in ("row", "Dice", "difference to baseline [95 %]", "seeds", "gap closed"):
             view.add_column(column, justify="left" if column == "row" else "right")
-        for row, own in table["rows"].items():
-            found = own["target"].get("difference")
+        for row, numbers in table["rows"].items():
+            difference = numbers["target"].get("difference")
             view.add_row(
                 row,
-                f"{100 * own['target']['mean']:.1f}",
-                points(found) if found else "",
-                _spread(found["seeds"]) if found else "",
-                f"{100 * closed[row]:.0f} %" if found and row in closed else "",
+                f"{100 * numbers['target']['mean']:.1f}",
+                points(difference) if difference else "",
+                _spread(difference["seeds"]) if difference else "",
+                f"{100 * closed[row]:.0f} %" if difference and row in closed else "",
             )
         console.print(view)

@@ -4,7 +4,6 @@ The same objectives, draws, learning rates and weights of the roles; but one opt
 stage, and every step of it sees all sites.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,26 +11,16 @@ import torch
 from torch import nn
 
 from clients.data.dataset import Dataset
-from clients.data.site import Site, Split
+from clients.data.site import Site
 from clients.governance.policy import Policy
-from clients.learning import objective_of
-from clients.learning.training import (
-    MAX_GRADIENT_NORM,
-    LossOf,
-    Seen,
-    TaskContext,
-    averaging,
-    follow,
-    learning_rate,
-    means,
-)
+from clients.learning.training import MAX_GRADIENT_NORM, TaskContext, averaging, follow, learning_rate, objective_of
 from clients.node.simulated import simulated_secret
-from common.contract import ROLES, Role
+from common.components import ROLES, Role
 from common.networks import Networks
 from common.study import Round, Stage, Study
 from common.tasks import TrainingTask
-from server.rounds import taken_over, weighted
-from server.state import Seat, ServerState
+from server.algorithm import taken_over, weighted
+from server.state import Participant, ServerState
 
 
 class _Site:
@@ -40,15 +29,13 @@ class _Site:
     def __init__(self, context: TaskContext, patients: int) -> None:
         assert isinstance(context.task, TrainingTask)
         self.context, self.task, self.patients = context, context.task, patients
-        self.seen: Seen = defaultdict(list)
-        self.split: Split = "calibrate" if self.task.task == "infuse" else "train"
-        self.loss_of: LossOf = objective_of(self.task.task)(context, self.seen)
+        self.objective = objective_of(context)
         self.generator = context.generator("views")
 
     def backward(self, share: float) -> None:
-        study = self.context.study
-        frames = self.context.data.draw(self.split, study.batch_size, self.generator)
-        (share * self.loss_of(frames, self.generator).mean()).backward()
+        assert self.task.split is not None
+        frames = self.context.data.draw(self.task.split, self.context.study.batch_size, self.generator)
+        (share * self.objective.loss(frames, self.generator).per_frame.mean()).backward()
 
 
 def train_pooled(
@@ -70,7 +57,7 @@ def train_pooled(
     )
     prior = state.foreground_prior
     for step in range(stage.rounds):
-        contexts = _contexts(study, Round(step, stage, step), networks, sites, data, state.seats, prior)
+        contexts = _contexts(study, Round(step, stage, step), networks, sites, data, state.participants, prior)
         tasks = [site.task for own in contexts.values() for site in own]
         parameters = [p.requires_grad_(True) for own in groups.values() for p in own]
         decay = max(task.average for task in tasks)
@@ -79,10 +66,13 @@ def train_pooled(
             _step(stage, optimizer, groups, contexts, step, own_step)
             follow(average, parameters, averaging(decay, own_step))
         networks.requires_grad_(False)
-        for parameter, own in zip(parameters, average or parameters, strict=True):
-            parameter.copy_(own)
-        metrics = {site.context.data.site.config.name: means(site.seen) for site in contexts["source"]}
-        found = weighted(state.seats, metrics, "foreground_fraction")
+        for parameter, smooth in zip(parameters, average or parameters, strict=True):
+            parameter.copy_(smooth)
+        metrics = {
+            site.context.data.site.config.name: {n: m.value for n, m in site.objective.measured.items()}
+            for site in contexts["source"]
+        }
+        found = weighted(state.participants, metrics, "foreground_fraction")
         prior = prior if found is None else found
     components = {**state.components, **networks.export(trained)}
     return replace(state, components=components, foreground_prior=prior, released={}, round=stage.rounds)
@@ -94,7 +84,7 @@ def _contexts(
     networks: Networks,
     sites: Sequence[Site],
     data: Mapping[str, Dataset],
-    seats: Mapping[str, Seat],
+    participants: Mapping[str, Participant],
     prior: float | None,
 ) -> dict[Role, list[_Site]]:
     contexts: dict[Role, list[_Site]] = {role: [] for role in ROLES}
@@ -106,7 +96,7 @@ def _contexts(
         context = TaskContext(
             study, round_, task, networks, data[site.config.name], Policy(), secret, foreground_prior=prior
         )
-        contexts[site.config.role].append(_Site(context, seats[site.config.name].patients))
+        contexts[site.config.role].append(_Site(context, participants[site.config.name].patients))
     return contexts
 
 

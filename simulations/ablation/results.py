@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.contract import PREDICTORS
 from common.errors import RunError
-from common.files import write_atomically
+from common.files import PUBLIC, write_atomically
+from common.metric_name import PREDICTORS
 from simulations.ablation.page import detectable, overview
 from simulations.ablation.page import section as ablation_section
 
@@ -63,9 +63,9 @@ def section(name: str, summary: dict[str, Any]) -> str:
         for predictor in (p for p in PREDICTORS if p in dice):
             lines.append(f"| {site} ({summary['roles'][site]}) | {_row(summary, site, predictor)} |")
     for site, role in summary["roles"].items():
-        found = summary["difference_to_baseline"].get(site, {}).get("infusion")
-        if role == "target" and found:
-            low, high = found["ci95"]
+        gain = summary["difference_to_baseline"].get(site, {}).get("infusion")
+        if role == "target" and gain:
+            low, high = gain["ci95"]
             count = summary["dice"][site]["infusion"]["patients"]
             lines += ["", f"{site}: {detectable(count, low, high)}"]
     correlation = score["rank_correlation_with_source_val_dice"]
@@ -112,11 +112,11 @@ def source_only(courses: Sequence[dict[str, Any]]) -> str:
 def _row(summary: dict[str, Any], site: str, predictor: str) -> str:
     dice = summary["dice"][site][predictor]
     low, high = (100 * x for x in dice["ci95"])
-    found = summary["difference_to_baseline"].get(site, {}).get(predictor)
+    gain = summary["difference_to_baseline"].get(site, {}).get(predictor)
     difference = ""
-    if found:
-        below, above = (100 * x for x in found["ci95"])
-        difference = f"{100 * found['mean']:+.1f} [{below:+.1f}, {above:+.1f}]"
+    if gain:
+        below, above = (100 * x for x in gain["ci95"])
+        difference = f"{100 * gain['mean']:+.1f} [{below:+.1f}, {above:+.1f}]"
     return (
         f"{predictor} | {100 * dice['mean']:.1f} [{low:.1f}, {high:.1f}], {dice['patients']} patients | {difference} | "
         f"{100 * summary['iou'][site][predictor]['mean']:.1f} | {summary['hd95'][site][predictor]['mean']:.2f} | "
@@ -127,7 +127,7 @@ def _row(summary: dict[str, Any], site: str, predictor: str) -> str:
 def write_page(folder: Path) -> Path:
     """Write the page beside its folder and return it."""
     target = folder.with_suffix(".md")
-    write_atomically(target, page(folder).encode())
+    write_atomically(target, page(folder).encode(), mode=PUBLIC)
     return target
 
 

@@ -1,4 +1,4 @@
-"""Stages trained one after another on the same sites, each kept by the hash of all that made it.
+"""Stages trained one after another on the same sites, each kept by the hash of all that made it, code included.
 
 Two variants of an ablation that begin with the same stages share them. A stage is trained as a study
 of its own, from the state that the stage before it left, by the very functions that a deployed run uses.
@@ -7,58 +7,46 @@ of its own, from the state that the stage before it left, by the very functions 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.learning.evaluate import measure_patients
 from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
-from common.contract import ROLES, Tensors
+from common.components import ROLES, Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
+from common.run_folder import RunFolder
 from common.study import Round, Stage, Study
 from common.tasks import Score
 from server import history
+from server.algorithm import init
 from server.history import RoundRecord
-from server.rounds import initial_state, run_round
+from server.rounds import run_round
 from server.run import enrol, initial_components
 from server.state import ServerState, fused_tensors, load_state, save_state
+from simulations.ablation.code_version import code_digest
 from simulations.ablation.pooled import train_pooled
 from simulations.local import LocalTransport
 
 #: File with the seconds of a pooled stage, which has no rounds to add up.
 SECONDS = "seconds"
 
-#: The code that decides the tensors of every stage; its tasks' own files come on top.
-TRAINING = (
-    *(
-        f"common/{name}"
-        for name in ("artefacts", "augment", "geometry", "infusion", "losses", "networks", "seeds", "study", "tasks")
-    ),
-    *(f"clients/data/{name}" for name in ("dataset", "frames")),
-    *(f"clients/learning/{name}" for name in ("scoring", "training")),
-    *(f"clients/node/{name}" for name in ("simulated", "worker")),
-    *(f"server/{name}" for name in ("aggregate", "rounds", "run")),
-    "simulations/ablation/pooled",
-)
-
 #: What the server appends to a fused study: the last model is scored, so that it can be released.
 CLOSING = Stage(name="score", rounds=1, source=Score(), target=Score())
 
 
-class Chain:
-    """The sites of one data set under one study's settings, and every chain of stages trained on them.
+class StageCache:
+    """The sites of one data set under one study's settings, and every sequence of stages trained on them.
 
     Args:
         study: its settings and its seed matter; its own stages are not used.
         sites: opened and checked.
-        cache: folder for all chains; a stage's own folder in it is named by its hash.
+        cache: folder for all sequences; a stage's own folder in it is named by its hash.
         device: where the networks compute; another device gives other tensors, so it is part of the hash.
     """
 
@@ -72,19 +60,21 @@ class Chain:
     ) -> None:
         self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
-        self._digests = [(site.config.role, _site_digest(site)) for site in sites]
+        self._digests, self._code = [(site.config.role, _site_digest(site)) for site in sites], code_digest(__name__)
 
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
-        tasks = {task.task for stage in stages for role in ROLES if (task := stage.task_of(role))}
         place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
-        files = (*TRAINING, *(f"clients/learning/{task}" for task in sorted(tasks)))
         # A site that has no task in these stages leaves no trace in them: data sets that share the others share them.
         at_work = {role for stage in stages for role in ROLES if stage.task_of(role)}
-        sites = [own for role, own in self._digests if role in at_work]
-        words = f"{settings.hash()} {' '.join(sorted(sites))} {code_digest(files)} {place}"
+        sites = sorted(digest for role, digest in self._digests if role in at_work)
+        words = f"{settings.hash()} {' '.join(sites)} {self._code} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
+
+    def kept(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState | None:
+        """Return the state within or after the last of `stages` as far as it was trained, or None."""
+        return load_state(self.folder(stages, pooled), self._alone(stages[-1]).hash())
 
     def train(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState:
         """Return the state after `stages`, from the cache as far as it goes; a killed federated stage goes on.
@@ -98,18 +88,18 @@ class Chain:
         """
         *before, stage = stages
         folder, study = self.folder(stages, pooled), self._alone(stage)
-        state = load_state(folder, study.hash())
+        state = self.kept(stages, pooled)
         if state is not None and state.round == stage.rounds:
             return state
         transport = self._transport(study)
         if state is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / history.HISTORY).unlink(missing_ok=True)
-            seats = enrol(study, transport)
+            RunFolder(folder).make()
+            RunFolder(folder).history.unlink(missing_ok=True)
+            participants = enrol(study, transport)
             if before:
-                state = replace(self.train(before, pooled), round=0, seats=seats)
+                state = replace(self.train(before, pooled), round=0, participants=participants)
             else:
-                state = initial_state(study, seats, initial_components(study))
+                state = init(study, participants, initial_components(study))
         if pooled:
             begun = time.monotonic()
             state = train_pooled(study, state, self.sites, self.data, self.device)
@@ -127,7 +117,7 @@ class Chain:
         *before, stage = stages
         study = self._alone(stage)
         transport = self._transport(study)
-        state = replace(self.train(before), round=0, seats=enrol(study, transport))
+        state = replace(self.train(before), round=0, participants=enrol(study, transport))
         for step in range(stage.rounds):
             state, _ = self._round(study, state, step, transport)
             yield fused_tensors(state.components)
@@ -157,7 +147,7 @@ class Chain:
         """Return site -> predictor -> test patient -> Dice in [0, 1], averaged over its labelled frames."""
         networks = Networks(self.study, self.device)
         networks.load(tensors)
-        found = {
+        measured = {
             site.config.name: measure_patients(
                 networks, self.study, self.data[site.config.name], predictors, lambda p, truth, _: frame_dice(p, truth)
             )
@@ -165,8 +155,8 @@ class Chain:
             if site.frames_of("test", labelled=True)
         }
         return {
-            site: {p: {who: sum(v) / len(v) for who, v in sorted(own[p].items())} for p in predictors}
-            for site, own in found.items()
+            site: {p: {who: sum(v) / len(v) for who, v in sorted(frames[p].items())} for p in predictors}
+            for site, frames in measured.items()
         }
 
     def _transport(self, study: Study) -> LocalTransport:
@@ -181,17 +171,6 @@ class Chain:
     def _alone(self, stage: Stage) -> Study:
         """Return the study of one stage. Its name is fixed: it must not decide any randomness."""
         return self.study.model_copy(update={"name": "chain", "stages": (stage,), "initial": {}})
-
-
-def code_digest(files: Iterable[str]) -> str:
-    """Return a hash of modules and of torch's version: others may give other numbers.
-
-    Args:
-        files: from the root of the project, without `.py`.
-    """
-    root = Path(__file__).parents[2]
-    parts = [torch.__version__.encode(), *((root / f"{file}.py").read_bytes() for file in files)]
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def _site_digest(site: Site) -> str:

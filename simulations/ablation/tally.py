@@ -62,7 +62,7 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
             "bytes": int(np.median([cost["bytes"] for cost in costs])),
         }
         for role in values:
-            seeds = [float(np.mean(list(own.values()))) for own in values[role][row]]
+            seeds = [float(np.mean(list(dice.values()))) for dice in values[role][row]]
             rows[row][role] = {"mean": float(np.mean(seeds)), "seeds": seeds}
             if row != BASELINE:
                 rows[row][role]["difference"] = against[role, row].as_json()
@@ -77,7 +77,7 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
         "rows": rows,
         "contrasts": contrasts,
         "gap": _gap(rows),
-        "patients": len(measured[0]) if same_patients else sum(len(own) for own in measured),
+        "patients": len(measured[0]) if same_patients else sum(len(dice) for dice in measured),
         "same_patients": same_patients,
         "courses": [content[v.name]["course"] for content in contents for v in variants if v.each_round],
     }
@@ -88,9 +88,9 @@ def _values(contents: Sequence[Mapping[str, Any]], variant: Variant, row: str, r
     return [
         {
             f"{site}/{patient}": dice
-            for site, found in content[variant.name]["sites"].items()
-            if found["role"] == role
-            for patient, dice in found["rows"][row].items()
+            for site, measured in content[variant.name]["sites"].items()
+            if measured["role"] == role
+            for patient, dice in measured["rows"][row].items()
         }
         for content in contents
     ]
@@ -106,5 +106,5 @@ def _gap(rows: Mapping[str, Any]) -> dict[str, Any]:
     low, high = rows[BASELINE]["target"]["mean"], rows[ORACLE]["target"]["mean"]
     return {
         "points": high - low,
-        "closed": {row: (own["target"]["mean"] - low) / (high - low) for row, own in rows.items()},
+        "closed": {row: (numbers["target"]["mean"] - low) / (high - low) for row, numbers in rows.items()},
     }

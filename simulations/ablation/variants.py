@@ -15,7 +15,7 @@ BOTH = tuple(f"{branch}.{half}" for branch in ("source_branch", "target_branch")
 
 @dataclass(frozen=True)
 class Variant:
-    """One chain of stages and the predictors of it that get a row.
+    """A sequence of stages and the predictors of it that get a row.
 
     Attributes:
         stages: of a study, the stages to train.

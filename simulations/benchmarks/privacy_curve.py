@@ -4,7 +4,6 @@ One labelled phantom site, one branch, the same number of supervised steps at ev
 without privacy. Writes a table (Markdown) and its numbers (JSON); no number of the table is typed in.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -12,10 +11,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from rich.console import Console
 from safetensors.numpy import load_file
 
@@ -24,13 +24,15 @@ from clients.data.frames import read_mask
 from clients.data.manifest import Split
 from clients.data.site import Site
 from clients.node.simulated import open_worker
-from common.files import write_atomically
+from common.files import PUBLIC, write_atomically
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
+from common.options import Seed, commands, examples, several
+from common.run_folder import RunFolder
 from common.study import Study, parse_study
-from server.run import MODEL, run_study
+from server.run import run_study
 from simulations.local import LocalTransport
 from simulations.phantom.sites import write_phantom_site
 from simulations.simulate import hardware
@@ -97,7 +99,7 @@ def measure(study: Study, folder: Path) -> Point:
     worker = open_worker(study, folder)
     with TemporaryDirectory() as run:
         run_study(study, LocalTransport([worker]), Path(run))
-        values = dice_of_patients(study, worker.site, Path(run) / MODEL)
+        values = dice_of_patients(study, worker.site, RunFolder(Path(run)).model)
     low, high = bootstrap_interval(values)
     privacy = study.privacy
     return Point(
@@ -130,56 +132,55 @@ def page(points: list[Point], settings: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main(arguments: list[str]) -> int:
-    """Train every point, write OUT.md and OUT.json, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.benchmarks.privacy_curve",
-        description="Train one phantom site at several noise levels and once without privacy; tell Dice and epsilon.",
-        epilog="example: python -m simulations.benchmarks.privacy_curve --out docs/privacy-curve",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the table's path, without its ending")
-    parser.add_argument("--data", type=Path, default=Path("runs/privacy-curve"), help="where the phantom site is kept")
-    parser.add_argument("--noise", type=float, nargs="*", default=list(NOISE), help="noise multipliers")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=8, help="patients a step, on average")
-    parser.add_argument("--clip", type=float, default=1.0, help="L2 norm of one patient's gradient")
-    parser.add_argument("--delta", type=float, default=1e-5)
-    chosen = parser.parse_args(arguments)
+def main(
+    out: Annotated[Path, typer.Option(help="the table's path, without its ending")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="where the phantom site is kept")] = Path(
+        "runs/privacy-curve"
+    ),
+    noise: Annotated[
+        list[float] | None, typer.Option(min=0.01, metavar="FLOAT ...", help=f"noise multipliers (default: {NOISE})")
+    ] = None,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=3, help="supervised steps, in three rounds")] = 300,
+    batch_size: Annotated[int, typer.Option(min=1, help="patients a step, on average")] = 8,
+    clip: Annotated[float, typer.Option(min=1e-6, help="L2 norm of one patient's gradient")] = 1.0,
+    delta: Annotated[float, typer.Option(min=1e-12, max=0.1)] = 1e-5,
+) -> None:
+    """Train one phantom site at several noise levels and once without privacy; tell Dice and epsilon.
+
+    Writes OUT.md and OUT.json after every point.
+    """
     console = Console()
     folder = write_phantom_site(
-        chosen.data / "north",
+        data / "north",
         name="north",
         role="source",
         profile="lumify_like",
-        seed=chosen.seed,
+        seed=seed,
         first_patient=0,
         patients=PATIENTS,
         frames_per_patient=FRAMES,
     )
     settings = {
-        "command": shlex.join(["python", "-m", "simulations.benchmarks.privacy_curve", *arguments]),
+        "command": shlex.join(["python", "-m", "simulations.benchmarks.privacy_curve", *sys.argv[1:]]),
         "hardware": hardware(),
-        **{name: getattr(chosen, name) for name in ("seed", "steps", "batch_size", "clip", "delta")},
+        **{"seed": seed, "steps": steps, "batch_size": batch_size, "clip": clip, "delta": delta},
     }
     points = []
-    for noise in (None, *chosen.noise):
-        study = curve_study(
-            noise,
-            seed=chosen.seed,
-            steps=chosen.steps,
-            batch_size=chosen.batch_size,
-            clip=chosen.clip,
-            delta=chosen.delta,
-        )
+    for level in (None, *(noise or NOISE)):
+        study = curve_study(level, seed=seed, steps=steps, batch_size=batch_size, clip=clip, delta=delta)
         points.append(measure(study, folder))
         console.print(points[-1])
         content = {**settings, "points": [asdict(point) for point in points]}
-        write_atomically(chosen.out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
-        write_atomically(chosen.out.with_suffix(".md"), page(points, settings).encode())
-    return 0
+        write_atomically(out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode(), mode=PUBLIC)
+        write_atomically(out.with_suffix(".md"), page(points, settings).encode(), mode=PUBLIC)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.exit(main(sys.argv[1:]))
+    app = commands()
+    app.command(
+        cls=several("--noise"),
+        epilog=examples("python -m simulations.benchmarks.privacy_curve --out docs/privacy-curve"),
+    )(main)
+    app()

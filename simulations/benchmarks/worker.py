@@ -1,14 +1,10 @@
 """What a long-lived worker saves: a message through it against a plain process for each message.
 
-    python -m simulations.benchmarks.worker
-    python -m simulations.benchmarks.worker --site runs/demo/sites/source-1-lumify-like --messages 5 --json
-
 Flower starts a Python process for every message. `worker`: that process is the thin ClientApp, which
 passes the message on to the socket of `crossprobe worker`. `plain`: that process imports torch and
 opens the site's data itself. Both are measured in one run, taking turns, on one thread each.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -19,12 +15,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.contract import EnrolRequest, Refusal, TaskRequest, pack, unpack
 from common.errors import RunError
+from common.messages import EnrolRequest, Refusal, TaskRequest, pack, unpack
+from common.options import Json, commands, examples
 from common.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,31 +44,26 @@ sys.stdout.buffer.write(cached_worker(sys.argv[1], sys.argv[2]).handle(sys.stdin
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.benchmarks.worker",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--study", type=Path, default=ROOT / "configs" / "demo.yaml", help="default: %(default)s")
-    parser.add_argument("--site", type=Path, help="folder of a source site (default: a small phantom, made for this)")
-    parser.add_argument("--messages", type=int, default=3, help="of each kind and way (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the result for machines")
-    chosen = parser.parse_args(arguments)
+def main(
+    study: Annotated[Path, typer.Option(metavar="STUDY", help="study file (YAML)")] = ROOT / "configs" / "demo.yaml",
+    site: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="of a source site (default: a small phantom, made for this)")
+    ] = None,
+    messages: Annotated[int, typer.Option(min=1, help="of each kind and way")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Tell what a long-lived worker saves: a message through it against a plain process for each message."""
     with tempfile.TemporaryDirectory(prefix="crossprobe-bench-") as folder:
-        site = chosen.site or _phantom(Path(folder))
-        result = measure(chosen.study, site, Path(folder), chosen.messages)
-    if chosen.json:
+        result = measure(study, site or _phantom(Path(folder)), Path(folder), messages)
+    if as_json:
         print(json.dumps(result, indent=1))
-        return 0
-    table = Table(title=f"seconds a message, median of {chosen.messages}; {os.cpu_count()} cores, one thread a process")
+        return
+    table = Table(title=f"seconds a message, median of {messages}; {os.cpu_count()} cores, one thread a process")
     for column in ("message", "worker", "plain process", "ratio plain / worker"):
         table.add_column(column, justify="right" if column != "message" else "left")
     for name, row in result.items():
         table.add_row(name, f"{row['worker_s']:.2f}", f"{row['plain_s']:.2f}", f"{row['ratio']:.2f}")
     Console().print(table)
-    return 0
 
 
 def measure(study_file: Path, folder: Path, work: Path, messages: int) -> dict[str, dict[str, float]]:
@@ -167,4 +161,11 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app = commands()
+    app.command(
+        epilog=examples(
+            "python -m simulations.benchmarks.worker",
+            "python -m simulations.benchmarks.worker --site runs/demo/sites/source-1-lumify-like --messages 5 --json",
+        )
+    )(main)
+    app()

@@ -1,4 +1,4 @@
-"""Three sites from a subset of BUS-BRA, real breast ultrasound of three scanners.
+"""A site for each scanner of BUS-BRA, real breast ultrasound: from the data set as published, or from a subset of it.
 
 W. Gomez-Flores, M. J. Gregorio-Calas, W. Coelho de Albuquerque Pereira, "BUS-BRA: A Breast
 Ultrasound Dataset for Assessing Computer-aided Diagnosis Systems", Medical Physics 51(4), 2024,
@@ -6,35 +6,44 @@ doi:10.1002/mp.16812.
 """
 
 import csv
+import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clients.data.manifest import SOURCE_FRACTIONS, Role, Split, split_of_patient
+from clients.data.folders import whole_folder, write_site_files
+from clients.data.manifest import SOURCE_FRACTIONS, Fractions, Role, Split, split_of_patient
 from common.errors import CrossProbeError
-from simulations.folders import whole_folder, write_site_files
 
-COLUMNS = {"domain", "file", "patient", "device", "view", "has_mask"}
 LICENCE = "LICENSE.txt"
+#: The published table, and those of its columns that are read; the others are diagnoses and sizes.
+PUBLISHED, PUBLISHED_COLUMNS = "bus_data.csv", {"ID", "Case", "Device"}
+SUBSET, SUBSET_COLUMNS = "index.csv", {"domain", "file", "patient", "device", "view", "has_mask"}
+#: A model of either GE scanner does as well on the other one and much worse on the Toshiba: these two have labels.
+SOURCES = ("ge-logiq7", "ge-logiq5")
+SUBSET_SITES = {"ge_logiq7": "ge-logiq7", "ge_logiq5": "ge-logiq5", "toshiba_aplio300": "toshiba-aplio300"}
+#: Everybody has a mask in the published set. Half of a target's patients are for testing, as in the subset.
+PUBLISHED_TARGET: Fractions = (("test", 0.5), ("train", 0.5))
 
 
 @dataclass(frozen=True)
-class Domain:
-    """One scanner of the data set, and the site made of it."""
+class Picture:
+    """An image as either layout names it; `mask` is None where there is none, or where it may not be used."""
 
-    folder: str
     site: str
-    role: Role
+    patient: str
+    device: str
+    image: Path
+    mask: Path | None
+    split: Split
 
-
-# A model of either GE scanner does as well on the other one and much worse on the Toshiba.
-DOMAINS = (
-    Domain("ge_logiq7", "ge-logiq7", "source"),
-    Domain("ge_logiq5", "ge-logiq5", "source"),
-    Domain("toshiba_aplio300", "toshiba-aplio300", "target"),
-)
+    @property
+    def name(self) -> str:
+        """The file's name in the site's folder."""
+        return self.image.name
 
 
 class DataSetError(CrossProbeError):
@@ -42,104 +51,163 @@ class DataSetError(CrossProbeError):
 
     def __init__(self, source: Path, problems: list[str]) -> None:
         self.problems = problems
-        super().__init__("\n".join([f"{source} is not the BUS-BRA subset:", *problems]))
+        super().__init__("\n".join([f"{source} is not BUS-BRA:", *problems]))
+
+
+def role_of(site: str) -> Role:
+    """Return `source` for a scanner whose labels are used, `target` for every other."""
+    return "source" if site in SOURCES else "target"
 
 
 def import_busbra(
     source: Path, out: Path, *, seed: int = 0, overwrite: bool = False, targets: Collection[str] = ()
 ) -> list[Path]:
-    """Write the site folders of `DOMAINS` into `out` and return them.
+    """Write a site folder for each scanner into `out` and return them, sources first.
 
-    Source patients are split by a hash of their id and `seed`. Target patients with masks are
-    `test`; the others are `train`, all of them, for without labels there is nothing to select by.
-    `video` is the patient and `frame` counts its views: they show one lesion.
+    Source patients are split by a hash of their id and `seed`. Of a target, half of the patients (in the subset:
+    those with masks) are `test`; the others are `train` without masks, all of them, for without labels there is
+    nothing to select by. `video` is the patient and `frame` counts its views: they show one lesion.
 
     A labelled scanner named in `targets` plays a target: its training patients lose their masks, all others are `test`.
 
     Raises DataSetError for missing or unexpected content of `source`, and FolderInUseError
     for an `out` with content unless `overwrite`; `out` is complete or as it was, whatever happens.
     """
-    rows = _read_index(source)
-    names = [*(domain.site for domain in DOMAINS), LICENCE]
-    with whole_folder(out, names, overwrite=overwrite) as work:
-        for domain in DOMAINS:
-            own = [row for row in rows if row["domain"] == domain.folder]
-            if domain.site in targets and domain.role == "source":
-                domain = replace(domain, role="target")
-                own = [row | {"has_mask": ""} if _splits(row, seed) == "train" else row for row in own]
-            _write_site(source / domain.folder, work / domain.site, domain, own, seed)
+    pictures = _read(source, seed)
+    sites = sorted({picture.site for picture in pictures}, key=lambda site: (role_of(site) == "target", site))
+    with whole_folder(out, [*sites, LICENCE], overwrite=overwrite) as work:
+        for site in sites:
+            own = [picture for picture in pictures if picture.site == site]
+            if site in targets and role_of(site) == "source":
+                _write_site(work / site, site, "target", [_unlabelled(picture) for picture in own])
+            else:
+                _write_site(work / site, site, role_of(site), own)
         # The licence asks that its notice goes with every copy.
         shutil.copyfile(source / LICENCE, work / LICENCE)
-    return [out / domain.site for domain in DOMAINS]
+    return [out / site for site in sites]
 
 
-def _read_index(source: Path) -> list[dict[str, str]]:
-    """The rows of index.csv, all files behind which are there. Raises DataSetError if not."""
-    index = source / "index.csv"
-    if not index.is_file():
-        raise DataSetError(source, ["index.csv: expected this file, found none"])
-    with index.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        missing = COLUMNS - set(reader.fieldnames or ())
-        if missing:
-            raise DataSetError(source, [f"index.csv: missing columns {', '.join(sorted(missing))}"])
-        rows = list(reader)
+def _unlabelled(picture: Picture) -> Picture:
+    """A picture of a labelled scanner as that of a target."""
+    return replace(picture, mask=None) if picture.split == "train" else replace(picture, split="test")
 
-    problems = [] if (source / LICENCE).is_file() else [f"{LICENCE}: missing"]
-    for domain in DOMAINS:
-        if not any(row["domain"] == domain.folder for row in rows):
-            problems.append(f"index.csv: expected rows of domain {domain.folder}, found none")
-    roles = {domain.folder: domain.role for domain in DOMAINS}
-    for line, row in enumerate(rows, start=2):
-        problems += [f"index.csv line {line}: {problem}" for problem in _problems(source, row, roles)]
+
+def _read(source: Path, seed: int) -> list[Picture]:
+    """The pictures of whichever layout lies there, all files behind which exist. Raises DataSetError if not."""
+    if (source / PUBLISHED).is_file():
+        problems, pictures = _published(source, seed)
+    elif (source / SUBSET).is_file():
+        problems, pictures = _subset(source, seed)
+    else:
+        raise DataSetError(
+            source,
+            [
+                f"expected {PUBLISHED} (the data set as published) or {SUBSET} (a subset by scanner), found neither.",
+                f"Unpack the archive and give the folder that holds {PUBLISHED}, Images and Masks.",
+            ],
+        )
+    problems += [] if (source / LICENCE).is_file() else [f"{LICENCE}: missing"]
+    files = [file for picture in pictures for file in (picture.image, picture.mask) if file is not None]
+    problems += [f"missing file {file}" for file in files if not file.is_file()]
     if problems:
         raise DataSetError(source, problems)
-    return rows
+    return pictures
 
 
-def _problems(source: Path, row: dict[str, str], roles: dict[str, Role]) -> list[str]:
-    """What is wrong with one row of index.csv or with the files it names."""
-    domain, file = row["domain"], row["file"]
-    if domain not in roles:
-        return [f"expected a domain of {', '.join(roles)}; found {domain!r}"]
-    if not file or Path(file).name != file:
-        return [f"expected the name of a file, found {file!r}"]
-    problems = []
-    if roles[domain] == "source" and row["has_mask"] != "1":
-        problems.append(f"expected has_mask 1 in {domain}, found {row['has_mask']!r}")
-    kinds = ("images", "masks") if row["has_mask"] == "1" else ("images",)
-    paths = [source / domain / kind / file for kind in kinds]
-    return problems + [f"missing file {path}" for path in paths if not path.is_file()]
+def _published(source: Path, seed: int) -> tuple[list[str], list[Picture]]:
+    """Problems and pictures of `Images/bus_0001-l.png`, `Masks/mask_0001-l.png` and bus_data.csv."""
+    problems: list[str] = []
+    pictures: list[Picture] = []
+    scanner_of: dict[str, str] = {}
+    elsewhere = 0
+    for line, row in enumerate(_rows(source, PUBLISHED, PUBLISHED_COLUMNS), start=2):
+        where = f"{PUBLISHED} line {line}"
+        number = re.fullmatch(r"bus_(\d+-[a-z]+)", row["ID"])
+        site = _slug(row["Device"])
+        if number is None or not row["Case"].isdigit() or not site:
+            problems.append(
+                f"{where}: expected an ID such as bus_0001-l, a number as Case and a Device, found {row['ID']!r}, "
+                f"{row['Case']!r} and {row['Device']!r}"
+            )
+            continue
+        patient = f"p{int(row['Case']):04d}"
+        if scanner_of.setdefault(patient, site) != site:
+            elsewhere += 1  # one patient at two sites would be trained on at one and tested on at the other
+            continue
+        split = split_of_patient(patient, SOURCE_FRACTIONS, salt=f"{seed}:")
+        if role_of(site) == "target":
+            split = split_of_patient(patient, PUBLISHED_TARGET, salt=f"{seed}:target:")
+        masked = role_of(site) == "source" or split == "test"
+        mask = source / "Masks" / f"mask_{number[1]}.png" if masked else None
+        image = source / "Images" / f"{row['ID']}.png"
+        pictures.append(Picture(site, patient, row["Device"], image, mask, split))
+    if elsewhere:
+        logging.warning("left out %d images of patients who were seen with another scanner before", elsewhere)
+    return problems or ([] if pictures else [f"{PUBLISHED}: expected rows, found none"]), pictures
 
 
-def _splits(row: dict[str, str], seed: int) -> Split:
-    return split_of_patient(row["patient"], SOURCE_FRACTIONS, salt=f"{seed}:")
+def _slug(device: str) -> str:
+    """The name of a scanner's site: `GE Logiq 7 @10-14MHz` -> `ge-logiq7`."""
+    words = re.sub(r"[^a-z0-9]+", "-", device.partition("@")[0].lower()).strip("-")
+    return re.sub(r"(?<=[a-z])-(?=\d)", "", words)
 
 
-def _write_site(source: Path, folder: Path, domain: Domain, rows: list[dict[str, str]], seed: int) -> None:
+def _subset(source: Path, seed: int) -> tuple[list[str], list[Picture]]:
+    """Problems and pictures of `<scanner>/images/<file>`, `<scanner>/masks/<file>` and index.csv."""
+    rows = _rows(source, SUBSET, SUBSET_COLUMNS)
+    masked = {(row["domain"], row["patient"]) for row in rows if row["has_mask"] == "1"}
+    problems = [
+        f"{SUBSET}: expected rows of domain {domain}, found none"
+        for domain in SUBSET_SITES
+        if not any(row["domain"] == domain for row in rows)
+    ]
+    pictures: list[Picture] = []
+    for line, row in enumerate(rows, start=2):
+        wrong = _wrong_in_subset(row)
+        if wrong:
+            problems.append(f"{SUBSET} line {line}: {wrong}")
+            continue
+        site, patient, folder = SUBSET_SITES[row["domain"]], row["patient"], source / row["domain"]
+        split: Split = "test" if (row["domain"], patient) in masked else "train"
+        if role_of(site) == "source":
+            split = split_of_patient(patient, SOURCE_FRACTIONS, salt=f"{seed}:")
+        mask = folder / "masks" / row["file"] if row["has_mask"] == "1" else None
+        pictures.append(Picture(site, patient, row["device"], folder / "images" / row["file"], mask, split))
+    return problems, pictures
+
+
+def _wrong_in_subset(row: dict[str, str]) -> str:
+    """What is wrong with one row of index.csv, or an empty text."""
+    if row["domain"] not in SUBSET_SITES:
+        return f"expected a domain of {', '.join(SUBSET_SITES)}; found {row['domain']!r}"
+    if not row["file"] or Path(row["file"]).name != row["file"]:
+        return f"expected the name of a file, found {row['file']!r}"
+    if role_of(SUBSET_SITES[row["domain"]]) == "source" and row["has_mask"] != "1":
+        return f"expected has_mask 1 in {row['domain']}, found {row['has_mask']!r}"
+    return ""
+
+
+def _rows(source: Path, table: str, columns: set[str]) -> list[dict[str, str]]:
+    with (source / table).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        missing = columns - set(reader.fieldnames or ())
+        if missing:
+            raise DataSetError(source, [f"{table}: missing columns {', '.join(sorted(missing))}"])
+        return list(reader)
+
+
+def _write_site(folder: Path, site: str, role: Role, pictures: list[Picture]) -> None:
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
-    masked = {row["patient"] for row in rows if row["has_mask"] == "1"}
     views: Counter[str] = Counter()
     manifest = []
-    for row in sorted(rows, key=lambda row: row["file"]):
-        patient, image = row["patient"], f"images/{row['file']}"
-        mask = f"masks/{row['file']}" if row["has_mask"] == "1" else ""
-        for name in filter(None, (image, mask)):
-            shutil.copyfile(source / name, folder / name)
-        split: Split = "test" if patient in masked else "train"
-        if domain.role == "source":
-            split = _splits(row, seed)
-        manifest.append(
-            {
-                "image": image,
-                "mask": mask,
-                "patient": patient,
-                "video": patient,
-                "frame": views[patient],
-                "device": row["device"],
-                "split": split,
-            }
-        )
+    for picture in sorted(pictures, key=lambda picture: picture.name):
+        image, mask = f"images/{picture.name}", f"masks/{picture.name}" if picture.mask else ""
+        shutil.copyfile(picture.image, folder / image)
+        if picture.mask is not None:
+            shutil.copyfile(picture.mask, folder / mask)
+        patient = picture.patient
+        row = {"image": image, "mask": mask, "patient": patient, "video": patient, "frame": views[patient]}
+        manifest.append(row | {"device": picture.device, "split": picture.split})
         views[patient] += 1
-    write_site_files(folder, name=domain.site, role=domain.role, rows=manifest)
+    write_site_files(folder, name=site, role=role, rows=manifest)

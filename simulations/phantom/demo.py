@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clients.data.manifest import Role, Split
-from simulations.phantom.sites import write_phantom_site
+from simulations.phantom.sites import remove_phantom_sites, write_phantom_site
 
 #: Patients by split, for each role; a target has no use for `calibrate` and `val` without labels.
 PATIENTS: dict[Role, dict[Split, int]] = {
@@ -29,14 +29,26 @@ def write_sites(
     """Write one phantom site for each device profile and return the folders. No patient is at two sites.
 
     Args:
-        source, target: profiles of the sites of either role.
+        source, target: profiles of the sites of either role, as `PROFILE` or `NAME=PROFILE`; a site without a name
+            is called after its role, number and profile.
+        overwrite: replace what phantom sites `out` holds, also those of other names: whoever takes all of its
+            folders would else train on patients that two sites share.
         on_site: is told each site's name and gives the callback for its progress.
+
+    Raises:
+        FolderInUseError: before anything is written, if a folder holds what must not be removed.
     """
-    profiles: list[tuple[Role, str]] = [("source", p) for p in source] + [("target", p) for p in target]
+    texts: list[tuple[Role, str]] = [("source", text) for text in source] + [("target", text) for text in target]
+    profiles: list[tuple[Role, str]] = [(role, text.rpartition("=")[2]) for role, text in texts]
+    names = [
+        text.rpartition("=")[0] or f"{role}-{number}-{text.replace('_', '-')}"
+        for number, (role, text) in enumerate(texts, 1)
+    ]
+    if overwrite:
+        remove_phantom_sites(out, but=names)
     folders = []
     first = 0
-    for number, (role, profile) in enumerate(profiles, 1):
-        name = f"{role}-{number}-{profile.replace('_', '-')}"
+    for name, (role, profile) in zip(names, profiles, strict=True):
         folders.append(
             write_phantom_site(
                 out / name,

@@ -23,7 +23,7 @@ _HAZE_REACH = 7.0
 
 
 @dataclass(frozen=True)
-class Frame:
+class PhantomFrame:
     """One image with its annotation."""
 
     image: NDArray[np.uint8]
@@ -36,7 +36,7 @@ class Frame:
     """"none", "buckle" or "step"."""
 
 
-def render_frame(*, seed: int, patient: int, frame: int, profile: DeviceProfile) -> Frame:
+def render_frame(*, seed: int, patient: int, frame: int, profile: DeviceProfile) -> PhantomFrame:
     """Render one frame; the same arguments give the same bytes.
 
     `seed` names a population, `patient` a child in it, `frame` a moment of the sweep, all >= 0.
@@ -50,7 +50,7 @@ def render_frame(*, seed: int, patient: int, frame: int, profile: DeviceProfile)
     echo = synthesise_echo(child, pose, view, profile, grid, (seed, patient))
     inner = slice(grid.pad, grid.pad + profile.columns)
     envelope = _receive(echo[:, inner], profile, grid, rng)
-    return Frame(
+    return PhantomFrame(
         image=_display(envelope, profile, float(rng.normal(0.0, 1.0))),
         mask=_mask(child, view, profile, inner),
         spacing_mm=profile.spacing_mm,

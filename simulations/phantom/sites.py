@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,12 +13,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from clients.data.folders import only, whole_folder, write_site_files
 from clients.data.manifest import SPLITS, Role, Split
 from clients.data.site import SiteConfig
-from simulations.folders import whole_folder, write_site_files
 from simulations.phantom import devices, formation
 
 RECORD = "phantom.json"
+#: All that a phantom site's folder holds.
+CONTENT = ("site.yaml", "manifest.csv", "images", "masks", RECORD)
 RENDERING = ("anatomy", "devices", "echo", "formation")
 
 
@@ -77,8 +80,7 @@ def write_phantom_site(
     record = folder / RECORD
     if record.is_file() and record.read_text(encoding="utf-8") == request.to_json():
         return folder
-    names = ("site.yaml", "manifest.csv", "images", "masks", RECORD)
-    with whole_folder(folder, names, overwrite=overwrite) as work:
+    with whole_folder(folder, CONTENT, overwrite=overwrite) as work:
         for kind in ("images", "masks"):
             (work / kind).mkdir()
         frames = list(_frames(request))
@@ -91,6 +93,19 @@ def write_phantom_site(
         write_site_files(work, name=name, role=role, rows=rows)
         (work / RECORD).write_text(request.to_json(), encoding="utf-8")
     return folder
+
+
+def remove_phantom_sites(root: Path, *, but: Collection[str]) -> None:
+    """Remove the phantom sites in a folder that are not of the names in `but`; other folders stay.
+
+    Raises:
+        FolderInUseError: before anything is removed, if one holds more than a phantom site does.
+    """
+    old = [record.parent for record in sorted(root.glob(f"*/{RECORD}")) if record.parent.name not in but]
+    for folder in old:
+        only(CONTENT, folder)
+    for folder in old:
+        shutil.rmtree(folder)
 
 
 def _code_hash() -> str:

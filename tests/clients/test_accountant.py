@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hospital import Hospital, Stub, done, hospital, with_policy
 from opacus.accountants import PRVAccountant
@@ -19,13 +20,14 @@ from scipy.stats import norm
 from tiny import one_stage, request, study, workers
 
 from clients.data.site import Site
-from clients.governance.accountant import ORDERS, Accountant, Charge, _renyi, epsilon_of
+from clients.governance.accountant import ORDERS, Accountant, Charge, epsilon_of, renyi
 from clients.governance.approval import approve
 from clients.governance.approval_page import show
 from clients.governance.policy import Policy
 from clients.governance.proposal import propose
-from common.contract import EnrolReply, EnrolRequest, pack, unpack
-from common.errors import ContractError, RunError, SiteStateError
+from clients.learning.training import TaskCancelled, TaskContext
+from common.errors import ContractError, RunError, SiteStateError, StudyError
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
 from common.study import Study, baseline_of
 from simulations.simulate import privacy_spent
 
@@ -63,7 +65,7 @@ def test_a_sampled_step_costs_what_numerical_integration_finds(rate: float, nois
     logs = norm.logpdf(x, scale=noise) + order * log_ratio
     divergence = (logs.max() + math.log(np.trapezoid(np.exp(logs - logs.max()), x))) / (order - 1)
     place = min(range(len(ORDERS)), key=lambda i: abs(ORDERS[i] - order))
-    assert _renyi(rate, noise)[place] == pytest.approx(divergence, rel=1e-4)
+    assert renyi(rate, noise)[place] == pytest.approx(divergence, rel=1e-4)
 
 
 @pytest.mark.parametrize(("noise", "rate", "steps"), [(2.0, 8 / 200, 1000), (4.0, 8 / 60, 300), (1.0, 8 / 60, 100)])
@@ -165,6 +167,58 @@ def test_the_price_is_on_the_disk_before_the_reply_is_kept(
     assert Accountant(north.state.accountant).epsilon(1e-3) == pytest.approx(cost(STUDY, 1))
 
 
+def spoilt(context: TaskContext) -> None:
+    """What crafted weights can do to a training: it ends in numbers that no update may hold."""
+    with torch.no_grad():
+        next(context.networks.component(context.task.trains[0]).parameters()).fill_(float("nan"))
+
+
+def test_a_private_round_that_fails_is_paid_for_and_closed(tmp_path: Path, site: Site, stub: Stub) -> None:
+    north = hospital(tmp_path, site, STUDY)
+    stub.during = spoilt
+    assert north.code(FIRST) == "round-spent"
+    assert epsilons(north)[-1] == pytest.approx(cost(STUDY, 1))
+    other = request(STUDY, "pretrain", "source", prior=0.3)
+    stub.during = lambda context: None
+    for _ in range(2):
+        assert north.code(other) == "round-answered"  # another request would be another look at the same patients
+        assert north.code(FIRST) == "round-spent"
+        north = north.reopened()
+    assert len(stub.ran) == 1
+    assert north.code(SECOND) == "ok"
+    assert epsilons(north)[-1] == pytest.approx(cost(STUDY, 2))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, StudyError, ContractError])
+def test_every_failure_of_a_private_round_looks_alike(
+    error: type[Exception], tmp_path: Path, site: Site, stub: Stub
+) -> None:
+    def fail(context: TaskContext) -> None:
+        raise error("absurd-norm", "of patient 7") if error is ContractError else error("of patient 7")
+
+    north = hospital(tmp_path, site, STUDY)
+    stub.during = fail
+    assert north.code(FIRST) == "round-spent"
+    assert epsilons(north)[-1] == pytest.approx(cost(STUDY, 1))
+
+
+def test_a_cancelled_private_round_is_paid_for_and_only_the_same_request_goes_on(
+    tmp_path: Path, site: Site, stub: Stub
+) -> None:
+    def cancel(context: TaskContext) -> None:
+        raise TaskCancelled
+
+    north = hospital(tmp_path, site, STUDY)
+    stub.during = cancel
+    assert north.code(FIRST) == "cancelled"
+    assert epsilons(north)[-1] == pytest.approx(cost(STUDY, 1))
+    stub.during = lambda context: None
+    north = north.reopened()
+    assert north.code(request(STUDY, "pretrain", "source", prior=0.3)) == "round-answered"
+    assert north.code(FIRST) == "ok"
+    assert epsilons(north)[-1] == pytest.approx(cost(STUDY, 1))  # the very same look, paid once
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -198,7 +252,7 @@ def test_a_site_declares_the_public_number_of_patients(tmp_path: Path, site: Sit
 
 
 def test_a_policy_that_demands_privacy_takes_a_study_that_has_it() -> None:
-    policy, today = Policy(privacy_required=True, epsilon_cap=1.0), date(2026, 5, 1)
+    policy, today = Policy(privacy_required=True, epsilon_cap=1.0, min_update_draws=1), date(2026, 5, 1)
     assert policy.findings(STUDY, "source", today=today, sent_bytes={}) == []
     assert [f.code for f in policy.findings(OPEN, "source", today=today, sent_bytes={})] == ["privacy-required"] * 2
     policy.check_request(STUDY, STUDY.stages[0].source)  # type: ignore[arg-type]

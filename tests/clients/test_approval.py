@@ -14,12 +14,13 @@ from tiny import one_stage, same, study, write_site, write_study
 import crossprobe
 from clients.data.site import Site, load_site
 from clients.governance.approval import approval_of, valid_approvals
-from clients.governance.glossary import COMPONENTS as EXPLAINED_COMPONENTS
-from clients.governance.glossary import TASKS, explain_metric, explain_together
+from clients.governance.disclosure import explain
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
-from common.contract import COMPONENTS, METRICS, Refusal, TaskReply, digest, unpack
+from common.components import COMPONENTS
+from common.messages import Refusal, TaskReply, digest, unpack
 from common.study import Study
+from common.tasks import TASKS, all_metrics
 from common.version import approved_line
 
 STUDY = study()
@@ -45,11 +46,9 @@ def run(*words: str | Path) -> int:
 
 
 def test_every_task_component_and_metric_of_the_contract_has_its_sentence() -> None:
-    assert TASKS.keys() == METRICS.keys()
-    assert EXPLAINED_COMPONENTS.keys() == set(COMPONENTS)
-    names = [name for own in METRICS.values() for name in own]
-    assert all(len(explain_metric(name)) > 10 for name in names)
-    assert len(explain_together(dict.fromkeys(names))) < 40
+    assert all(len(task.meaning) > 10 for task in TASKS.values())
+    assert all(len(metric.meaning) > 10 for metric in all_metrics().values())
+    assert len(explain(all_metrics())) < 40
 
 
 def proposed(of: Study, site: Site) -> Proposal:
@@ -78,7 +77,7 @@ def test_a_proposal_names_what_the_study_does_and_what_leaves(sites: tuple[Site,
 def test_a_proposal_holds_all_that_real_replies_do(sites: tuple[Site, Site], tmp_path: Path) -> None:
     from clients.governance.dry_run import dry_run
 
-    state = State.create(tmp_path / "state")
+    state, held = State.create(tmp_path / "state"), []
     for site in sites:
         sent = {m.what.split()[0]: m for m in dry_run(STUDY, site, state, tmp_path / site.config.name)}
         for stage in proposed(STUDY, site).stages:
@@ -86,6 +85,9 @@ def test_a_proposal_holds_all_that_real_replies_do(sites: tuple[Site, Site], tmp
                 assert sent[stage.stage].bytes <= stage.sent_bytes <= 1.2 * sent[stage.stage].bytes + 1000
                 assert sent[stage.stage].metrics.keys() <= set(stage.metrics)
                 assert sent[stage.stage].tensors.keys() == set(stage.sends)
+                held.append((site.config.role, stage.stage))
+    trained = {"source": ("pretrain", "adapt", "refine", "infuse"), "target": ("pretrain", "refine")}
+    assert {(role, stage) for role, stages in trained.items() for stage in stages} <= set(held)
 
 
 def quorum(source: int, target: int) -> Study:

@@ -11,27 +11,28 @@ from private import private
 from tiny import study, write_study
 
 from clients.data.site import load_site
-from clients.governance.disclosure import EVALUATION, REPLIES, of_contract, of_study, page
-from clients.governance.glossary import COMPONENTS as EXPLAINED
-from clients.governance.glossary import FIELDS, MESSAGES
+from clients.governance.disclosure import EVALUATION, of_contract, of_study, page
 from clients.governance.proposal import propose
-from common.contract import COMPONENTS, METRICS, EnrolRequest, Role, TaskReply, component_of, pack, unpack
+from common.components import COMPONENTS, Role, component_of
+from common.messages import REPLIES, EnrolRequest, TaskReply, pack, unpack
+from common.tasks import TASKS
 from crossprobe import main
 
 STUDY = study()
 
 
 def test_every_field_of_every_reply_has_its_sentence() -> None:
-    assert {name for reply in REPLIES for name in reply.model_fields} == FIELDS.keys()
-    assert {reply.model_fields["kind"].default for reply in REPLIES} == MESSAGES.keys()
+    for reply in REPLIES:
+        assert reply.when
+        assert all(field.description for field in reply.model_fields.values())
 
 
 def test_the_table_holds_every_task_component_and_number_of_the_contract() -> None:
     rows = of_contract()
-    assert {row.task: row.metrics for row in rows} == METRICS
-    assert {name for row in rows for name in row.sends} == set(COMPONENTS) == EXPLAINED.keys()
+    assert {row.task: row.metrics for row in rows} == {name: tuple(task.metrics) for name, task in TASKS.items()}
+    assert {name for row in rows for name in row.sends} == set(COMPONENTS)
     text = page(rows)
-    for name in (*METRICS, *COMPONENTS, *(n for own in METRICS.values() for n in own if "/" not in n), EVALUATION):
+    for name in (*TASKS, *COMPONENTS, *(n for own in TASKS.values() for n in own.metrics if "/" not in n), EVALUATION):
         assert f"`{name}`" in text
 
 
@@ -64,16 +65,16 @@ def test_under_privacy_the_table_names_no_number_of_a_training_task() -> None:
 def test_the_command_narrows_the_table_to_a_study_and_a_role(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["site", "leaves"]) == 0
+    assert main(["site", "disclosure"]) == 0
     assert capsys.readouterr().out == page(of_contract())
     file = write_study(tmp_path / "study.yaml")
-    assert main(["site", "leaves", str(file), "--role", "target"]) == 0
+    assert main(["site", "disclosure", str(file), "--role", "target"]) == 0
     shown = capsys.readouterr().out
     assert STUDY.hash() in shown
     assert "target sites, 2 rounds: `self_train`" in shown
     assert "source sites" not in shown
     assert "`infusion_head`" not in shown
-    assert main(["site", "leaves", str(file), "--json"]) == 0
+    assert main(["site", "disclosure", str(file), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == len(of_study(STUDY))
-    assert main(["site", "leaves", "--role", "target"]) == 1
+    assert main(["site", "disclosure", "--role", "target"]) == 1
     assert "give the study's file too" in capsys.readouterr().err

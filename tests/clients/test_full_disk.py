@@ -13,10 +13,11 @@ from finished import Finished
 from tiny import Remembered, write_study
 
 from common.errors import RunError
+from common.run_folder import RunFolder
 from server import history
 from server.federation import deployment
 from server.history import RoundRecord
-from server.run import CHECKPOINT, MODEL, run_study
+from server.run import run_study
 from server.state import load_state, write_atomically
 
 FULL = Path("/dev/full")
@@ -30,29 +31,38 @@ def run_into(
 
 
 def goes_on(finished: Finished, run: Path, rounds: int) -> None:
-    state = load_state(run / CHECKPOINT, finished.study.hash())
+    state = load_state(RunFolder(run).checkpoint, finished.study.hash())
     assert state is not None
     assert state.round == rounds
     run_into(finished, run, resume=True)
-    assert (run / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(run).model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     assert len(history.read(run)) == len(history.read(finished.run))
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("name", ["round-00002.safetensors", "state.json"])
-def test_a_disk_full_at_the_checkpoint(name: str, finished: Finished, tmp_path: Path) -> None:
+def test_a_disk_full_at_the_checkpoint(
+    name: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name == f".{name}.part":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced(descriptor)
+
     def fill(record: RoundRecord) -> None:
         if record.round == STOPPED_AFTER:
-            (tmp_path / CHECKPOINT / f".{name}.part").symlink_to(FULL)
+            monkeypatch.setattr(os, "fsync", fsync)
 
     with pytest.raises(RunError, match=f"cannot write .*{name}: No space left.*free some space.*--resume"):
         run_into(finished, tmp_path, fill)
+    monkeypatch.undo()
     goes_on(finished, tmp_path, STOPPED_AFTER)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 def test_a_disk_full_at_the_history(finished: Finished, tmp_path: Path) -> None:
-    kept, lines = tmp_path / "kept", tmp_path / history.HISTORY
+    kept, lines = tmp_path / "kept", RunFolder(tmp_path).history
 
     def fill(record: RoundRecord) -> None:
         if record.round == STOPPED_AFTER - 1:
@@ -90,7 +100,7 @@ def test_a_place_that_is_no_folder_is_named(finished: Finished, tmp_path: Path) 
 
 
 def test_a_file_in_the_checkpoints_place_is_named(finished: Finished, tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).write_text("")
+    RunFolder(tmp_path).checkpoint.write_text("")
     with pytest.raises(RunError, match="checkpoint"):
         run_into(finished, tmp_path)
 
@@ -144,4 +154,4 @@ def test_no_run_is_submitted_that_could_not_be_written(finished: Finished, disk:
         undo()
         assert not submitted
     assert deployment.start(cli, study, disk) == "1"
-    assert not (disk / deployment.ROOM).exists()
+    assert not RunFolder(disk).room.exists()

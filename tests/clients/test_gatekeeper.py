@@ -17,17 +17,20 @@ from clients.governance.approval import approve, withdraw
 from clients.governance.ledger import Ledger, LedgerError, verify
 from clients.governance.state import State
 from clients.learning.training import TaskContext
-from clients.node.gatekeeper import GuardedWorker
+from clients.node.gatekeeper import Gatekeeper
 from clients.node.refusals import refusal as refused
 from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
-from common.contract import COMPONENTS, EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
+from common.components import COMPONENTS
 from common.errors import RunError
+from common.messages import EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
+from common.run_folder import RunFolder
 from server import history
-from server.rounds import initial_state, run_round
-from server.run import MODEL, run_study
-from server.state import Seat
+from server.algorithm import init
+from server.rounds import run_round
+from server.run import run_study
+from server.state import Participant
 from simulations.local import LocalTransport
 
 STUDY = study()
@@ -297,7 +300,7 @@ def test_a_worker_does_not_start_on_a_damaged_ledger(north: Hospital) -> None:
     north.worker.handle(ENROL)
     north.state.ledger.write_bytes(north.state.ledger.read_bytes().replace(b'"bytes":', b'"bytez":', 1))
     with pytest.raises(LedgerError, match="damaged at line 1"):
-        GuardedWorker(north.site, north.state)
+        Gatekeeper(north.site, north.state)
 
 
 def test_a_line_cut_short_by_a_crash_is_dropped_at_the_start(north: Hospital, stub: Stub) -> None:
@@ -353,9 +356,9 @@ def test_a_run_over_guarded_workers_gives_the_same_model_and_its_history_holds_t
         own = load_site(folder)
         state = State.create(tmp_path / own.config.name, simulated_secret(STUDY, own.config.name))
         approve(state, own, STUDY, by="anna")
-        hospitals.append(Hospital(own, state, GuardedWorker(own, state)))
+        hospitals.append(Hospital(own, state, Gatekeeper(own, state)))
     run_study(STUDY, Guarded(hospitals), tmp_path / "run")
-    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(tmp_path / "run").model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     for own in hospitals:
         heads = [r.sites[own.site.config.name].ledger_head for r in history.read(tmp_path / "run")]
         proven = [verify(own.state.ledger, head).proven for head in heads]
@@ -369,8 +372,8 @@ def test_a_run_over_guarded_workers_gives_the_same_model_and_its_history_holds_t
 def test_a_refused_round_leaves_its_head_in_the_history(pair: Sequence[Path], tmp_path: Path, stub: Stub) -> None:
     of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})
     own = hospital(tmp_path / "state", with_policy(load_site(pair[0]), max_round_bytes=1000), of)
-    seats = {"north": Seat("source", 6, False)}
-    state = initial_state(of, seats, initial_networks(of).export(COMPONENTS))
+    participants = {"north": Participant("source", 6, False)}
+    state = init(of, participants, initial_networks(of).export(COMPONENTS))
     _, record = run_round(of, state, next(of.rounds()), Guarded([own]))
     seen = record.sites["north"]
     assert (seen.status, record.counted) == ("refused", False)

@@ -12,12 +12,13 @@ from safetensors.numpy import save
 from tiny import study as tiny_study
 
 from clients.data.site import Site, load_site
-from common.contract import BASELINE, COMPONENTS, PREDICTORS
+from common.components import BASELINE, COMPONENTS
 from common.errors import RunError
+from common.metric_name import PREDICTORS
 from common.networks import initial_networks
+from common.run_folder import RunFolder
 from common.study import Study, baseline_of
 from server.report.page import Example, render_report
-from server.run import CHECKPOINT, MODEL
 from server.state import ServerState, fused_tensors, save_state
 from simulations.examples import draw_examples
 
@@ -29,9 +30,10 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     run = tmp_path_factory.mktemp("pictures") / "run"
     fabricate(run, study=study, evaluated={"east": evaluation((0.05, 0.02, 0.08))})
     tensors = initial_networks(study).export((*COMPONENTS, *BASELINE))
-    state = ServerState(round=7, components=tensors, released_round=3, best_score=0.6, seats=PAIR)
-    save_state(run / CHECKPOINT, state, study.hash())
-    (run / MODEL).write_bytes(save(fused_tensors(tensors)))
+    state = ServerState(round=7, components=tensors, released_round=3, best_score=0.6, participants=PAIR)
+    save_state(RunFolder(run).checkpoint, state, study.hash())
+    RunFolder(run).release.mkdir()
+    RunFolder(run).model.write_bytes(save(fused_tensors(tensors)))
     return study, run
 
 

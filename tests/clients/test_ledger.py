@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import crossprobe
 from clients.governance.ledger import FIRST, Ledger, entry, read, verify
 from clients.governance.state import State
-from common.contract import EnrolRequest, Refusal, TaskReply, TaskRequest, digest, pack
+from common.messages import EnrolRequest, Message, Refusal, TaskReply, TaskRequest, digest, pack
 
 HASH = "ab" * 32
 TENSORS = {"projector/out.bias": np.zeros(3, np.float32)}
@@ -24,12 +24,12 @@ LINES = 6
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
     ledger = Ledger(path)
-    ledger.append(entry("in", b"x", None, {}))
-    ledger.append(entry("out", b"y", Refusal(code="not-approved", message="no"), {}))
-    ledger.append(entry("in", pack(EnrolRequest(study=HASH)), EnrolRequest(study=HASH), {}))
-    ledger.append(entry("in", pack(REQUEST, TENSORS), REQUEST, TENSORS))
-    ledger.append(entry("out", pack(REPLY, TENSORS), REPLY, TENSORS, REQUEST))
-    head = ledger.append(entry("out", b"z", Refusal(code="busy", message="no"), {}, REQUEST))
+    ledger.append(entry("in", b"x"))
+    ledger.append(entry("out", Message.of(Refusal(code="not-approved", message="no"))))
+    ledger.append(entry("in", Message.of(EnrolRequest(study=HASH))))
+    ledger.append(entry("in", Message.of(REQUEST, TENSORS)))
+    ledger.append(entry("out", Message.of(REPLY, TENSORS), REQUEST))
+    head = ledger.append(entry("out", Message.of(Refusal(code="busy", message="no")), REQUEST))
     assert Ledger(path).head == head == verify(path).head
     return path.read_bytes()
 
@@ -41,7 +41,9 @@ def damaged(tmp_path: Path, content: bytes, head: str | None = None) -> bool:
 
 
 def heads(content: bytes) -> list[str]:
-    return [digest(line) for line in content.splitlines()]
+    lines = content.splitlines()
+    assert len(lines) == LINES
+    return [digest(line) for line in lines]
 
 
 def test_a_ledger_as_written_verifies_against_each_of_its_heads(written: bytes, tmp_path: Path) -> None:
@@ -98,14 +100,14 @@ def test_a_file_written_anew_is_found_only_with_a_head(written: bytes, tmp_path:
     path = tmp_path / "other.jsonl"
     ledger = Ledger(path)
     for _ in range(LINES):
-        ledger.append(entry("in", b"nothing to see", None, {}))
+        ledger.append(entry("in", b"nothing to see"))
     assert not damaged(tmp_path, path.read_bytes())
     assert all(damaged(tmp_path, path.read_bytes(), head) for head in heads(written))
 
 
 def test_an_entry_tells_what_was_in_the_message() -> None:
     payload = pack(REPLY, TENSORS)
-    found = entry("out", payload, REPLY, TENSORS)
+    found = entry("out", Message.of(REPLY, TENSORS))
     assert found.pop("time").endswith("+00:00")
     assert found == {
         "direction": "out",
@@ -127,7 +129,7 @@ def test_an_entry_tells_what_was_in_the_message() -> None:
 
 def test_a_strange_tensor_name_in_a_request_is_not_written_down() -> None:
     strange = {"\x1b[2J": np.zeros(1), "a" * 200: np.zeros(1), "projector/out.bias": np.zeros(1)}
-    assert list(entry("in", b"", REQUEST, strange)["tensors"]) == ["projector/out.bias"]
+    assert list(entry("in", Message(REQUEST, strange, b""))["tensors"]) == ["projector/out.bias"]
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from site_folder import good_site
-from tiny import study
+from tiny import POLICY, study
 
 from clients.data.site import check_site
 from clients.governance.policy import Policy
-from common.contract import METRICS, Role
+from common.components import Role
+from common.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def codes(policy: Policy, role: Role = "source", sent: int = 0) -> list[str]:
 
 
 def test_the_default_policy_allows_all_of_the_contract() -> None:
-    assert codes(Policy(), "source") == codes(Policy(), "target") == []
-    names = {name for names in METRICS.values() for name in names}
+    assert codes(Policy(**POLICY), "source") == codes(Policy(**POLICY), "target") == []
+    names = {name for own in TASKS.values() for name in own.metrics}
     assert Policy().permitted(dict.fromkeys(names, 0.0)).keys() == names
 
 
@@ -74,7 +75,7 @@ def test_the_default_policy_allows_all_of_the_contract() -> None:
 def test_everything_that_a_study_asks_and_the_policy_does_not_allow_is_found_at_once(
     content: str, role: Role, expected: list[str]
 ) -> None:
-    assert codes(Policy.model_validate(yaml.safe_load(content)), role, sent=100) == expected
+    assert codes(Policy.model_validate(POLICY | yaml.safe_load(content)), role, sent=100) == expected
 
 
 def test_a_name_stands_for_all_that_continue_it() -> None:
@@ -111,6 +112,14 @@ def test_a_policy_with_a_value_that_means_nothing_is_refused(content: str) -> No
 def test_the_hash_of_a_policy_changes_with_every_key() -> None:
     others = {
         "min_patients": 6,
+        "min_update_patients": 6,
+        "min_update_draws": 6,
+        "max_mask_ratio": 0.7,
+        "max_mask_side": 0.5,
+        "max_learning_rate": 0.1,
+        "max_weight_decay": 0.2,
+        "max_update_norm": 9.0,
+        "implausible_weights": "report",
         "patients_rounded_to": 2,
         "patients_cap": 9,
         "allowed_tasks": ("score",),

@@ -17,8 +17,9 @@ from torch import Generator, Tensor, nn
 from clients.data.site import load_site
 from clients.learning.private_training import check_modules, gaussian
 from clients.node.worker import Worker
-from common.contract import EnrolReply, EnrolRequest, Role, pack, unpack
+from common.components import Role
 from common.errors import StudyError
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
 from common.networks import initial_networks
 from common.seeds import derive_seed
 from common.study import Study

@@ -9,8 +9,9 @@ from tiny import request, study
 import crossprobe
 from clients.data.site import Site
 from clients.governance.ledger import verify
+from clients.governance.rate_limit import RateLimit
 from clients.node.refusals import refusal as refused
-from common.contract import EnrolRequest, pack
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
 
 STUDY = study()
 TASKS = [request(STUDY, stage, "source") for stage in ("pretrain", "adapt", "refine")]
@@ -29,9 +30,9 @@ class Clock:
 def clock(north: Hospital, monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr("clients.governance.rate_limit.BYTES", 20_000)
     monkeypatch.setattr("clients.governance.rate_limit.PER_HOUR", 20_000)
-    north.worker.allowance.clock = Clock()
-    north.worker.allowance._then = 0.0
-    return north.worker.allowance.clock
+    clock = Clock()
+    north.worker.rate_limit = RateLimit(clock)
+    return clock
 
 
 @pytest.mark.parametrize("payload", [b"\xff", ENROL, TASKS[0], pack(EnrolRequest(study="0" * 64))])
@@ -61,9 +62,11 @@ def test_a_long_flood_adds_what_an_hour_allows_each_hour(north: Hospital, stub: 
         clock.now += 3.6
         north.worker.handle(b"")
     assert 30_000 < north.state.ledger.stat().st_size - before < 70_000  # two hours, with hashes
+    clock.now += 3600
+    assert isinstance(unpack(north.worker.handle(ENROL))[0], EnrolReply)  # its line counts those that got none
     entries = north.ledger()
     left = sum(line["direction"] == "out" for line in entries) + sum(line["unwritten"] for line in entries)
-    assert left + max(0, north.worker._turned_away - 1) == 2100
+    assert left == 2101
 
 
 def test_new_replies_of_tasks_take_nothing_from_the_allowance(

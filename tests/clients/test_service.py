@@ -22,8 +22,8 @@ from clients.governance.state import State
 from clients.learning.training import TaskContext
 from clients.node.channel import MAX_SOCKET_PATH, address, answers, ask
 from clients.node.service import serving
-from common.contract import EnrolReply, EnrolRequest, pack, unpack
 from common.errors import SiteStateError
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
 
 STUDY = study()
 PRETRAIN, ADAPT = request(STUDY, "pretrain", "source"), request(STUDY, "adapt", "source")
@@ -143,6 +143,30 @@ def test_a_second_server_at_the_socket_or_on_the_state_is_refused(socket: Path, 
     ):
         pass
     assert isinstance(unpack(ask(socket, ENROL, WAIT_S))[0], EnrolReply)
+
+
+def test_nothing_that_others_lay_beside_the_socket_is_followed_or_holds_it_up(tmp_path: Path, north: Hospital) -> None:
+    """In a folder where others may write, such as /tmp, a worker that followed a link would spoil its target."""
+    (tmp_path / "victim").write_text("precious")
+    for name in ("w.sock.lock", ".w.sock.lock"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    with serving(north.worker, tmp_path / "w.sock"):
+        assert isinstance(unpack(ask(tmp_path / "w.sock", ENROL, WAIT_S))[0], EnrolReply)
+    assert (tmp_path / "victim").read_text() == "precious"
+    (tmp_path / "w.sock").symlink_to(tmp_path / "victim")
+    with pytest.raises(SiteStateError, match="is not a socket"), serving(north.worker, tmp_path / "w.sock"):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_the_states_lock_lies_in_a_closed_folder_and_follows_no_link(tmp_path: Path, north: Hospital) -> None:
+    lock = north.state.folder / "lock"
+    assert north.state.folder.stat().st_mode & 0o777 == 0o700
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SiteStateError, match="cannot make the lock file"), north.state.locked():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_path_that_is_too_long_taken_or_nowhere_is_named(tmp_path: Path, north: Hospital) -> None:

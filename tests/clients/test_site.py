@@ -1,5 +1,7 @@
 """What is read from a good site's folder."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,8 @@ def test_an_empty_split_follows_the_patient_and_a_new_patient_moves_nobody(tmp_p
     write_rows(folder, rows)
     all_splits = {frame.patient: frame.split for frame in load_site(folder).frames}
     write_rows(folder, rows[:5])
+    for row in rows[5:]:
+        (folder / row["image"]).unlink()
 
     fewer = {frame.patient: frame.split for frame in load_site(folder).frames}
 
@@ -157,3 +161,48 @@ def test_two_views_with_the_same_pixels_in_one_patient_are_no_fault(tmp_path: Pa
     save(folder / "images/p1_1.png", picture(0))
 
     assert load_site(folder).patients("train") == ["p1"]
+
+
+def european(edit: Callable[[str], bytes]) -> Callable[[Path], object]:
+    path = "manifest.csv"
+    return lambda folder: (folder / path).write_bytes(edit((folder / path).read_text()))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace("1.0", "1#0").replace(",", ";").replace("#", ",").encode(),
+        lambda text: b"sep=;\r\n" + text.replace(",", ";").encode(),
+        lambda text: text.replace(",", "\t").encode("utf-16"),
+        lambda text: text.replace("probe", "Prüfkopf").encode("cp1252"),
+        lambda text: text.replace("probe", "Prüfkopf").encode("utf-8-sig"),
+        lambda text: text.replace("image,", "Image,").replace("spacing_mm", " SPACING_MM ").encode(),
+        lambda text: text.replace("\n", ",remark\n").encode(),
+        lambda text: text.replace("\n", ",,\n").replace("split,,", "split").encode() + b",,,,,,,,,\n",
+        lambda text: text.replace(",train", ",Train").encode(),
+    ],
+    ids=["semicolon", "sep", "utf-16", "cp1252", "bom", "capitals", "extra", "padded", "split"],
+)
+def test_a_table_from_any_european_spreadsheet_gives_the_same_site(
+    tmp_path: Path, edit: Callable[[str], bytes]
+) -> None:
+    plain = load_site(good_site(tmp_path / "north"))
+    european(edit)(plain.folder)
+
+    found = load_site(plain.folder)
+
+    assert [replace(frame, device="probe") for frame in found.frames] == list(plain.frames)
+    assert {frame.device for frame in found.frames} in ({"probe"}, {"Prüfkopf"})
+
+
+def test_columns_that_are_optional_may_be_missing(tmp_path: Path) -> None:
+    folder = good_site(tmp_path / "north", "target")
+    rows = [{"patient": row["patient"], "image": row["image"]} for row in read_rows(folder)]
+    text = "\n".join(["patient,image", *(f"{row['patient']},{row['image']}" for row in rows)])
+    (folder / "manifest.csv").write_text(text)
+
+    site = load_site(folder)
+
+    assert [frame.patient for frame in site.frames] == [row["patient"] for row in rows]
+    assert not site.has_spacing
+    assert {frame.mask for frame in site.frames} == {None}

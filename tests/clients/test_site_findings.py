@@ -1,7 +1,9 @@
 """What is said about a bad site's folder."""
 
 import pickle
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,10 @@ from site_folder import (
     write_rows,
 )
 
+from clients.data.findings import EXAMPLES
+from clients.data.pseudonyms import personal as looks_personal
 from clients.data.site import SiteFolderError, check_site, load_site
+from crossprobe import main
 
 
 def yaml(text: str) -> Breaker:
@@ -57,6 +62,32 @@ def repeat_first_row(folder: Path) -> None:
     write_rows(folder, [*rows, rows[0]])
 
 
+def every_mask(change: Callable[[np.ndarray], np.ndarray]) -> Breaker:
+    def break_it(folder: Path) -> None:
+        for file in (folder / "masks").iterdir():
+            save(file, change(np.asarray(Image.open(file))))
+
+    return break_it
+
+
+def animate(folder: Path) -> None:
+    frames = [Image.fromarray(picture(seed)) for seed in range(3)]
+    frames[0].save(folder / "images/p1_0.png", save_all=True, append_images=frames[1:])
+
+
+def claim(width: int, height: int) -> Breaker:
+    """Give a PNG's header another size, as a bomb has it: nothing of these pixels exists."""
+
+    def break_it(folder: Path) -> None:
+        file = folder / "images/p1_0.png"
+        content = bytearray(file.read_bytes())
+        content[16:24] = struct.pack(">II", width, height)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        file.write_bytes(content)
+
+    return break_it
+
+
 DRAWN_IN_ALPHA = np.stack([disc() * 0] * 3 + [disc()], axis=-1)
 
 BAD_FOLDERS: list[tuple[str, str, Breaker]] = [
@@ -74,10 +105,10 @@ BAD_FOLDERS: list[tuple[str, str, Breaker]] = [
     ("wrong-value", "source", yaml("name: north\nrole: source\nthreads: 0")),
     ("wrong-value", "source", yaml("name: north\nrole: source\npolicy: {min_patients: 0}")),
     ("missing-manifest", "source", lambda folder: (folder / "manifest.csv").unlink()),
-    ("unreadable-manifest", "source", lambda f: (f / "manifest.csv").write_bytes(b"imag\xe9")),
+    ("unreadable-manifest", "source", lambda f: (f / "manifest.csv").write_bytes(b"image,patient\na,\x81")),
     ("unreadable-manifest", "source", manifest(lambda text: text + '"open')),
     ("wrong-columns", "source", manifest(lambda text: text.replace("patient", "subject", 1))),
-    ("wrong-columns", "source", manifest(lambda text: text.replace(",", ";"))),
+    ("wrong-columns", "source", manifest(lambda text: text.replace("split", "spilt", 1))),
     ("wrong-columns", "source", manifest(lambda text: "")),
     ("wrong-columns", "source", manifest(lambda text: text.replace("video", "image", 1))),
     ("wrong-cell-count", "source", manifest(lambda text: text.replace("probe", "a,b", 1))),
@@ -109,7 +140,7 @@ BAD_FOLDERS: list[tuple[str, str, Breaker]] = [
     ("bad-spacing", "source", cell("spacing_mm", "-0.1")),
     ("bad-spacing", "source", cell("spacing_mm", "nan")),
     ("bad-spacing", "source", cell("spacing_mm", "inf")),
-    ("bad-spacing", "source", cell("spacing_mm", "0,1")),
+    ("bad-spacing", "source", cell("spacing_mm", "1,000,0")),
     ("bad-spacing", "source", cell("spacing_mm", "0.0049")),
     ("bad-spacing", "source", cell("spacing_mm", "5.1")),
     ("path-outside-folder", "source", cell("image", "/etc/hostname")),
@@ -124,6 +155,24 @@ BAD_FOLDERS: list[tuple[str, str, Breaker]] = [
     ("no-train-patients", "source", column("split", "test")),
     ("small-image", "target", pixels("images/p1_0.png", picture(0)[:15])),
     ("constant-image", "source", pixels("images/p1_0.png", grey_levels(7))),
+    ("invalid-yaml", "source", yaml("name: north\nrole: source\npolicy: {privacy_required: true}\npolicy: {}")),
+    ("invalid-yaml", "source", yaml("name: north\nrole: source\nname: south")),
+    (
+        "one-patient",
+        "source",
+        lambda f: [column(*c)(f) for c in (("patient", "p1"), ("video", "v"), ("split", "train"))],
+    ),
+    ("masks-all-empty", "source", every_mask(lambda mask: mask * 0)),
+    ("masks-all-full", "source", every_mask(lambda mask: mask * 0 + 255)),
+    ("masks-inverted", "source", every_mask(lambda mask: 255 - mask)),
+    ("implausible-size", "source", column("spacing_mm", "0.1")),  # 1 mm, given in cm
+    ("implausible-size", "source", column("spacing_mm", "0,1")),
+    ("huge-image", "source", claim(9000, 9000)),
+    ("animated-image", "source", animate),
+    ("dim-16-bit-image", "source", pixels("images/p1_0.png", picture(0, np.uint16) // 64)),
+    ("personal-patient", "source", lambda f: [cell("patient", "Mueller_Anna_1987-03-12", row)(f) for row in (0, 1)]),
+    ("unlisted-image", "source", pixels("images/p9_0.png", picture(9))),
+    ("unlisted-image", "target", lambda folder: (folder / "images/p9_0.JPG").write_bytes(b"")),
 ]
 
 
@@ -190,3 +239,73 @@ def test_a_training_mask_at_a_target_is_refused_unopened_and_a_test_mask_has_its
     assert [finding.code for finding in findings] == ["training-mask-at-target"]
     assert str(folder / "masks/p3_0.png") in opened
     assert str(folder / "masks/secret.png") not in opened
+
+
+def test_a_doubled_policy_cannot_take_a_protection_away_and_its_lines_are_named(tmp_path: Path) -> None:
+    folder = good_site(tmp_path / "north")
+    yaml("name: north\nrole: source\npolicy: {privacy_required: true}\nthreads: 1\npolicy: {min_patients: 5}")(folder)
+
+    _, findings = check_site(folder)
+
+    assert [finding.where for finding in findings] == ["site.yaml line 5"]
+    assert "`policy` once, found it in line 3 too" in findings[0].message
+
+
+def test_thousands_of_wrong_rows_are_three_examples_and_a_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = good_site(tmp_path / "north")
+    rows = read_rows(folder)
+    write_rows(folder, rows + [rows[0] | {"image": f"images/none-{n}.png", "frame": "x"} for n in range(5000)])
+
+    assert main(["site", "check", str(folder), "--all", str(tmp_path / "all.txt")]) == 1
+
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 2 * (EXAMPLES + 1) + 1
+    assert "bad-frame: and 4997 more like these, 5000 together." in shown
+    assert len((tmp_path / "all.txt").read_text().splitlines()) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [(PermissionError(13, "Permission denied"), "a user who may read it"), (OSError(5, "Input/output error"), "disk")],
+)
+@pytest.mark.parametrize("name", ["site.yaml", "manifest.csv", "p1_0.png"])
+def test_a_file_that_may_not_be_read_is_not_said_to_be_badly_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: OSError, advice: str
+) -> None:
+    folder = good_site(tmp_path / "north")
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: object, **named: object) -> object:
+        if path.name == name and path.parent.name != "masks":
+            raise error
+        return opened(path, *arguments, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+    _, findings = check_site(folder)
+
+    assert {finding.code.partition("-")[0] for finding in findings} == {"unreadable"}
+    assert all(advice in finding.remedy and "quotation" not in finding.remedy for finding in findings)
+    assert all(str(error.strerror) in finding.message for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("patient", "personal"),
+    [
+        ("Mueller_Anna_1987-03-12", True),
+        ("müller 12.03.1987", True),
+        ("DOE^JANE", True),
+        ("Doe, Jane", True),
+        ("19870312Mueller", True),
+        ("p0012", False),
+        ("patient_2024-05-01_3", False),
+        ("kept-north-train-0", False),
+        ("20240115", False),
+        ("1.2.840.113619.2.5", False),
+        ("a3f9c2e01987", False),
+    ],
+)
+def test_an_id_that_looks_like_the_patient_is_told_from_a_pseudonym(patient: str, personal: bool) -> None:
+    assert bool(looks_personal(patient)) == personal

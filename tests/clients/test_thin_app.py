@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -16,7 +15,8 @@ from clients.app import SOCKET_VARIABLE, app
 from clients.data.site import load_site
 from clients.node import channel
 from clients.node.service import serving
-from common.contract import EnrolReply, EnrolRequest, pack, unpack
+from common.messages import EnrolReply, EnrolRequest, pack, unpack
+from common.payload import fields_of, payload_of
 
 STUDY = study()
 ENROL = pack(EnrolRequest(study=STUDY.hash()))
@@ -45,12 +45,12 @@ def sent(payload: bytes | None, kind: str = "query", ttl: float = 20.0, **node_c
     """What the app answers to a message that holds `payload`."""
     content = RecordDict()
     if payload is not None:
-        content["message"] = ArrayRecord({"payload": Array(np.frombuffer(payload, np.uint8))})
+        content["message"] = ArrayRecord({"payload": Array(**fields_of(payload))})
     message = Message(content, dst_node_id=2, message_type=kind, ttl=ttl)
     context = Context(run_id=1, node_id=2, node_config=dict(node_config), state=RecordDict(), run_config={})
     reply = app(message, context)
     assert not reply.has_error()
-    return reply.content.array_records["message"]["payload"].numpy().tobytes()
+    return payload_of(reply.content.array_records["message"]["payload"])
 
 
 def test_a_message_reaches_the_worker_and_its_reply_comes_back(

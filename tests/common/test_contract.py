@@ -8,22 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.contract import (
-    MAGIC,
-    MAX_HEADER_BYTES,
-    METRICS,
-    EnrolRequest,
-    Message,
-    TaskReply,
-    TaskRequest,
-    check_metrics,
-    check_tensors,
-    component_of,
-    pack,
-    select,
-    unpack,
-)
+from common.components import component_of, select
+from common.contract import check_metrics, check_tensors
 from common.errors import ContractError
+from common.messages import MAGIC, MAX_HEADER_BYTES, EnrolRequest, Header, TaskReply, TaskRequest, pack, unpack
+from common.tasks import TASKS
 
 HASH = "ab" * 32
 SHARES = ("dice", "iou", "calibration_error")
@@ -58,7 +47,7 @@ def code_of(payload: bytes) -> str:
 
 
 @pytest.mark.parametrize("header", HEADERS, ids=lambda h: h.kind)
-def test_a_message_survives_the_round_trip_byte_by_byte(header: Message) -> None:
+def test_a_message_survives_the_round_trip_byte_by_byte(header: Header) -> None:
     payload = pack(header, TENSORS)
     found, tensors = unpack(payload)
     assert found == header
@@ -209,10 +198,10 @@ def test_a_hostile_tensor_name_is_not_repeated(name: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task", TASKS)
 def test_only_the_metrics_of_its_own_task_may_be_sent(task: str) -> None:
-    check_metrics(task, dict.fromkeys(METRICS[task], 0.5))
-    for name in {metric for metrics in METRICS.values() for metric in metrics} - set(METRICS[task]) | {"patient-7"}:
+    check_metrics(task, dict.fromkeys(TASKS[task].metrics, 0.5))
+    for name in {metric for own in TASKS.values() for metric in own.metrics} - set(TASKS[task].metrics) | {"patient-7"}:
         with pytest.raises(ContractError, match="unknown-metric") as caught:
             check_metrics(task, {name: 0.5})
         assert name not in str(caught.value)
@@ -246,7 +235,7 @@ RANGES: dict[str, tuple[str, float, float]] = {
 
 
 def test_every_metric_has_its_range() -> None:
-    names = {name for metrics in METRICS.values() for name in metrics}
+    names = {name for own in TASKS.values() for name in own.metrics}
     assert {name for name in names if "/" not in name or name.startswith("infusion/")} == RANGES.keys()
 
 

@@ -34,7 +34,7 @@ def test_a_smooth_map_comes_back_to_its_own_pixels(
     image = smooth(120, 160)
     place = placement(120, 160, spacing_mm, grid)
     assert place == Placement((120, 160), content)
-    values, valid = to_grid(image, place, grid)
+    values, valid = to_grid(image, place, grid, stride=16)
     assert values.shape == valid.shape == padded
     back = from_grid(values, place).numpy()
     assert back.shape == image.shape
@@ -44,21 +44,21 @@ def test_a_smooth_map_comes_back_to_its_own_pixels(
 @pytest.mark.parametrize(("height", "width"), [(16, 1000), (1000, 16), (64, 64), (17, 33)])
 def test_images_of_any_shape_fit_and_come_back(height: int, width: int) -> None:
     place = placement(height, width, None, LETTERBOX)
-    values, valid = to_grid(smooth(height, width), place, LETTERBOX)
+    values, valid = to_grid(smooth(height, width), place, LETTERBOX, stride=16)
     assert values.shape == (64, 64)
     assert valid.any()
     assert from_grid(values, place).shape == (height, width)
 
 
 def test_the_same_anatomy_has_the_same_size_whatever_the_probe() -> None:
-    coarse = to_grid(smooth(60, 80), placement(60, 80, 0.4, SPACING), SPACING)[0]
-    fine = to_grid(smooth(240, 320), placement(240, 320, 0.1, SPACING), SPACING)[0]
+    coarse = to_grid(smooth(60, 80), placement(60, 80, 0.4, SPACING), SPACING, stride=16)[0]
+    fine = to_grid(smooth(240, 320), placement(240, 320, 0.1, SPACING), SPACING, stride=16)[0]
     assert torch.allclose(coarse, fine, atol=0.03)
 
 
 def test_padding_is_invalid_and_exactly_zero() -> None:
     place = placement(120, 160, None, LETTERBOX)
-    values, valid = to_grid(np.ones((120, 160), np.float32), place, LETTERBOX)
+    values, valid = to_grid(np.ones((120, 160), np.float32), place, LETTERBOX, stride=16)
     assert valid[:48].all()
     assert not valid[48:].any()
     torch.testing.assert_close(values[:48], torch.ones(48, 64))
@@ -67,13 +67,13 @@ def test_padding_is_invalid_and_exactly_zero() -> None:
 
 def test_what_stands_in_the_padding_is_not_brought_back() -> None:
     place = placement(120, 160, None, LETTERBOX)
-    values, valid = to_grid(smooth(120, 160), place, LETTERBOX)
+    values, valid = to_grid(smooth(120, 160), place, LETTERBOX, stride=16)
     assert torch.equal(from_grid(torch.where(valid, values, 7.0), place), from_grid(values, place))
 
 
 def test_downscaling_averages_instead_of_picking_pixels() -> None:
     speckle = np.random.default_rng(0).uniform(0, 1, (640, 640)).astype(np.float32)
-    values, _ = to_grid(speckle, placement(640, 640, None, LETTERBOX), LETTERBOX)
+    values, _ = to_grid(speckle, placement(640, 640, None, LETTERBOX), LETTERBOX, stride=16)
     assert float(values.std()) < 0.06
 
 

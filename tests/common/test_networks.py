@@ -1,16 +1,20 @@
 """The networks: size, what they may be made of, and how their tensors come about and travel."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from opacus.validators import ModuleValidator
-from tiny import same, study
+from tiny import same, study, workers, write_site
 from torch import Tensor
 
-from common.contract import BASELINE, COMPONENTS, component_of
+from common.components import BASELINE, COMPONENTS, component_of
 from common.infusion import fuse
+from common.network_settings import NETWORKS, BasicUNet, NetworkSettings, ResidualUNet
 from common.networks import Branch, InfusionHead, MimDecoder, Projector, initial_networks
-from common.study import Network
+from server.run import run_study
+from simulations.local import LocalTransport
 
 EVERY = (*COMPONENTS, *BASELINE)
 
@@ -20,12 +24,12 @@ def images(count: int = 2, side: int = 32) -> Tensor:
 
 
 def test_the_default_branch_has_about_300_000_parameters() -> None:
-    assert sum(p.numel() for p in Branch(Network()).parameters()) == pytest.approx(300_000, rel=0.2)
+    assert sum(p.numel() for p in Branch(BasicUNet()).parameters()) == pytest.approx(300_000, rel=0.2)
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
 def test_a_branch_maps_images_to_one_logit_a_pixel_and_never_mixes_images(norm: str) -> None:
-    branch = Branch(Network(features=(8,) * 6, norm=norm))
+    branch = Branch(BasicUNet(features=(8,) * 6, norm=norm))
     x = images(3, 48)
     together = branch(x)
     assert together.shape == x.shape
@@ -35,7 +39,7 @@ def test_a_branch_maps_images_to_one_logit_a_pixel_and_never_mixes_images(norm: 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
 def test_every_network_can_be_trained_with_differential_privacy(norm: str) -> None:
-    network = Network(norm=norm)
+    network = BasicUNet(norm=norm)
     for module in (Branch(network), MimDecoder(network), Projector(network), InfusionHead()):
         assert ModuleValidator.validate(module.train(), strict=False) == []
 
@@ -113,3 +117,39 @@ def test_the_projector_gives_unit_vectors_at_a_quarter_of_the_resolution() -> No
     vectors = networks.projector(networks.target_branch.encoder(images()))
     assert vectors.shape == (2, 32, 8, 8)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2, 8, 8))
+
+
+KINDS = [BasicUNet(), ResidualUNet(kind="residual_unet", filters=8, blocks=(1, 1, 1, 1))]
+
+
+def test_every_kind_of_network_is_tried_here() -> None:
+    assert {type(network) for network in KINDS} == set(NETWORKS.values())
+
+
+@pytest.mark.parametrize("network", KINDS, ids=lambda network: network.kind)
+def test_a_kind_of_network_has_the_channels_and_the_stride_that_it_declares(network: NetworkSettings) -> None:
+    branch, side = Branch(network), 2 * network.stride
+    x = images(3, side)
+    features = branch.encoder(x)
+    assert [f.shape[1:] for f in features] == [(c, side >> i, side >> i) for i, c in enumerate(network.channels)]
+    assert features[-1].shape[-1] * network.stride == side
+    together = branch(x)
+    assert together.shape == x.shape == MimDecoder(network)(features).shape
+    assert Projector(network)(features).shape == (3, 32, side // 4, side // 4)
+    for own, one in zip(together, x, strict=True):  # no image sees another
+        torch.testing.assert_close(branch(one[None])[0], own, rtol=1e-4, atol=1e-5)
+
+
+def test_the_larger_network_can_be_trained_with_differential_privacy_and_has_paper_scale() -> None:
+    network = ResidualUNet(kind="residual_unet")
+    for module in (Branch(network), MimDecoder(network), Projector(network)):
+        assert ModuleValidator.validate(module.train(), strict=False) == []
+    assert sum(p.numel() for p in Branch(network).parameters()) == pytest.approx(6_300_000, rel=0.1)
+
+
+def test_a_study_with_the_larger_network_runs_to_its_end(tmp_path: Path) -> None:
+    of = study(network={"kind": "residual_unet", "filters": 8, "blocks": [1, 1, 1, 1]})
+    folders = [write_site(tmp_path / "north", "source"), write_site(tmp_path / "east", "target", seed=1)]
+    state = run_study(of, LocalTransport(workers(of, folders)), tmp_path / "run")
+    assert state.round == len(list(of.rounds()))
+    assert state.released

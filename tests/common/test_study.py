@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny import content, one_stage, study
 
-from common.contract import COMPONENTS
+from common.components import COMPONENTS
 from common.errors import StudyError
 from common.study import Study, Supervise, baseline_of, load_study, parse_study
 
@@ -19,11 +19,13 @@ WHOLE = ["source_branch.encoder", "source_branch.decoder"]
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_study_is_valid(path: Path) -> None:
-    assert load_study(path).hash() == load_study(path).hash()
+    study = load_study(path)
+    assert parse_study(json.loads(study.resolved()), origin=path.name).hash() == study.hash()
 
 
 def test_there_are_shipped_studies() -> None:
     assert "demo.yaml" in {path.name for path in CONFIGS}
+    assert len({load_study(path).hash() for path in CONFIGS}) == len(CONFIGS)
 
 
 def problems(broken: object) -> str:

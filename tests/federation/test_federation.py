@@ -13,9 +13,10 @@ from federation import NAMESPACES, Federation
 from tiny import content, workers, write_study
 
 from clients.governance.ledger import read as read_ledger
+from common.run_folder import RunFolder
 from common.study import load_study
 from server import history
-from server.run import MODEL, run_study
+from server.run import run_study
 from simulations.local import LocalTransport
 
 #: In a worker's namespace: every address of the list must refuse, and no interface but a dead loopback exists.
@@ -84,7 +85,7 @@ def test_the_federation_gives_the_same_bits_as_one_process(
 ) -> None:
     study = load_study(outcome.federation.study)
     run_study(study, LocalTransport(workers(study, pair)), tmp_path)
-    assert (outcome.federation.run_folder / MODEL).read_bytes() == (tmp_path / MODEL).read_bytes()
+    assert RunFolder(outcome.federation.run_folder).model.read_bytes() == RunFolder(tmp_path).model.read_bytes()
 
 
 def test_every_round_is_told_and_the_exit_code_is_zero(outcome: Outcome) -> None:

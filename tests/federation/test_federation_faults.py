@@ -12,8 +12,7 @@ import pytest
 from federation import Federation, wait_until
 from tiny import content, write_site, write_study
 
-from server.federation.deployment import NODES
-from server.run import MODEL
+from common.run_folder import RunFolder
 
 pytestmark = pytest.mark.faults
 
@@ -61,7 +60,7 @@ def outcome(five: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> I
         federation.register()
         federation.start_sites()
         with federation.running() as running:
-            wait_until((federation.run_folder / NODES).exists, "all sites are enrolled", 120)
+            wait_until(RunFolder(federation.run_folder).nodes.exists, "all sites are enrolled", 120)
             _spoil_the_first_round(federation)
             wait_until(lambda: len(federation.records()) >= SERVER_DIES_IN, "the second round", 120)
             _kill_the_serverapp_in_mid_round(federation)
@@ -151,7 +150,7 @@ def test_the_resumed_run_repeats_no_round(outcome: Outcome) -> None:
 
 
 def test_the_model_is_that_of_an_undisturbed_run_with_the_same_participation(outcome: Outcome, tmp_path: Path) -> None:
-    model = (outcome.federation.run_folder / MODEL).read_bytes()
+    model = RunFolder(outcome.federation.run_folder).model.read_bytes()
     assert model == outcome.federation.undisturbed(tmp_path)
 
 

@@ -13,11 +13,10 @@ from disks import MOUNTS, read_only, small_disk
 from federation import Federation, listens, wait_until
 from tiny import content, write_study
 
+from common.run_folder import RunFolder
 from common.study import load_study
 from server import pause
-from server.federation.deployment import NODES
-from server.pause import PAUSED, Pause
-from server.run import CHECKPOINT, MODEL
+from server.pause import Pause
 from server.state import load_state
 
 pytestmark = pytest.mark.faults
@@ -61,7 +60,7 @@ def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> I
         federation.register()
         federation.start_sites()
         with federation.running() as running:
-            wait_until((federation.run_folder / NODES).exists, "all sites are enrolled", 120)
+            wait_until(RunFolder(federation.run_folder).nodes.exists, "all sites are enrolled", 120)
             paused = _lose_a_role(federation)
             _kill_the_superlink_in_mid_round(federation)
             wait_until(lambda: _rounds(federation) > READ_ONLY_AFTER or running.poll() is not None, "more rounds", 240)
@@ -70,7 +69,7 @@ def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> I
                 ended = (running.wait(180), federation.said.read_text())
                 report = federation.console("report", str(federation.run_folder))
                 again = federation.run("--resume")
-                state = load_state(federation.run_folder / CHECKPOINT, load_study(study).hash())
+                state = load_state(RunFolder(federation.run_folder).checkpoint, load_study(study).hash())
                 assert state is not None
         resumed = federation.run("--resume")
         yield Outcome(federation, paused, ended, (report, again, state.round), resumed)
@@ -129,7 +128,7 @@ def test_it_goes_on_by_itself_when_the_site_is_back(outcome: Outcome) -> None:
     first = next(record for record in outcome.federation.records() if record.counted)
     assert first.round == ROLE_GOES_IN
     assert {name: site.status for name, site in first.sites.items()} == {"north": "ok", "east": "ok"}
-    assert not (outcome.federation.run_folder / PAUSED).exists()
+    assert not RunFolder(outcome.federation.run_folder).paused.exists()
 
 
 def test_a_run_outlives_its_superlink(outcome: Outcome) -> None:
@@ -162,7 +161,7 @@ def test_nothing_is_started_on_a_read_only_disk(outcome: Outcome) -> None:
 
 def test_the_resumed_run_ends_with_the_bits_of_an_undisturbed_one(outcome: Outcome, tmp_path: Path) -> None:
     assert outcome.resumed.returncode == 0, outcome.resumed.stderr
-    model = (outcome.federation.run_folder / MODEL).read_bytes()
+    model = RunFolder(outcome.federation.run_folder).model.read_bytes()
     assert model == outcome.federation.undisturbed(tmp_path)
     assert all(
         site.status == "ok" for record in outcome.federation.records()[-ROUNDS:] for site in record.sites.values()

@@ -9,9 +9,10 @@ import pytest
 from federation import Federation, wait_until
 from tiny import content, workers, write_study
 
+from common.run_folder import RunFolder
 from common.study import load_study
 from server import history
-from server.run import MODEL, run_study
+from server.run import run_study
 from simulations.local import LocalTransport
 
 
@@ -38,4 +39,4 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(pair: Sequence[Path], tmp_pat
         assert resumed.returncode == 0, f"{resumed.stdout}\n{resumed.stderr}\n{federation.logs()}"
         study = load_study(federation.study)
         run_study(study, LocalTransport(workers(study, pair)), tmp_path / "local")
-        assert (federation.run_folder / MODEL).read_bytes() == (tmp_path / "local" / MODEL).read_bytes()
+        assert RunFolder(federation.run_folder).model.read_bytes() == RunFolder(tmp_path / "local").model.read_bytes()

@@ -17,9 +17,10 @@ from tiny import content, refusal, request, write_study
 
 from clients.governance.ledger import verify
 from clients.node.channel import METHOD, SERVICE, address, ask, options
-from common.contract import TaskReply, TaskRequest, Tensors, digest, pack, unpack
+from common.components import Tensors
+from common.messages import TaskReply, TaskRequest, digest, pack, unpack
+from common.run_folder import RunFolder
 from common.study import load_study
-from server.run import MODEL
 
 pytestmark = pytest.mark.faults
 
@@ -179,7 +180,7 @@ def test_a_site_that_poisons_no_longer_counts_again(outcome: Outcome) -> None:
 
 def test_the_model_is_that_of_a_run_without_what_was_refused(outcome: Outcome, tmp_path: Path) -> None:
     assert len(outcome.federation.records()) == ROUNDS
-    model = (outcome.federation.run_folder / MODEL).read_bytes()
+    model = RunFolder(outcome.federation.run_folder).model.read_bytes()
     assert model == outcome.federation.undisturbed(tmp_path)
 
 

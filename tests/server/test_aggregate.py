@@ -1,5 +1,6 @@
 """The aggregate: worked out by hand, exact, and the same whoever comes first."""
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import one_stage
 
-from common.contract import Tensors
+from common.components import Tensors
 from common.errors import ContractError
 from common.study import Stage
-from server.aggregate import SCALE, RoleSum, apply_updates
+from server.aggregation.exact_mean import ExactMean
+from server.aggregation.fixed_point import SCALE
+from server.algorithm import updated
 
 BOTH, SOURCE_ONLY, TARGET_ONLY = "target_branch.encoder/w", "source_branch.encoder/w", "projector/w"
 OLD = {name: np.array([10, -1], np.float32) for name in (BOTH, SOURCE_ONLY, TARGET_ONLY, "infusion_head/w")}
@@ -27,8 +30,8 @@ def stage(weights: dict | None = None) -> Stage:
     return Stage.model_validate(own.model_dump() | {"weights": weights or {}})
 
 
-def summed(*replies: tuple[Tensors, int]) -> RoleSum:
-    total = RoleSum(most_patients=sum(patients for _, patients in replies))
+def summed(*replies: tuple[Tensors, int]) -> ExactMean:
+    total = ExactMean(most_patients=sum(patients for _, patients in replies))
     for updates, patients in replies:
         total.add(updates, patients)
     return total
@@ -44,7 +47,7 @@ TARGETS = [(update(BOTH, TARGET_ONLY, values=(-0.5, 8)), 2)]
 
 
 def test_two_sources_and_a_target_give_the_result_worked_out_by_hand() -> None:
-    new = apply_updates(OLD, {"source": summed(*SOURCES), "target": summed(*TARGETS)}, stage())
+    new = updated(OLD, {"source": summed(*SOURCES), "target": summed(*TARGETS)}, stage())
     assert new[BOTH].tolist() == [10 + 0.5 * 1.75 + 0.5 * -0.5, -1 + 0.5 * 1 + 0.5 * 8]
     assert new[SOURCE_ONLY].tolist() == [10 + 1.75, -1 + 1]
     assert new[TARGET_ONLY].tolist() == [10 - 0.5, -1 + 8]
@@ -54,7 +57,7 @@ def test_two_sources_and_a_target_give_the_result_worked_out_by_hand() -> None:
 
 def test_the_study_weighs_the_roles() -> None:
     weights = {"target_branch.encoder": {"source": 0.25, "target": 2.0}, "projector": {"target": 0.0}}
-    new = apply_updates(OLD, {"source": summed(*SOURCES), "target": summed(*TARGETS)}, stage(weights))
+    new = updated(OLD, {"source": summed(*SOURCES), "target": summed(*TARGETS)}, stage(weights))
     assert new[BOTH].tolist() == [10 + 0.25 * 1.75 - 2 * 0.5, -1 + 0.25 * 1 + 2 * 8]
     assert new[TARGET_ONLY].tolist() == [10, -1]
     assert new[SOURCE_ONLY].tolist() == [11.75, 0]
@@ -63,14 +66,14 @@ def test_the_study_weighs_the_roles() -> None:
 def test_many_patients_of_one_role_do_not_drown_the_other() -> None:
     crowd = summed((update(BOTH, values=(1, 1)), 400))
     few = summed((update(BOTH, values=(-1, -1)), 36))
-    assert apply_updates(OLD, {"source": crowd, "target": few}, stage())[BOTH].tolist() == [10, -1]
+    assert updated(OLD, {"source": crowd, "target": few}, stage())[BOTH].tolist() == [10, -1]
 
 
 def test_a_role_without_replies_moves_nothing() -> None:
-    new = apply_updates(OLD, {"source": summed(*SOURCES)}, stage())
+    new = updated(OLD, {"source": summed(*SOURCES)}, stage())
     assert new[BOTH].tolist() == [10 + 0.5 * 1.75, -1 + 0.5]
     assert new[TARGET_ONLY] is OLD[TARGET_ONLY]
-    assert apply_updates(OLD, {}, stage()) == OLD
+    assert updated(OLD, {}, stage()) == OLD
 
 
 REPLIES = st.lists(
@@ -116,24 +119,29 @@ def test_an_update_too_large_to_be_summed_is_refused_and_changes_nothing() -> No
     assert (total.mean()[BOTH].tobytes(), total.patients) == (before, 4)
 
 
-def outcome(values: Sequence[float]) -> tuple[float | None, int]:
-    """The mean over the sites that were not refused, each with the most patients a site may declare."""
-    total, refused = RoleSum(most_patients=1_000_000 * len(values)), 0
+def outcome(values: Sequence[float]) -> tuple[float, list[float]]:
+    """The mean over the sites that were not refused, and their values; each has the most patients it may declare."""
+    total, accepted = ExactMean(most_patients=1_000_000 * len(values)), []
     for x in values:
         try:
             total.add({BOTH: np.array([x], np.float32)}, 1_000_000)
         except ContractError:
-            refused += 1
-    return float(total.mean()[BOTH][0]), refused
+            continue
+        accepted.append(x)
+    return float(total.mean()[BOTH][0]), accepted
 
 
-FALLING = (1000, 500, 333, 250, 200)
+#: By itself each of them fits; the sum of all does not.
+FALLING = (1000.0, 500.0, 333.0, 250.0, 200.0)
 
 
 def test_sums_of_large_updates_of_large_sites_do_not_wrap_around() -> None:
-    mean, refused = outcome(FALLING)
-    assert refused or mean == pytest.approx(sum(FALLING) / len(FALLING))
+    assert outcome(FALLING) == (200.0, [200.0])
+    largest = [214.0] * 5
+    assert outcome(largest) == (214.0, largest)
+    assert outcome([-x for x in largest]) == (-214.0, [-x for x in largest])
 
 
 def test_whether_a_large_update_is_refused_does_not_depend_on_who_came_first() -> None:
-    assert outcome(FALLING)[1] == outcome(FALLING[::-1])[1]
+    for order in itertools.permutations(FALLING):
+        assert outcome(order) == (200.0, [200.0])

@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import server.federation.grid
 from server.federation.grid import GridTransport
-from server.rounds import Failure
+from server.transport import Failure
 
 
 @dataclass

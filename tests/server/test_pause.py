@@ -13,14 +13,15 @@ from tiny import Remembered, content, study, workers
 
 import server.run
 from clients.node.refusals import refusal
-from common.contract import pack
 from common.errors import RunError
+from common.messages import pack
+from common.run_folder import RunFolder
 from server import history, pause
 from server.federation import deployment
-from server.pause import PAUSED, Pause
-from server.rounds import Failure
-from server.run import CHECKPOINT, MODEL, run_study
+from server.pause import Pause
+from server.run import run_study
 from server.state import load_state
+from server.transport import Failure
 from simulations.local import LocalTransport
 
 GONE = Failure("failed", "its SuperNode is gone (Flower's error code 5)")
@@ -89,8 +90,8 @@ def test_it_goes_on_when_they_return_and_ends_with_the_same_bits(returned: Leavi
     records = history.read(returned.run)
     assert [r.round for r in records if not r.counted] == [2]
     assert [r.round for r in records if r.counted] == [r.round for r in history.read(finished.run)]
-    assert (returned.run / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
-    assert not (returned.run / PAUSED).exists()
+    assert RunFolder(returned.run).model.read_bytes() == RunFolder(finished.run).model.read_bytes()
+    assert not RunFolder(returned.run).paused.exists()
 
 
 class Away(LocalTransport):
@@ -117,13 +118,13 @@ def test_it_ends_by_its_deadline_with_everything_saved(pair: Sequence[Path], tmp
         run_study(of, Away(workers(of, pair)), run)
     assert time.monotonic() - begun > 2 * 0.4
     assert [(r.round, r.counted) for r in history.read(run)] == [(0, False)] * 3
-    assert not (run / PAUSED).exists()
-    state = load_state(run / CHECKPOINT, of.hash())
+    assert not RunFolder(run).paused.exists()
+    state = load_state(RunFolder(run).checkpoint, of.hash())
     assert state is not None
     assert state.round == 0
     run_study(of, LocalTransport(workers(of, pair)), run, resume=True)
     run_study(of, LocalTransport(workers(of, pair)), reference)
-    assert (run / MODEL).read_bytes() == (reference / MODEL).read_bytes()
+    assert RunFolder(run).model.read_bytes() == RunFolder(reference).model.read_bytes()
 
 
 def test_a_site_that_is_still_starting_is_waited_for_at_the_start(finished: Finished, tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_a_site_that_is_still_starting_is_waited_for_at_the_start(finished: Fini
     with pytest.raises(RunError, match="needs 1 target site"):
         run_study(finished.study, Starting(finished.transport), tmp_path / "hasty")
     run_study(finished.study, Starting(finished.transport), tmp_path / "run", enrol_s=20)
-    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(tmp_path / "run").model.read_bytes() == RunFolder(finished.run).model.read_bytes()
 
 
 def test_a_study_that_no_site_approved_is_told_at_once(finished: Finished, tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_study_that_no_site_approved_is_told_at_once(finished: Finished, tmp_p
 
 
 def test_the_status_tells_a_pause_only_of_a_run_that_goes_on(tmp_path: Path) -> None:
-    (tmp_path / deployment.RUN).write_text('{"run_id": "1", "address": "localhost:1", "ca": ""}')
+    RunFolder(tmp_path).flower.write_text('{"run_id": "1", "address": "localhost:1", "ca": ""}')
     left = Pause("2026-01-01T00:00:00+00:00", "2026-01-01T00:30:00+00:00", 2, "refine", 3, {"target": (0, 1)}, {})
     pause.write(tmp_path, left)
 
@@ -197,5 +198,5 @@ def test_a_run_killed_in_its_pause_begins_without_one(finished: Finished, tmp_pa
     run_study(finished.study, again, tmp_path, resume=True, on_round=lambda _: seen.append(pause.read(tmp_path)))
     assert seen
     assert not any(seen)
-    assert (tmp_path / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(tmp_path).model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     assert [(r.round, r.counted) for r in history.read(tmp_path)][2:4] == [(2, False), (2, True)]

@@ -1,5 +1,6 @@
 """Kits: keys that nobody else can read, a certificate for every address, an authority that is made once."""
 
+import os
 import stat
 import subprocess
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from tiny import write_study
 
-from clients.node.keys import fingerprint, make_node_keys
+from clients.node.keys import fingerprint_of, make_node_keys
 from common.errors import RunError, SiteStateError
 from common.study import load_study
 from crossprobe import main
@@ -37,10 +38,32 @@ def test_no_key_or_secret_is_readable_by_others(study: Path, tmp_path: Path) -> 
     assert not (tmp_path / "kits" / "coordinator" / "ca.key").exists()
 
 
+def test_nobody_else_may_enter_a_kit_nor_what_its_services_will_write_there(study: Path, tmp_path: Path) -> None:
+    """The SuperLink makes its `superlink.db` by itself, with whatever mode: the folder around it is closed."""
+    before = os.umask(0o000)
+    try:
+        kits = make(study, tmp_path / "kits")
+    finally:
+        os.umask(before)
+    folders = [*kits, tmp_path / "kits" / "ca", *(path for kit in kits for path in kit.rglob("*") if path.is_dir())]
+    assert {"state", "runs", "study", "north", "coordinator"} <= {folder.name for folder in folders}
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+
+
 def test_a_hospitals_kit_holds_no_private_file(study: Path, tmp_path: Path) -> None:
     make(study, tmp_path / "kits")
     names = {str(path.relative_to(tmp_path / "kits" / "north")) for path in (tmp_path / "kits" / "north").rglob("*")}
-    assert names == {"compose.yaml", ".env", "ca.crt", "README.md", "study", "study/study.yaml", "state", "node"}
+    assert names == {
+        "compose.yaml",
+        "compose.gpu.yaml",
+        ".env",
+        "ca.crt",
+        "README.md",
+        "study",
+        "study/study.yaml",
+        "state",
+        "node",
+    }
 
 
 def test_the_certificate_names_every_address_that_connects(study: Path, tmp_path: Path) -> None:
@@ -125,10 +148,8 @@ def test_a_certificate_that_cannot_be_renewed_stays(study: Path, tmp_path: Path)
     with pytest.raises(RunError, match="is not the authority of"):
         renew_server(tmp_path / "kits")
     for more in ([str(study)], ["--site", "west:target"], ["--address", "x"], ["--add"], ["--overwrite"]):
-        with pytest.raises(SystemExit):
-            main(["provision", "--out", str(tmp_path / "kits"), "--renew", *more])
-    with pytest.raises(SystemExit):
-        main(["provision", "--out", str(tmp_path / "kits")])
+        assert main(["provision", "--out", str(tmp_path / "kits"), "--renew", *more]) == 2
+    assert main(["provision", "--out", str(tmp_path / "kits")]) == 2
     assert content(tmp_path / "kits" / "coordinator") == before
 
 
@@ -153,8 +174,7 @@ def test_adding_takes_sites_and_nothing_that_would_change_the_federation(
 ) -> None:
     make(study, tmp_path / "kits")
     before = content(tmp_path / "kits")
-    with pytest.raises(SystemExit):
-        main(["provision", str(study), "--out", str(tmp_path / "kits"), "--add", *more])
+    assert main(["provision", str(study), "--out", str(tmp_path / "kits"), "--add", *more]) == 2
     assert content(tmp_path / "kits") == before
 
 
@@ -190,7 +210,7 @@ def test_a_nodes_key_is_made_once_and_never_open(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(SiteStateError, match="made once"):
         make_node_keys(tmp_path / "node")
-    assert fingerprint(tmp_path / "node" / "node.pub") == key_fingerprint(tmp_path / "node" / "node.pub") == made
+    assert fingerprint_of(tmp_path / "node" / "node.pub") == key_fingerprint(tmp_path / "node" / "node.pub") == made
 
 
 def test_the_fingerprint_is_that_of_ssh_keygen(tmp_path: Path) -> None:

@@ -12,14 +12,13 @@ from private import private
 from tiny import study as tiny_study
 
 from common.errors import StudyError
-from common.study import RUN_STUDY, baseline_of
-from server import history
+from common.run_folder import RunFolder
+from common.study import baseline_of
 from server.history import SiteRecord
 from server.report.charts import axis_over
 from server.report.conclusions import score_sentence
 from server.report.page import Example, render_report
-from server.run import CHECKPOINT
-from server.state import Seat
+from server.state import Participant
 
 
 def page(run: Path) -> str:
@@ -50,8 +49,8 @@ def test_headline_says_what_the_interval_allows(
 
 def test_headline_counts_several_unlabelled_sites(tmp_path: Path) -> None:
     differences = {"a": (0.06, 0.02, 0.1), "b": (-0.05, -0.09, -0.01), "c": (0.01, -0.01, 0.03)}
-    seats = {"north": SOURCE, "d": replace(TARGET, labelled_test=False)} | dict.fromkeys(differences, TARGET)
-    html = page(fabricate(tmp_path / "run", seats, {name: evaluation(d) for name, d in differences.items()}))
+    participants = {"north": SOURCE, "d": replace(TARGET, labelled_test=False)} | dict.fromkeys(differences, TARGET)
+    html = page(fabricate(tmp_path / "run", participants, {name: evaluation(d) for name, d in differences.items()}))
     assert headline(html).endswith("on 4 unlabelled sites: 1 better, 1 worse, 1 no difference shown, 1 not validated.")
 
 
@@ -71,7 +70,7 @@ def test_run_without_baseline_is_not_validated_but_shows_dice(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("seat", "changes", "reason"),
+    ("participant", "changes", "reason"),
     [
         (replace(TARGET, labelled_test=False), {}, "no labelled test patients"),
         (TARGET, {}, "its policy lets no Dice be shown (too few test patients, or not allowed)"),
@@ -82,8 +81,10 @@ def test_run_without_baseline_is_not_validated_but_shows_dice(tmp_path: Path) ->
         ),
     ],
 )
-def test_site_without_results_says_why(tmp_path: Path, seat: Seat, changes: dict[int, Any], reason: str) -> None:
-    html = page(fabricate(tmp_path / "run", {"north": SOURCE, "east": seat}, changes=changes))
+def test_site_without_results_says_why(
+    tmp_path: Path, participant: Participant, changes: dict[int, Any], reason: str
+) -> None:
+    html = page(fabricate(tmp_path / "run", {"north": SOURCE, "east": participant}, changes=changes))
     assert headline(html) == f"Not validated against a baseline: {reason}."
     assert "No site sent test results" in html
 
@@ -122,7 +123,7 @@ def test_unfinished_run_shows_progress_and_claims_nothing(tmp_path: Path) -> Non
 
 def test_run_before_its_first_round_has_a_report(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", {}, done=0)
-    (run / CHECKPOINT / "state.json").unlink()
+    RunFolder(run).state.unlink()
     html = page(run)
     assert "Unfinished: 0 of 7 rounds" in html
     assert "No site has enrolled yet." in html
@@ -141,8 +142,8 @@ def test_folder_without_a_run_is_told(tmp_path: Path) -> None:
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     hostile = '"><script>alert(1)</script>'
     refused = {3: {"sites": {"north": SiteRecord("source", "supervise", "refused", f"{hostile}: no")}}}
-    seats = {"north": SOURCE, hostile: TARGET}
-    run = fabricate(tmp_path / "run", seats, {hostile: evaluation((0.05, 0.02, 0.08))}, changes=refused)
+    participants = {"north": SOURCE, hostile: TARGET}
+    run = fabricate(tmp_path / "run", participants, {hostile: evaluation((0.05, 0.02, 0.08))}, changes=refused)
     picture = Example(hostile, "target", hostile, {hostile: 0.5}, [(hostile, b"png")])
     html = render_report(run, [picture]).read_text(encoding="utf-8")
     assert "<script" not in html
@@ -151,18 +152,20 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
 
 def test_many_sites_with_long_names_are_all_shown(tmp_path: Path) -> None:
     names = [f"{'department-of-paediatric-radiology-' + str(i):x<63}" for i in range(30)]
-    seats = {name: SOURCE if i % 3 == 0 else TARGET for i, name in enumerate(names)}
-    html = page(fabricate(tmp_path / "run", seats, {name: evaluation((0.05, 0.02, 0.08)) for name in names}))
+    participants = {name: SOURCE if i % 3 == 0 else TARGET for i, name in enumerate(names)}
+    html = page(fabricate(tmp_path / "run", participants, {name: evaluation((0.05, 0.02, 0.08)) for name in names}))
     assert all(f'<th scope="row">{name}' in html for name in names)
     assert headline(html).endswith("on 20 unlabelled sites: 20 better.")
 
 
 def test_unlabelled_sites_come_first(tmp_path: Path) -> None:
-    seats = {"a": SOURCE, "z": TARGET, "b": SOURCE, "y": TARGET}
-    html = page(fabricate(tmp_path / "run", seats, {name: evaluation((0.05, 0.02, 0.08)) for name in seats}))
+    participants = {"a": SOURCE, "z": TARGET, "b": SOURCE, "y": TARGET}
+    html = page(
+        fabricate(tmp_path / "run", participants, {name: evaluation((0.05, 0.02, 0.08)) for name in participants})
+    )
     assert re.findall(r"<figure><h3>(\w) ", html) == ["y", "z", "a", "b"]
     rows = re.findall(r'<th scope="row">(\w)<', html)
-    assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the verdicts, then the matrix
+    assert rows[:6] == ["y", "z", "y", "z", "a", "b"]  # the conclusions, then the matrix
 
 
 def test_page_is_self_contained_and_its_charts_are_whole(tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_no_path_of_the_coordinator_is_shown(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", evaluated={"east": evaluation((0.05, 0.02, 0.08))})
-    assert SECRET in (run / RUN_STUDY).read_text()
+    assert SECRET in RunFolder(run).study.read_text()
     html = page(run)
     assert SECRET not in html
     assert str(tmp_path) not in html
@@ -215,7 +218,7 @@ def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:
     assert '<td class="n" data-label="to sites">8.00</td><td class="n" data-label="from sites">4.00</td>' in html
     assert '<td class="n" data-label="to sites">28.00</td><td class="n" data-label="from sites">14.00</td>' in html
     assert "before a resume" not in html
-    (run / history.HISTORY).write_text("".join((run / history.HISTORY).read_text().splitlines(True)[1:]))
+    RunFolder(run).history.write_text("".join(RunFolder(run).history.read_text().splitlines(True)[1:]))
     assert '<th scope="row">attempts before a resume</th>' in page(run)
 
 

@@ -10,15 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from finished import Finished
+from safetensors.numpy import load, save
 from tiny import Remembered, write_study
 
 from common.errors import RunError
+from common.messages import digest
+from common.run_folder import RunFolder
 from server import history
-from server.rounds import Failure
-from server.run import CHECKPOINT, MODEL, run_study
+from server.run import run_study
 from server.state import load_state
+from server.transport import Failure
 
 ROUNDS = 7
 
@@ -60,12 +64,13 @@ def without_times(run: Path) -> list[history.RoundRecord]:
 def ends_like_the_undisturbed_run(run: Path, finished: Finished) -> None:
     """Resume, and compare everything that a run leaves, bit by bit."""
     run_study(finished.study, transport(finished), run, resume=True)
-    assert (run / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
-    names = sorted(path.name for path in (finished.run / CHECKPOINT).iterdir())
-    assert sorted(path.name for path in (run / CHECKPOINT).iterdir() if not path.name.startswith(".")) == names
+    ended, whole = RunFolder(run), RunFolder(finished.run)
+    assert ended.model.read_bytes() == whole.model.read_bytes()
+    names = sorted(path.name for path in whole.checkpoint.iterdir())
+    assert sorted(path.name for path in ended.checkpoint.iterdir() if not path.name.startswith(".")) == names
     for name in names:
-        assert (run / CHECKPOINT / name).read_bytes() == (finished.run / CHECKPOINT / name).read_bytes()
-    assert len((run / history.HISTORY).read_text().splitlines()) == ROUNDS
+        assert (ended.checkpoint / name).read_bytes() == (whole.checkpoint / name).read_bytes()
+    assert len(ended.history.read_text().splitlines()) == ROUNDS
     assert without_times(run) == without_times(finished.run)
 
 
@@ -122,7 +127,7 @@ def test_killed_twice(finished: Finished, tmp_path: Path) -> None:
 def test_a_last_line_of_history_cut_short_is_written_again(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run_study(finished.study, transport(finished, 2), tmp_path)
-    with (tmp_path / history.HISTORY).open("a") as file:
+    with RunFolder(tmp_path).history.open("a") as file:
         file.write('{"round":2,"stage":"ref')
     ends_like_the_undisturbed_run(tmp_path, finished)
 
@@ -183,7 +188,7 @@ def test_a_process_killed_in_mid_round_is_continued_by_another(
         assert "mid-round" in child.stdout.readline()
         child.kill()
         assert child.wait() == -signal.SIGKILL
-    state = load_state(run / CHECKPOINT, finished.study.hash())
+    state = load_state(RunFolder(run).checkpoint, finished.study.hash())
     assert state is not None
     assert state.round == 2
     ends_like_the_undisturbed_run(run, finished)
@@ -198,7 +203,7 @@ def spoil(file: Path, at: float) -> None:
 @pytest.fixture
 def saved(finished: Finished, tmp_path: Path) -> Path:
     """A copy of the finished run's checkpoint."""
-    for path in (finished.run / CHECKPOINT).iterdir():
+    for path in RunFolder(finished.run).checkpoint.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
@@ -229,8 +234,13 @@ def edited(saved: Path, **changes: Any) -> None:
         ({"version": 2}, "version 2"),
         ({"study": "0" * 64}, "another study"),
         ({"tensors": "round-00099.safetensors"}, "round-00099"),
-        ({"seats": {"north": {}}}, "cannot read"),
+        ({"participants": {"north": {}}}, "cannot read"),
         ({"colour": "red"}, "cannot read"),
+        ({"round": -1}, "round\n"),
+        ({"released_round": 99}, "cannot be released"),
+        ({"best_score": 1.5}, "best_score\n"),
+        ({"foreground_prior": float("nan")}, "foreground_prior\n"),
+        ({"bytes_to_sites": -1}, "bytes_to_sites\n"),
     ],
 )
 def test_a_state_file_that_does_not_fit_is_refused(
@@ -252,3 +262,31 @@ def test_a_flipped_bit_anywhere_in_the_state_file_raises_nothing_but_run_errors(
             load_state(saved, finished.study.hash())
         except RunError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("patients", value) for value in (-40, 0, 2.5, 10**7, "4")),
+        ("role", "both"),
+        ("labelled_test", 1),
+    ],
+)
+def test_a_site_that_somebody_weighed_anew_is_refused(key: str, value: object, saved: Path, finished: Finished) -> None:
+    participants = json.loads((saved / "state.json").read_text())["participants"]
+    site = min(participants)
+    participants[site][key] = value
+    edited(saved, participants=participants)
+    with pytest.raises(RunError, match=rf"it is damaged(.|\n)*participants\.{site}\.{key}"):
+        load_state(saved, finished.study.hash())
+
+
+def test_tensors_that_are_not_finite_are_refused_although_their_hash_is_right(saved: Path, finished: Finished) -> None:
+    (file,) = saved.glob("*.safetensors")
+    tensors = load(file.read_bytes())
+    name = min(tensors)
+    tensors[name] = np.full_like(tensors[name], np.inf)
+    file.write_bytes(save(tensors))
+    edited(saved, sha256=digest(file.read_bytes()))
+    with pytest.raises(RunError, match="not finite"):
+        load_state(saved, finished.study.hash())

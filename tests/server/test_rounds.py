@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from tiny import round_of, same, study, workers
 
-from common.contract import EnrolReply, Refusal, TaskReply, Tensors, check_metrics, pack, unpack
+from common.components import Tensors
+from common.contract import check_metrics
 from common.errors import ContractError
+from common.messages import EnrolReply, Refusal, TaskReply, pack, unpack
 from common.study import Round
+from server.algorithm import init
 from server.history import RoundRecord
-from server.rounds import Failure, initial_state, requests_of, run_round
+from server.rounds import requests_of, run_round
 from server.run import enrol, initial_components
 from server.state import ServerState
+from server.transport import Failure
 from simulations.local import LocalTransport
 
 STUDY = study(participation={"quorum": {"source": 1, "target": 1}})
@@ -59,11 +63,11 @@ class Asked:
 @pytest.fixture(scope="module")
 def asked(four: Sequence[Path]) -> Asked:
     transport = LocalTransport(workers(STUDY, four))
-    state = initial_state(STUDY, enrol(STUDY, transport), initial_components(STUDY))
+    state = init(STUDY, enrol(STUDY, transport), initial_components(STUDY))
     state = replace(state, round=ROUND.index, foreground_prior=0.2)
     answers = []
     for round_ in (round_of(STUDY, "refine", 0), ROUND):
-        requests = requests_of(STUDY, state, round_)
+        requests = {site: message.payload for site, message in requests_of(STUDY, state, round_).items()}
         answers.append(dict(transport.exchange(requests, lambda site: "", 1)))
     return Asked(state, requests, answers[1], answers[0])  # type: ignore[arg-type]
 
@@ -189,10 +193,13 @@ def test_all_sites_of_a_role_are_asked_with_the_same_bytes(asked: Asked) -> None
 
 
 def test_only_sites_with_labels_are_asked_to_evaluate(asked: Asked) -> None:
-    seats = {name: replace(seat, labelled_test=name in ("north", "west")) for name, seat in asked.state.seats.items()}
-    state = replace(asked.state, seats=seats)
+    participants = {
+        name: replace(participant, labelled_test=name in ("north", "west"))
+        for name, participant in asked.state.participants.items()
+    }
+    state = replace(asked.state, participants=participants)
     assert requests_of(STUDY, state, round_of(STUDY, "evaluate")).keys() == {"north", "west"}
-    assert requests_of(STUDY, state, round_of(STUDY, "score")).keys() == seats.keys()
+    assert requests_of(STUDY, state, round_of(STUDY, "score")).keys() == participants.keys()
 
 
 def test_sites_get_the_components_of_their_task_and_the_evaluation_the_released_model(asked: Asked) -> None:
@@ -200,10 +207,10 @@ def test_sites_get_the_components_of_their_task_and_the_evaluation_the_released_
     state = replace(asked.state, released=released)
     for round_ in STUDY.rounds():
         expected = asked.state.components | (released if round_.stage.name == "evaluate" else {})
-        for site, payload in requests_of(STUDY, state, round_).items():
-            task = round_.stage.task_of(state.seats[site].role)
+        for site, request in requests_of(STUDY, state, round_).items():
+            task = round_.stage.task_of(state.participants[site].role)
             assert task is not None
-            _, tensors = unpack(payload)
+            tensors = request.tensors
             assert {name.partition("/")[0] for name in tensors} == set(STUDY.components_of(task))
             assert same(tensors, {name: expected[name] for name in tensors})
 
@@ -212,7 +219,7 @@ def test_patients_weigh_the_sources_foreground_and_the_targets_score(asked: Aske
     values = {"north": 0.1, "south": 0.4, "east": 0.5, "west": 0.9}
     replies = {}
     for site, reply in asked.replies.items():
-        name = "foreground_fraction" if asked.state.seats[site].role == "source" else "score"
+        name = "foreground_fraction" if asked.state.participants[site].role == "source" else "score"
         header, _ = unpack(reply)
         assert isinstance(header, TaskReply)
         replies[site] = header_with(metrics=header.metrics | {name: values[site]})(reply)

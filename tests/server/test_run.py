@@ -9,13 +9,15 @@ from finished import Finished
 from safetensors.numpy import load_file
 from tiny import Between, content, one_stage, same, study, workers, write_site
 
-from common.contract import EnrolReply, Refusal, TaskReply, Tensors, digest, pack, unpack
+from common.components import Tensors
 from common.errors import RunError
+from common.messages import EnrolReply, Refusal, TaskReply, digest, pack, unpack
+from common.run_folder import RunFolder
 from common.study import Study, baseline_of, read_study_of_run
 from server import history
-from server.rounds import Failure
-from server.run import CHECKPOINT, MODEL, enrol, initial_components, run_study
+from server.run import enrol, initial_components, run_study
 from server.state import fused_tensors, load_state
+from server.transport import Failure
 from simulations.local import LocalTransport
 
 
@@ -66,7 +68,7 @@ def test_the_released_model_is_the_latest_that_scores_about_as_well_as_the_best(
     transport, records = planned(scores, pair, tmp_path / "run", release={"tolerance": 0.02, "rollback": 1.0})
     assert [r.score for r in records] == [*(pytest.approx(score) for score in scores), None]
     assert records[-1].released_round == released
-    model = load_file(tmp_path / "run" / MODEL)
+    model = load_file(RunFolder(tmp_path / "run").model)
     assert same(model, sent_model(transport, released))
     assert same(sent_model(transport, len(scores)), model), "the released model is the one evaluated"
 
@@ -112,7 +114,7 @@ def test_a_round_below_quorum_is_repeated_and_the_result_is_the_same(finished: F
     run_study(finished.study, transport, tmp_path / "run")
     records = history.read(tmp_path / "run")
     assert [(r.round, r.counted) for r in records][:4] == [(0, False), (0, False), (0, True), (1, True)]
-    assert (tmp_path / "run" / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(tmp_path / "run").model.read_bytes() == RunFolder(finished.run).model.read_bytes()
 
 
 def test_a_role_below_quorum_for_good_stops_the_run_with_everything_saved(pair: Sequence[Path], tmp_path: Path) -> None:
@@ -128,17 +130,17 @@ def test_a_role_below_quorum_for_good_stops_the_run_with_everything_saved(pair: 
     with pytest.raises(RunError, match=r"round 2 \(refine\).*3 times.*east failed not connected.*--resume"):
         run_study(of, Between(workers(of, pair), {"east": after_two_rounds}), run)
     assert [(r.round, r.counted) for r in history.read(run)] == [(0, True), (1, True), *[(2, False)] * 3]
-    state = load_state(run / CHECKPOINT, of.hash())
+    state = load_state(RunFolder(run).checkpoint, of.hash())
     assert state is not None
     assert state.round == 2
     run_study(of, LocalTransport(workers(of, pair)), run, resume=True)
-    assert (run / MODEL).read_bytes() == (reference / MODEL).read_bytes()
+    assert RunFolder(run).model.read_bytes() == RunFolder(reference).model.read_bytes()
 
 
 def test_a_run_leaves_its_study_its_model_and_a_line_a_round(finished: Finished) -> None:
     assert read_study_of_run(finished.run).hash() == finished.study.hash()
     assert [r.round for r in history.read(finished.run)] == [r.index for r in finished.study.rounds()]
-    assert same(load_file(finished.run / MODEL), finished.state.released)
+    assert same(load_file(RunFolder(finished.run).model), finished.state.released)
 
 
 def test_the_counted_bytes_are_those_that_went_over_the_wire(finished: Finished) -> None:
@@ -150,9 +152,9 @@ def test_the_counted_bytes_are_those_that_went_over_the_wire(finished: Finished)
 def test_a_baseline_run_gives_one_branch_that_a_study_can_start_from(pair: Sequence[Path], tmp_path: Path) -> None:
     run = tmp_path / "baseline"
     run_study(baseline_of(study(), rounds=2), LocalTransport(workers(baseline_of(study(), rounds=2), pair[:1])), run)
-    model = load_file(run / MODEL)
+    model = load_file(RunFolder(run).model)
     assert {name.partition("/")[0] for name in model} == {"source_branch.encoder", "source_branch.decoder"}
-    given = {"file": str(run / MODEL), "sha256": digest((run / MODEL).read_bytes())}
+    given = {"file": str(RunFolder(run).model), "sha256": digest(RunFolder(run).model.read_bytes())}
     components = initial_components(study(initial={"baseline": given, "source_branch": given}))
     for name, x in model.items():
         assert components[name].tobytes() == x.tobytes()
@@ -162,7 +164,7 @@ def test_a_baseline_run_gives_one_branch_that_a_study_can_start_from(pair: Seque
 @pytest.mark.parametrize("case", ["missing", "other content", "no weights", "too small"])
 def test_initial_weights_that_do_not_fit_are_named(case: str, finished: Finished, tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
-    blob = b"PK" if case == "no weights" else (finished.run / MODEL).read_bytes()
+    blob = b"PK" if case == "no weights" else RunFolder(finished.run).model.read_bytes()
     file.write_bytes(blob)
     given = {"file": str(file), "sha256": digest(b"" if case == "other content" else blob)}
     if case == "missing":
@@ -216,3 +218,11 @@ def test_a_second_process_cannot_write_into_the_same_run(pair: Sequence[Path], t
     with pytest.raises(KeyboardInterrupt):
         run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", on_round=second)
     assert run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run", resume=True).round > 0
+
+
+def test_a_runs_folder_and_all_in_it_are_closed_to_others(finished: Finished) -> None:
+    """It holds numbers of single sites, and models that were never released."""
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [finished.run, *finished.run.rglob("*")]}
+    folders = {finished.run.name, RunFolder(finished.run).checkpoint.name, RunFolder(finished.run).release.name}
+    assert {"study.yaml", "history.jsonl", "model.safetensors", "state.json", "run.lock"} <= modes.keys()
+    assert modes == {name: 0o700 if name in folders else 0o600 for name in modes}

@@ -17,11 +17,11 @@ from clients.data.site import load_site
 from common.errors import StudyError
 from common.study import baseline_of
 from server import history
-from server.state import load_state
-from simulations.ablation.cells import LOG, Ablation, load_ablation, run_ablation
+from simulations.ablation.cells import LOG, Ablation, Cell, load_ablation, run_ablation
+from simulations.ablation.code_version import code_digest
 from simulations.ablation.page import chart, overview, publish, section
 from simulations.ablation.results import page
-from simulations.ablation.stage_cache import Chain
+from simulations.ablation.stage_cache import StageCache
 from simulations.ablation.tally import BASELINE, CONTRASTS, ORACLE
 from simulations.ablation.variants import VARIANTS, chosen
 
@@ -34,8 +34,8 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
     return tiny.write_site(root / "north", "source", seed=1), tiny.write_site(root / "east", "target", seed=2, gain=0.6)
 
 
-def chain(sites: Sequence[Path], cache: Path, **changes: object) -> Chain:
-    return Chain(tiny.study(**changes), [load_site(folder) for folder in sites], cache)
+def stage_cache(sites: Sequence[Path], cache: Path, **changes: object) -> StageCache:
+    return StageCache(tiny.study(**changes), [load_site(folder) for folder in sites], cache)
 
 
 def trained_folders(cache: Path) -> int:
@@ -44,7 +44,7 @@ def trained_folders(cache: Path) -> int:
 
 def test_a_stage_that_two_variants_share_is_trained_once(sites: Sequence[Path], tmp_path: Path) -> None:
     study, rounds = tiny.study(), []
-    own = Chain(study, [load_site(folder) for folder in sites], tmp_path, rounds.append)
+    own = StageCache(study, [load_site(folder) for folder in sites], tmp_path, rounds.append)
     own.train(study.stages[:2])
     before = len(rounds)
     own.train(study.stages[:3])
@@ -52,10 +52,10 @@ def test_a_stage_that_two_variants_share_is_trained_once(sites: Sequence[Path], 
     assert trained_folders(tmp_path) == 3
 
 
-def test_a_chain_killed_in_mid_stage_ends_with_the_same_tensors(sites: Sequence[Path], tmp_path: Path) -> None:
+def test_a_sequence_killed_in_mid_stage_ends_with_the_same_tensors(sites: Sequence[Path], tmp_path: Path) -> None:
     stages = tiny.study().stages[:3]
-    whole = chain(sites, tmp_path / "whole").train(stages)
-    stopped = chain(sites, tmp_path / "stopped")
+    whole = stage_cache(sites, tmp_path / "whole").train(stages)
+    stopped = stage_cache(sites, tmp_path / "stopped")
 
     def stop(record: history.RoundRecord) -> None:
         if (record.stage, record.round) == ("refine", 1):
@@ -64,14 +64,14 @@ def test_a_chain_killed_in_mid_stage_ends_with_the_same_tensors(sites: Sequence[
     stopped.on_round = stop
     with pytest.raises(KeyboardInterrupt):
         stopped.train(stages)
-    resumed = chain(sites, tmp_path / "stopped").train(stages)
+    resumed = stage_cache(sites, tmp_path / "stopped").train(stages)
     assert all(np.array_equal(resumed.components[name], x) for name, x in whole.components.items())
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 5}, {"weight_decay": 0.1}])
-def test_another_setting_is_another_chain(sites: Sequence[Path], tmp_path: Path, change: dict[str, object]) -> None:
+def test_another_setting_is_another_key(sites: Sequence[Path], tmp_path: Path, change: dict[str, object]) -> None:
     stages = tiny.study().stages[:1]
-    assert chain(sites, tmp_path).folder(stages) != chain(sites, tmp_path, **change).folder(stages)
+    assert stage_cache(sites, tmp_path).folder(stages) != stage_cache(sites, tmp_path, **change).folder(stages)
 
 
 FORK = [
@@ -90,7 +90,7 @@ FORK = [
 def test_a_branch_that_begins_as_the_other_one_has_its_weights(
     pooled: bool, sites: Sequence[Path], tmp_path: Path
 ) -> None:
-    own = chain(sites, tmp_path, stages=FORK)
+    own = stage_cache(sites, tmp_path, stages=FORK)
     components = own.train(own.study.stages, pooled).components
     for name, x in components.items():
         if name.startswith("source_branch."):
@@ -103,25 +103,25 @@ def test_a_branch_that_begins_as_the_other_one_has_its_weights(
 
 def test_another_target_shares_the_stages_in_which_no_target_works(sites: Sequence[Path], tmp_path: Path) -> None:
     other = tiny.write_site(tmp_path / "west", "target", seed=5)
-    first, second = chain(sites, tmp_path, stages=FORK), chain((sites[0], other), tmp_path, stages=FORK)
+    first, second = (stage_cache(pair, tmp_path, stages=FORK) for pair in (sites, (sites[0], other)))
     stages = first.study.stages
     assert first.folder(stages[:1]) == second.folder(stages[:1])
     assert first.folder(stages) != second.folder(stages)
     first.train(stages[:1])
-    assert set(second.train(stages).seats) == {"north", "west"}
+    assert set(second.train(stages).participants) == {"north", "west"}
 
 
-def test_other_images_are_another_chain(sites: Sequence[Path], tmp_path: Path) -> None:
+def test_other_images_are_another_key(sites: Sequence[Path], tmp_path: Path) -> None:
     other = tiny.write_site(tmp_path / "north", "source", seed=9)
     stages = tiny.study().stages[:1]
-    assert chain(sites, tmp_path).folder(stages) != chain((other, sites[1]), tmp_path).folder(stages)
+    assert stage_cache(sites, tmp_path).folder(stages) != stage_cache((other, sites[1]), tmp_path).folder(stages)
 
 
 def test_pooled_training_moves_what_federated_training_moves(sites: Sequence[Path], tmp_path: Path) -> None:
     stages = tiny.study().stages
-    own = chain(sites, tmp_path)
+    own = stage_cache(sites, tmp_path)
     federated, pooled = own.train(stages), own.train(stages, pooled=True)
-    begin = load_state(own.folder(stages[:1]), own._alone(stages[0]).hash())
+    begin = own.kept(stages[:1])
     assert begin is not None
     assert federated.components.keys() == pooled.components.keys()
     for name, x in begin.components.items():
@@ -137,7 +137,7 @@ def test_one_site_alone_pooled_equals_plain_training_but_for_the_fresh_optimizer
     """One round of one site: no averaging over sites, no second optimizer, so federated and pooled must agree."""
     task = {"task": "supervise", "trains": ["source_branch"], "steps": 3, "average": average}
     study = tiny.one_stage(source=task)
-    own = Chain(study, [load_site(sites[0])], tmp_path)
+    own = StageCache(study, [load_site(sites[0])], tmp_path)
     federated, pooled = own.train(study.stages), own.train(study.stages, pooled=True)
     for name, x in federated.components.items():
         assert np.allclose(pooled.components[name], x, atol=1e-6), name
@@ -210,13 +210,13 @@ def test_every_row_has_means_differences_and_cost(finished: tuple[Ablation, Path
     assert table["gap"] == {}
 
 
-def test_each_round_of_refine_is_measured_and_the_last_is_what_the_chain_goes_on_from(
+def test_each_round_of_refine_is_measured_and_the_last_is_what_training_goes_on_from(
     finished: tuple[Ablation, Path, dict], sites: Sequence[Path], tmp_path: Path
 ) -> None:
     table = finished[2]["data"]["bands"]
     stages = chosen(["rounds"])[0].stages(tiny.study())
     assert [len(course) for course in table["courses"]] == [stages[-1].rounds] * 2
-    own = chain(sites, tmp_path)
+    own = stage_cache(sites, tmp_path)
     states = list(own.each_round(stages))
     after = own.train(stages)
     assert all(np.array_equal(states[-1][name], after.components[name]) for name in states[-1])
@@ -262,7 +262,9 @@ def test_an_unknown_variant_and_a_missing_study_are_named(tmp_path: Path) -> Non
     with pytest.raises(StudyError, match="unknown variant best; known: baseline, "):
         load_ablation(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text(yaml.safe_dump({"name": "x", "data": [{"name": "d"}]}))
-    with pytest.raises(StudyError, match=r"study: Field required\n  seeds: .*\n  data\.0: .*give either `sites` or"):
+    with pytest.raises(
+        StudyError, match=r"study: expected this key, found none\n  seeds: .*\n  data\.0: .*give either `sites` or"
+    ):
         load_ablation(tmp_path / "b.yaml")
 
 
@@ -311,3 +313,30 @@ def test_a_killed_ablation_leaves_no_process_that_goes_on(
     assert "paper" not in seen  # it would still have had much to do
     time.sleep(3)
     assert log.read_text() == seen
+
+
+def test_a_table_names_the_code_behind_it_and_says_where_it_mixes_versions(
+    finished: tuple[Ablation, Path, dict],
+) -> None:
+    summary = finished[2] | {"command": "crossprobe ablate tiny.yaml"}
+    version = code_digest("simulations.ablation.measuring")
+    assert summary["code"] == [version]
+    assert f"; code `{version[:12]}`." in section(summary, "results/ablation")
+    assert "**mixed versions of the code: `aaaa`, `bbbb`**" in section(summary | {"code": ["aaaa", "bbbb"]}, "x")
+    del summary["code"]
+    assert "version of the code not recorded" in section(summary, "results/ablation")
+
+
+def test_numbers_of_another_version_of_the_code_are_made_again(
+    finished: tuple[Ablation, Path, dict], tmp_path: Path
+) -> None:
+    ablation, out, _ = finished
+    ablation = ablation.model_copy(update={"seeds": (0,), "variants": ("baseline",)})
+    file = Cell(ablation, ablation.data[0], 0, tmp_path).file(chosen(["baseline"])[0])
+    file.parent.mkdir(parents=True)
+    stale = json.loads((out / file.relative_to(tmp_path)).read_text())
+    right = stale["sites"]
+    stale |= {"made_of": stale["made_of"] | {"code": "of another version"}, "sites": {}}
+    file.write_text(json.dumps(stale))
+    run_ablation(ablation, tmp_path, 1, lambda done, total: None)
+    assert json.loads(file.read_text())["sites"] == right

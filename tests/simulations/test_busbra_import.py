@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clients.data.folders import FolderInUseError
 from clients.data.site import load_site
-from simulations.folders import FolderInUseError
 from simulations.importers import busbra
-from simulations.importers.busbra import DOMAINS, DataSetError, import_busbra
+from simulations.importers.busbra import SUBSET_SITES, DataSetError, import_busbra, role_of
 
 PATIENTS = 12
 MASKED_AT_TARGET = {"p0000", "p0003", "p0006", "p0009"}
@@ -31,21 +31,21 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "busbra"
     rng = np.random.default_rng(0)
     rows = []
-    for domain in DOMAINS:
+    for domain, site in SUBSET_SITES.items():
         for kind in ("images", "masks"):
-            (folder / domain.folder / kind).mkdir(parents=True)
+            (folder / domain / kind).mkdir(parents=True)
         for number in range(PATIENTS):
             patient = f"p{number:04d}"
-            has_mask = domain.role == "source" or patient in MASKED_AT_TARGET
+            has_mask = role_of(site) == "source" or patient in MASKED_AT_TARGET
             for view in ("left", "right"):
-                row = {"domain": domain.folder, "file": f"{patient}_{view[0]}.png"}
-                row |= {"patient": patient, "device": f"scanner {domain.folder}", "view": view}
+                row = {"domain": domain, "file": f"{patient}_{view[0]}.png"}
+                row |= {"patient": patient, "device": f"scanner {domain}", "view": view}
                 rows.append(row | {"has_mask": str(int(has_mask))})
                 pixels = rng.integers(0, 256, (20, 24), np.uint8)
-                Image.fromarray(pixels).save(folder / domain.folder / "images" / row["file"])
+                Image.fromarray(pixels).save(folder / domain / "images" / row["file"])
                 if has_mask:
                     mask = np.where(pixels > 127, np.uint8(255), np.uint8(0))
-                    Image.fromarray(mask).save(folder / domain.folder / "masks" / row["file"])
+                    Image.fromarray(mask).save(folder / domain / "masks" / row["file"])
     write_index(folder, rows)
     (folder / "LICENSE.txt").write_text("cite it")
     return folder
@@ -59,7 +59,7 @@ def test_three_sites_are_written_that_load_without_findings(source: Path, tmp_pa
     folders = import_busbra(source, tmp_path / "out")
 
     sites = [load_site(folder) for folder in folders]
-    assert [site.config.name for site in sites] == ["ge-logiq7", "ge-logiq5", "toshiba-aplio300"]
+    assert [site.config.name for site in sites] == ["ge-logiq5", "ge-logiq7", "toshiba-aplio300"]
     assert [site.config.role for site in sites] == ["source", "source", "target"]
     assert [len(site.frames) for site in sites] == [2 * PATIENTS] * 3
     assert not any(site.has_spacing for site in sites)
@@ -188,14 +188,16 @@ def test_a_folder_without_the_index_is_no_data_set(source: Path, tmp_path: Path,
 def test_a_labelled_scanner_can_play_a_target_whose_training_patients_have_no_mask(
     source: Path, tmp_path: Path
 ) -> None:
-    usual = load_site(import_busbra(source, tmp_path / "usual")[1])
-    folders = import_busbra(source, tmp_path / "out", targets=["ge-logiq5"])
-    played = load_site(folders[1])
+    import_busbra(source, tmp_path / "usual")
+    usual = load_site(tmp_path / "usual" / "ge-logiq5")
+    out = tmp_path / "out"
+    import_busbra(source, out, targets=["ge-logiq5"])
+    played = load_site(out / "ge-logiq5")
     assert (played.config.name, played.config.role) == ("ge-logiq5", "target")
     assert played.patients("train") == usual.patients("train")
     assert played.patients("train", labelled=True) == []
     others = {patient for split in ("calibrate", "val", "test") for patient in usual.patients(split)}
     assert set(played.patients("test", labelled=True)) == others
-    masks = {path.name for path in (folders[1] / "masks").iterdir()}
+    masks = {path.name for path in (out / "ge-logiq5" / "masks").iterdir()}
     assert masks == {f"{patient}_{view}.png" for patient in others for view in "lr"}
-    assert contents(folders[0]) == contents(tmp_path / "usual" / "ge-logiq7")
+    assert contents(out / "ge-logiq7") == contents(tmp_path / "usual" / "ge-logiq7")

@@ -10,8 +10,8 @@ from processes import processes_of
 from tiny import write_site, write_study
 
 from common.errors import RunError
+from common.run_folder import RunFolder
 from server import history
-from server.run import MODEL
 from simulations.flower import Simulation
 
 
@@ -41,7 +41,7 @@ def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> O
 
 
 def test_the_simulation_gives_the_same_bits_as_one_process(outcome: Outcome, finished: Finished) -> None:
-    assert (outcome.run / MODEL).read_bytes() == (finished.run / MODEL).read_bytes()
+    assert RunFolder(outcome.run).model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     records = history.read(outcome.run)
     assert [r.round for r in records] == [r.round for r in history.read(finished.run)]
     assert {site.status for r in records for site in r.sites.values()} == {"ok"}

@@ -11,14 +11,14 @@ import pytest
 from simulations.phantom.anatomy import draw_patient, draw_pose, scene
 from simulations.phantom.devices import PROFILES, DeviceProfile
 from simulations.phantom.echo import make_grid, synthesise_echo
-from simulations.phantom.formation import Frame, render_frame
+from simulations.phantom.formation import PhantomFrame, render_frame
 
 SEED = 11
 LUMIFY = PROFILES["lumify_like"]
 TELEMED = PROFILES["telemed_like"]
 
 
-def _frame(patient: int = 0, frame: int = 0, profile: DeviceProfile = LUMIFY) -> Frame:
+def _frame(patient: int = 0, frame: int = 0, profile: DeviceProfile = LUMIFY) -> PhantomFrame:
     return render_frame(seed=SEED, patient=patient, frame=frame, profile=profile)
 
 
@@ -26,7 +26,7 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2.0 * np.sum((a > 0) & (b > 0)) / (np.sum(a > 0) + np.sum(b > 0)))
 
 
-def _bone_top_mm(frame: Frame) -> np.ndarray:
+def _bone_top_mm(frame: PhantomFrame) -> np.ndarray:
     """Depth of the first bone pixel by column, mm; NaN in columns without bone."""
     top = frame.mask.argmax(axis=0) * frame.spacing_mm
     return np.where(frame.mask.any(axis=0), top, np.nan)

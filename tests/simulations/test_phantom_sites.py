@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clients.data.folders import FolderInUseError
 from clients.data.site import load_site, read_image, read_mask
-from simulations.folders import FolderInUseError
-from simulations.phantom import sites
+from crossprobe import main
+from simulations.phantom import formation, sites
 from simulations.phantom.devices import PROFILES
 from simulations.phantom.formation import render_frame
 from simulations.phantom.sites import RENDERING, write_phantom_site
@@ -73,7 +74,7 @@ def test_several_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
 def test_the_same_request_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_phantom_site(tmp_path / "north", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "north").rglob("*")}
-    monkeypatch.setattr(sites, "_render", None)
+    monkeypatch.setattr(formation, "render_frame", None)
 
     write_phantom_site(tmp_path / "north", **SMALL)
 
@@ -95,7 +96,7 @@ def test_another_request_replaces_a_folder_only_when_allowed(tmp_path: Path, cha
 
 def test_changed_rendering_code_is_another_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_phantom_site(tmp_path / "north", **SMALL)
-    monkeypatch.setattr(sites, "_code_hash", lambda: "other")
+    monkeypatch.setattr(sites, "RENDERING", RENDERING[:-1])
 
     with pytest.raises(FolderInUseError):
         write_phantom_site(folder, **SMALL)
@@ -104,7 +105,7 @@ def test_changed_rendering_code_is_another_request(tmp_path: Path, monkeypatch: 
 def test_the_code_of_a_request_covers_every_module_that_renders() -> None:
     script = (
         "import sys, simulations.phantom.formation;"
-        "print(*(m.partition('.')[2] for m in sys.modules if m.startswith('simulations.')))"
+        "print(*(m.rpartition('.')[2] for m in sys.modules if m.startswith('simulations.phantom.')))"
     )
     root = Path(sites.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
@@ -138,3 +139,23 @@ def test_a_request_without_sense_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises(ValueError, match=r"expected|SiteConfig"):
         write_phantom_site(tmp_path / "north", **SMALL | change)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_phantom_sites_carry_the_names_that_they_are_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--train", "2", "--calibrate", "0", "--val", "0", "--test", "0", "--frames", "1"]
+    assert main(["phantom", str(tmp_path), "--source", "source=lumify_like", "--target", "telemed_like", *few]) == 0
+    made = {path.name: load_site(path).config for path in tmp_path.iterdir()}
+    assert {name: (config.name, config.role) for name, config in made.items()} == {
+        "source": ("source", "source"),
+        "target-2-telemed-like": ("target-2-telemed-like", "target"),
+    }
+
+
+@pytest.mark.parametrize("text", ["=lumify_like", "North=lumify_like", "a/b=lumify_like", "north=", "north", "north=x"])
+def test_a_phantom_without_a_profile_or_a_possible_name_is_refused(tmp_path: Path, text: str) -> None:
+    assert main(["phantom", str(tmp_path), "--source", text]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_phantoms_of_one_name_are_refused(tmp_path: Path) -> None:
+    assert main(["phantom", str(tmp_path), "--source", "a=lumify_like", "--target", "a=lumify_like"]) == 2

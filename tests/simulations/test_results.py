@@ -18,7 +18,9 @@ def test_the_committed_page_is_what_the_committed_summaries_give() -> None:
 
 def test_every_table_stands_with_command_seed_hardware_and_time() -> None:
     text = page(DOCS / "results")
-    for file in (DOCS / "results").glob("*.json"):
+    files = sorted((DOCS / "results").glob("*.json"))
+    assert files
+    for file in files:
         summary = json.loads(file.read_text(encoding="utf-8"))
         assert f"## {file.stem}\n\n`{summary['command']}`\n\nSeed {summary['seed']}; {summary['hardware']}; " in text
 

@@ -1,4 +1,4 @@
-"""Runs as a server leaves them, made up in milliseconds, with any result, seat or problem."""
+"""Runs as a server leaves them, made up in milliseconds, with any result, participant or problem."""
 
 import json
 from collections.abc import Mapping
@@ -9,15 +9,16 @@ from typing import Any
 import yaml
 from tiny import study as tiny_study
 
-from common.contract import MEASURES, PREDICTORS, Role
-from common.study import RUN_STUDY, Study
+from common.components import Role
+from common.metric_name import MEASURES, PREDICTORS
+from common.run_folder import RunFolder
+from common.study import Study
 from server import history
 from server.history import RoundRecord, SiteRecord
-from server.run import CHECKPOINT
-from server.state import Seat, ServerState, save_state
+from server.state import Participant, ServerState, save_state
 
 SECRET = "/archive/of-anna-meier"
-SOURCE, TARGET = Seat("source", 120, True), Seat("target", 40, True)
+SOURCE, TARGET = Participant("source", 120, True), Participant("target", 40, True)
 PAIR = {"north": SOURCE, "east": TARGET}
 
 
@@ -55,7 +56,7 @@ def entry(role: Role, task: str, index: int, evaluated: dict[str, float]) -> Sit
 
 def fabricate(
     run: Path,
-    seats: Mapping[str, Seat] = PAIR,
+    participants: Mapping[str, Participant] = PAIR,
     evaluated: Mapping[str, dict[str, float]] | None = None,
     *,
     study: Study | None = None,
@@ -73,13 +74,13 @@ def fabricate(
     records = []
     run.mkdir(parents=True)
     content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
-    (run / RUN_STUDY).write_text(yaml.safe_dump(content, sort_keys=False))
+    RunFolder(run).study.write_text(yaml.safe_dump(content, sort_keys=False))
     for round_ in list(study.rounds())[:done]:
         sites = {}
-        for site, seat in seats.items():
-            task = round_.stage.task_of(seat.role)
-            if task is not None and (task.task != "evaluate" or seat.labelled_test):
-                sites[site] = entry(seat.role, task.task, round_.index, (evaluated or {}).get(site, {}))
+        for site, participant in participants.items():
+            task = round_.stage.task_of(participant.role)
+            if task is not None and (task.task != "evaluate" or participant.labelled_test):
+                sites[site] = entry(participant.role, task.task, round_.index, (evaluated or {}).get(site, {}))
         scores = [own.metrics["score"] for own in sites.values() if "score" in own.metrics]
         record = RoundRecord(
             round_.index,
@@ -98,9 +99,9 @@ def fabricate(
         components={},
         released_round=3 if len(records) > 3 else None,
         best_score=0.63 if len(records) > 3 else None,
-        seats=seats,
+        participants=participants,
         bytes_to_sites=sum(own.bytes_to for own in every),
         bytes_from_sites=sum(own.bytes_from for own in every),
     )
-    save_state(run / CHECKPOINT, state, study.hash())
+    save_state(RunFolder(run).checkpoint, state, study.hash())
     return run

@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import POLICY
 
 from clients.data.site import Site
 from clients.governance.approval import approve
 from clients.governance.ledger import read
 from clients.governance.policy import Policy
 from clients.governance.state import State
-from clients.learning.training import TaskContext
-from clients.node.gatekeeper import GuardedWorker
-from common.contract import Message, TaskReply, unpack
+from clients.learning.training import Measured, Outcome, TaskContext
+from clients.node.gatekeeper import Gatekeeper
+from common.messages import Header, TaskReply, unpack
 from common.study import Study
 
 SECRET = bytes(range(32))
 
 
 def with_policy(site: Site, **policy: Any) -> Site:
-    return replace(site, config=site.config.model_copy(update={"policy": Policy(**policy)}))
+    """The site under a policy that has its keys' defaults, but for the floors of `tiny` and those given."""
+    return replace(site, config=site.config.model_copy(update={"policy": Policy.model_validate(POLICY | policy)}))
 
 
 @dataclass
@@ -30,14 +32,14 @@ class Hospital:
 
     site: Site
     state: State
-    worker: GuardedWorker
+    worker: Gatekeeper
 
     def reopened(self, site: Site | None = None) -> "Hospital":
         site = site or self.site
         state = State(self.state.folder)
-        return Hospital(site, state, GuardedWorker(site, state, busy_wait_s=0.1))
+        return Hospital(site, state, Gatekeeper(site, state, busy_wait_s=0.1))
 
-    def answer(self, payload: bytes) -> Message:
+    def answer(self, payload: bytes) -> Header:
         return unpack(self.worker.handle(payload))[0]
 
     def code(self, payload: bytes) -> str:
@@ -53,7 +55,7 @@ def hospital(folder: Path, site: Site, *approved: Study) -> Hospital:
     state = State.create(folder, SECRET)
     for study in approved:
         approve(state, site, study, by="anna")
-    return Hospital(site, state, GuardedWorker(site, state, busy_wait_s=0.1))
+    return Hospital(site, state, Gatekeeper(site, state, busy_wait_s=0.1))
 
 
 @dataclass
@@ -65,18 +67,15 @@ class Stub:
     during: Callable[[TaskContext], None] = lambda context: None
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Stub":
-        def runner(task: str) -> Callable[[TaskContext], dict[str, float]]:
-            def run(context: TaskContext) -> dict[str, float]:
-                self.ran.append(task)
-                self.during(context)
-                return dict(self.metrics)
+        def perform(context: TaskContext) -> Outcome:
+            self.ran.append(context.task.task)
+            self.during(context)
+            return Outcome({name: Measured(value, 1000) for name, value in self.metrics.items()}, drawn=1000)
 
-            return run
-
-        monkeypatch.setattr("clients.node.worker.runner", runner)
+        monkeypatch.setattr("clients.node.worker.perform", perform)
         return self
 
 
-def done(header: Message) -> TaskReply:
+def done(header: Header) -> TaskReply:
     assert isinstance(header, TaskReply), header
     return header

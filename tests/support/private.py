@@ -11,11 +11,12 @@ from torch import Generator, Tensor, nn
 from clients.data.dataset import by_patient
 from clients.data.frames import Frame
 from clients.learning.private_training import PrivateGradients
-from clients.learning.training import TaskContext
+from clients.learning.training import Objective, Outcome, TaskContext
 from clients.node.worker import Worker
-from common.contract import Role
+from common.components import Role
 from common.privacy import Privacy
 from common.study import Study
+from common.tasks import TrainingTask
 
 ENCODER = ["target_branch.encoder", "mim_decoder", "projector"]
 SUPERVISE = {"task": "supervise", "trains": ["source_branch"], "steps": 2}
@@ -66,9 +67,10 @@ def seen(worker: Worker, role: Role, monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the task of a worker's first round would train with."""
     found: list[Seen] = []
 
-    def fit(context: TaskContext, task: object, modules: list[nn.Module], loss_of: Any, *_: object) -> float:
-        found.append(Seen(context, list(modules), loss_of))
-        return 0.0
+    def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outcome:
+        modules = [context.networks.component(name) for name in task.trains]
+        found.append(Seen(context, modules, lambda *batch: objective.loss(*batch).per_frame))
+        return Outcome({}, drawn=1000)
 
     task = worker.study.stages[0].task_of(role)
     assert task is not None

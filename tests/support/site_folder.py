@@ -53,7 +53,7 @@ def good_site(folder: Path, role: str = "source") -> Path:
             file = f"{patient}_{frame}.png"
             save(folder / "images" / file, picture(len(rows)))
             row = {"image": f"images/{file}", "patient": patient, "video": f"v-{patient}"}
-            row |= {"frame": frame, "device": "probe", "spacing_mm": "0.1", "split": split}
+            row |= {"frame": frame, "device": "probe", "spacing_mm": "1.0", "split": split}
             if role == "source" or patient == MASKED_AT_TARGET:
                 save(folder / "masks" / file, disc())
                 row["mask"] = f"masks/{file}"

@@ -1,5 +1,6 @@
 """Tiny sites and studies: everything that a real run has, in seconds on one core."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,19 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from clients.data.folders import write_site_files
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
-from common.contract import Refusal, Role, TaskReply, TaskRequest, Tensors, pack, unpack
+from common.components import Role, Tensors
+from common.messages import Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
 from common.study import Round, Study, parse_study
-from server.rounds import Failure
-from simulations.folders import write_site_files
+from server.transport import Failure
 from simulations.local import LocalTransport
 
 HEIGHT, WIDTH = 40, 48
+#: Two steps of four patients are below every hospital's floor.
+POLICY = {"min_update_patients": 1, "min_update_draws": 1}
 PATIENTS = {"train": 6, "calibrate": 5, "val": 5, "test": 5}
 
 
@@ -57,6 +61,8 @@ def write_site(
                 row["mask"] = f"masks/{file}"
             rows.append(row)
     write_site_files(folder, name=name, role=role, rows=rows)
+    with (folder / "site.yaml").open("a", encoding="utf-8") as file:
+        yaml.safe_dump({"policy": POLICY}, file)
     return folder
 
 
@@ -110,7 +116,8 @@ def one_stage(*, rounds: int = 1, name: str = "only", **roles: dict[str, Any]) -
 
 
 def write_study(path: Path, **changes: Any) -> Path:
-    path.write_text(yaml.safe_dump(content(**changes)), encoding="utf-8")
+    plain = json.loads(json.dumps(content(**changes)))  # lists that are shared would become aliases
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
     return path
 
 

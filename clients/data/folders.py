@@ -32,11 +32,7 @@ def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> It
             f"expected {folder} to be empty or not to exist, found content; "
             "give another folder or allow to overwrite it"
         )
-    if strange := sorted(found.difference(names)):
-        raise FolderInUseError(
-            f"expected nothing but {', '.join(names)} in {folder}, found {', '.join(strange)}; "
-            "give another folder or move these away"
-        )
+    only(names, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, for a rename is atomic only within one file system.
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
@@ -56,6 +52,16 @@ def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> It
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def only(names: Collection[str], folder: Path) -> None:
+    """Check that a folder, if it exists, holds nothing but `names`. Raises FolderInUseError."""
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if strange := sorted(found.difference(names)):
+        raise FolderInUseError(
+            f"expected nothing but {', '.join(names)} in {folder}, found {', '.join(strange)}; "
+            "give another folder or move these away"
+        )
 
 
 def write_site_files(folder: Path, *, name: str, role: Role, rows: Iterable[Mapping[str, object]]) -> None:

@@ -1,0 +1,96 @@
+"""`crossprobe site new`: a site folder from images, loops and DICOM as a hospital has them."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from common.errors import CrossProbeError
+from common.options import Json, finite
+
+
+def new(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="folder of images and loops; it is left alone")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the site's folder to write")],
+    role: Annotated[Literal["source", "target"], typer.Option(help="source: with masks; target: without")],
+    name: Annotated[str | None, typer.Option(help="the site's name in studies (default: the name of OUT)")] = None,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV with `image` and any of a manifest's columns")
+    ] = None,
+    patient_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help=r"finds the patient in a path: '(case\d+)_'")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder with a mask of the same path for each image")
+    ] = None,
+    spacing_mm: Annotated[
+        float | None, typer.Option(callback=finite, help="side of a pixel, where neither header nor table tells it")
+    ] = None,
+    device: Annotated[str, typer.Option(help="name of the probe, where neither header nor table tells it")] = "",
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="the site's key for patients' names (default: OUT.key, made once)"),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="pictures before and after (default: OUT-before-after.png)")
+    ] = None,
+    most_frames: Annotated[int, typer.Option(min=1, help="of one loop")] = 20,
+    keep_outside: Annotated[
+        bool, typer.Option("--keep-outside", help="do NOT blank what is outside of the field of view")
+    ] = False,
+    keep_frames: Annotated[bool, typer.Option("--keep-frames", help="also take frames that show the same")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier OUT")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a site folder from images, loops and DICOM as a hospital has them.
+
+    Takes the images in, checks the folder, and prints what was removed and what is wrong.
+    """
+    from clients.data.findings import grouped
+    from clients.data.intake.before_after import BeforeAfter
+    from clients.data.intake.identity import site_key
+    from clients.data.intake.intake import Rules, take_in
+    from clients.data.intake.sources import find_sources
+    from clients.data.manifest import SPACING_MM
+    from clients.data.site import check_name, check_site
+
+    inside, outside = source.resolve(), out.resolve()
+    if outside.is_relative_to(inside) or inside.is_relative_to(outside):
+        raise CrossProbeError(f"expected OUT apart from SRC, found {out} within it or around it. Give another.")
+    if spacing_mm is not None and not SPACING_MM[0] <= spacing_mm <= SPACING_MM[1]:
+        raise CrossProbeError(f"expected --spacing-mm from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}.")
+    site_name = check_name(name or re.sub("[^a-z0-9]+", "-", outside.name.lower()).strip("-")[:63])
+    secret = site_key(key or outside.with_name(f"{outside.name}.key"))
+    sources = find_sources(source, table=table, pattern=patient_pattern, masks=masks)
+    pictures = BeforeAfter()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("taking in", total=None)
+        removed = take_in(
+            sources,
+            out,
+            name=site_name,
+            rules=Rules(role, spacing_mm, device, keep_outside, keep_frames, most_frames),
+            key=secret,
+            overwrite=overwrite,
+            show=pictures.add,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    sheet = sheet or outside.with_name(f"{outside.name}-before-after.png")
+    pictures.write(sheet)
+    _, findings = check_site(out)
+    if as_json:
+        print(json.dumps({"ok": not findings, "removed": asdict(removed), "findings": [asdict(f) for f in findings]}))
+        raise typer.Exit(1 if findings else 0)
+    for line in (*grouped(removed.findings), *removed.lines()):
+        print(line)
+    print(f"look at {sheet}: left is before, red is what was blanked. It holds whatever was burned in; it stays here")
+    for line in grouped(findings):
+        print(line)
+    print(f"{out}: {f'{len(findings)} finding(s), mend them' if findings else 'a site without findings'}")
+    if findings:
+        raise typer.Exit(1)

@@ -1,0 +1,53 @@
+"""Patients, clips and files under names that nobody can undo without the site's own key."""
+
+import hmac
+import os
+import secrets
+import unicodedata
+from pathlib import Path
+
+from common.errors import SiteStateError
+
+KEY_BYTES = 32
+#: 48 bits: among a million patients, two share a name once in 600 sites.
+HEX_DIGITS = 12
+
+
+def site_key(path: Path) -> bytes:
+    """The key in a file; a new one is made and kept there, readable by its owner alone, if there is none.
+
+    The same key gives the same patient the same name in the next import. Whoever has it and a list of ids can find
+    out who is who: it stays at the site, outside of the site's folder.
+
+    Raises:
+        SiteStateError: if the file cannot be read or made, is no key, or others can read it.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _read(path)
+    except OSError as error:
+        raise SiteStateError(f"cannot make the key {path}: {error.strerror}. Give another place with --key.") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key := secrets.token_bytes(KEY_BYTES))
+    return key
+
+
+def pseudonym(key: bytes, kind: str, identity: str) -> str:
+    """The name of a patient or clip: HMAC-SHA256, cut to `HEX_DIGITS`. `kind` keeps equal ids of two kinds apart."""
+    plain = unicodedata.normalize("NFC", identity.strip())
+    return hmac.new(key, f"{kind}\0{plain}".encode(), "sha256").hexdigest()[:HEX_DIGITS]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        mode, key = path.stat().st_mode, path.read_bytes()
+    except OSError as error:
+        raise SiteStateError(f"cannot read the key {path}: {error.strerror}. Run this as its owner.") from None
+    if mode & 0o077:
+        raise SiteStateError(f"others can read the key {path}. Close it with: chmod 600 {path}")
+    if len(key) != KEY_BYTES:
+        raise SiteStateError(
+            f"{path} is no key: expected {KEY_BYTES} bytes, found {len(key)}. Give another with --key."
+        )
+    return key

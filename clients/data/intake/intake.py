@@ -1,0 +1,224 @@
+"""`crossprobe site new`: a site's folder from whatever lies in another, with what tells of people taken out.
+
+What is taken out: every header (only listed tags are read at all), file names, patients' ids, and all pixels outside
+of the field of view. What is not: text, arrows and calipers WITHIN the field of view.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clients.data.findings import Finding
+from clients.data.folders import whole_folder, write_site_files
+from clients.data.formats import open_recording
+from clients.data.formats.recording import Recording, b_mode, to_grey
+from clients.data.images import Grey, Mask, PictureError, check_depth, check_mask_size
+from clients.data.intake.identity import pseudonym
+from clients.data.intake.sources import Source
+from clients.data.intake.view import Novelty, bright, field_of_view
+from clients.data.manifest import Role
+from common.errors import CrossProbeError
+
+#: Frames that are taken from one loop at most: a long one is still one patient.
+MOST_FRAMES = 20
+CONTENT = ("site.yaml", "manifest.csv", "images", "masks")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is taken out, and how much is taken in. Everything is on by default.
+
+    Attributes:
+        spacing_mm: for files of which neither header nor table tells it.
+        keep_outside: leave the pixels outside of the field of view.
+        keep_frames: take every frame, also those that show the same.
+    """
+
+    role: Role
+    spacing_mm: float | None = None
+    device: str = ""
+    keep_outside: bool = False
+    keep_frames: bool = False
+    most_frames: int = MOST_FRAMES
+
+
+@dataclass
+class Removed:
+    """What an intake did, as counts, for the person who answers for it."""
+
+    files: int = 0
+    frames_seen: int = 0
+    frames_taken: int = 0
+    frames_alike: int = 0
+    frames_beyond_most: int = 0
+    frames_blanked: int = 0
+    pixels_blanked: int = 0
+    patients_renamed: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The counts in words."""
+        return [
+            f"{self.files} files, {self.frames_seen} frames seen, {self.frames_taken} taken",
+            f"{self.frames_alike} frames left out because they show what the one before shows",
+            f"{self.frames_beyond_most} frames left out because their loop has enough",
+            f"{self.pixels_blanked} pixels outside of the field of view blanked, in {self.frames_blanked} frames",
+            f"{self.patients_renamed} patients under new names; no header, no file name and no id was taken over",
+            f"{len(self.findings)} files not taken in",
+            "NOT looked for: text, arrows and calipers within the field of view. Look at every image before it is used",
+        ]
+
+
+#: Receives (before, after) of a frame that was taken in.
+Show = Callable[[Grey, Grey], None]
+
+
+def take_in(
+    sources: list[Source],
+    out: Path,
+    *,
+    name: str,
+    rules: Rules,
+    key: bytes,
+    overwrite: bool = False,
+    show: Show = lambda before, after: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Removed:
+    """Write the site's folder `out` and return what was done.
+
+    Raises:
+        FolderInUseError: see `whole_folder`.
+        CrossProbeError: if not one file could be taken in; then nothing is written.
+    """
+    removed, rows, patients = Removed(files=len(sources)), [], set()
+    with whole_folder(out, CONTENT, overwrite=overwrite) as work:
+        for kind in ("images", "masks"):
+            (work / kind).mkdir()
+        for done, source in enumerate(sources, 1):
+            try:
+                recording = open_recording(source.file)
+                patient = _patient(source, recording)
+                taken = list(_frames(source, recording, rules, removed))
+            except PictureError as error:
+                removed.findings.append(error.finding(source.name))
+                continue
+            finally:
+                progress(done, len(sources))
+            patients.add(patient)
+            for index, before, after, mask in taken:
+                show(before, after)
+                removed.frames_taken += 1
+                row = _row(key, source, recording, patient, index, rules)
+                Image.fromarray(after).save(work / str(row["image"]))
+                if mask is not None:
+                    row["mask"] = str(row["image"]).replace("images/", "masks/")
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(work / str(row["mask"]))
+                rows.append(row)
+        if not rows:
+            reasons = "\n".join(str(finding) for finding in removed.findings[:3])
+            raise CrossProbeError(f"none of {len(sources)} files could be taken in; nothing was written:\n{reasons}")
+        removed.patients_renamed = len(patients)
+        write_site_files(work, name=name, role=rules.role, rows=rows)
+    return removed
+
+
+def _patient(source: Source, recording: Recording) -> str:
+    patient = source.patient or recording.patient
+    if not patient:
+        raise PictureError(
+            "no-patient",
+            "expected to know whose image it is, found it neither in a table nor in its name or header",
+            "Give a table with --table, or the pattern of the names with --patient-pattern",
+        )
+    return patient
+
+
+def _row(key: bytes, source: Source, recording: Recording, patient: str, index: int, rules: Rules) -> dict[str, object]:
+    own, video = pseudonym(key, "patient", patient), pseudonym(key, "video", source.name)
+    spacing = next((s for s in (source.spacing_mm, recording.spacing_mm, rules.spacing_mm) if s is not None), None)
+    return {
+        "image": f"images/{own}_{video}_{index:04d}.png",
+        "patient": own,
+        "video": video,
+        "frame": index,
+        "device": source.device or rules.device or recording.device,
+        "spacing_mm": "" if spacing is None else f"{spacing:.6g}",
+        "split": source.split or "",
+    }
+
+
+def _frames(
+    source: Source, recording: Recording, rules: Rules, removed: Removed
+) -> Iterator[tuple[int, Grey, Grey, Mask | None]]:
+    """Index, image before and after, and mask of the frames of a file that are taken in."""
+    masks = _masks(source)
+    if masks is None and rules.role == "source":
+        raise PictureError("no-mask", "expected a mask (role: source), found none", "Give the masks with --masks")
+    # Twice over the file: a loop of a minute would not fit into memory as a whole.
+    shown: Mask | None = None
+    novelty, fresh, seen = Novelty(), [], 0
+    for index, frame in enumerate(_greys(recording)):
+        shown = bright(frame) if shown is None else shown | bright(frame)
+        if rules.keep_frames or novelty.is_new(frame):
+            fresh.append(index)
+        seen += 1
+    if shown is None:
+        raise PictureError("no-pixels", "expected frames, found none", "Copy or export it again")
+    if masks is not None and len(masks) != seen:
+        message = f"expected a mask for each of {seen} frames, found {len(masks)}"
+        raise PictureError("mask-count", message, "Export image and masks of the same clip")
+    view = None if rules.keep_outside else field_of_view(shown, recording.field)
+    if view is None and not rules.keep_outside:
+        raise PictureError(
+            "no-field",
+            "expected a bright sector or rectangle, found nothing that looks like the image of a probe",
+            "Leave the file out; or, if it shows nothing else than the image, give --keep-outside",
+        )
+    spread = np.unique(np.linspace(0, len(fresh) - 1, min(rules.most_frames, len(fresh))).round().astype(int))
+    removed.frames_seen += seen
+    removed.frames_alike += seen - len(fresh)
+    removed.frames_beyond_most += len(fresh) - len(spread)
+    chosen = {fresh[place] for place in spread}
+    for index, frame in enumerate(_greys(recording)):
+        if index in chosen:
+            mask = masks[index] if masks is not None else None
+            if mask is not None:
+                check_mask_size(mask.shape, frame.shape)
+            yield index, frame, _blanked(frame, view, removed), mask
+
+
+def _greys(recording: Recording) -> Iterator[Grey]:
+    for pixels in recording.frames():
+        if pixels.shape[:2] != (recording.height, recording.width):
+            raise PictureError("frame-size", "expected frames of one size, found others", "Export them one by one")
+        yield check_depth(b_mode(pixels), "image")
+
+
+def _blanked(frame: Grey, view: Mask | None, removed: Removed) -> Grey:
+    if view is None:
+        return frame
+    after = np.where(view, frame, frame.dtype.type(0))
+    lost = int(np.count_nonzero(frame) - np.count_nonzero(after))
+    removed.frames_blanked += lost > 0
+    removed.pixels_blanked += lost
+    return after
+
+
+def _masks(source: Source) -> list[Mask] | None:
+    """A mask for each frame; any label but 0 is foreground, and there may be only one."""
+    if source.mask is None:
+        return None
+    found = []
+    for pixels in open_recording(source.mask).frames():
+        grey = to_grey(pixels)[0]
+        if len(np.unique(grey)) > 2:
+            raise PictureError(
+                "non-binary-mask",
+                f"expected 0 and one label in {source.mask.name}, found {len(np.unique(grey))} values",
+                "Export one structure, as PNG, NIfTI or NRRD; JPEG smears outlines",
+            )
+        found.append(grey > 0)
+    return found

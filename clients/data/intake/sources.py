@@ -1,0 +1,127 @@
+"""What lies in a folder off a scanner: its files, and whose they are."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.data.findings import Finding, SiteFolderError
+from clients.data.manifest import COLUMNS, SPLITS, Split
+from clients.data.table import Line, decimal, read_table
+from common.errors import CrossProbeError
+
+#: Files that a system or this software leaves in a folder.
+OTHER_FILES = ("thumbs.db", "desktop.ini", "dicomdir")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, its path within the folder, and what is known of it before it is opened; empty where nothing is."""
+
+    file: Path
+    name: str
+    patient: str = ""
+    device: str = ""
+    spacing_mm: float | None = None
+    split: Split | None = None
+    mask: Path | None = None
+
+
+def find_sources(
+    folder: Path, *, table: Path | None = None, pattern: str | None = None, masks: Path | None = None
+) -> list[Source]:
+    """All files of a folder but hidden ones, or those that a table lists.
+
+    Args:
+        table: CSV with the columns of a manifest.csv, of which `image` alone is needed; paths from `folder`.
+        pattern: regular expression with one group, the patient, looked for in each file's path within the folder.
+        masks: folder with a file of the same path, whatever its suffix, for each image that has a mask.
+
+    Raises:
+        SiteFolderError: if the table cannot be used.
+        CrossProbeError: if the folder holds nothing, or the pattern is none.
+    """
+    if not folder.is_dir():
+        raise CrossProbeError(f"expected a folder of images, found none at {folder}. Correct the path.")
+    rows = _rows(folder, table) if table else {}
+    finder = _compiled(pattern) if pattern else None
+    known = _by_stem(masks) if masks else {}
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if hidden or path.name.lower() in OTHER_FILES or not path.is_file() or path == table:
+            continue
+        if table and name not in rows:
+            continue
+        source = rows.get(name, Source(path, name))
+        named = finder.search(name) if finder else None
+        found.append(
+            Source(
+                path,
+                name,
+                source.patient or (named[1] if named else ""),
+                source.device,
+                source.spacing_mm,
+                source.split,
+                source.mask or known.get(_stem(name)),
+            )
+        )
+    if not found:
+        raise CrossProbeError(f"{folder} holds no files to take in. Give the folder that holds the images.")
+    return found
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        finder = re.compile(pattern)
+    except re.error as error:
+        raise CrossProbeError(f"the pattern {pattern!r} is no regular expression: {error}.") from None
+    if finder.groups != 1:
+        raise CrossProbeError(
+            f"expected a pattern with one group, the patient, found {finder.groups} in {pattern!r}. For names such as "
+            r"case12_left.png it is: '(case\d+)_'"
+        )
+    return finder
+
+
+def _by_stem(masks: Path) -> dict[str, Path]:
+    if not masks.is_dir():
+        raise CrossProbeError(f"expected a folder of masks, found none at {masks}. Correct the path.")
+    return {_stem(path.relative_to(masks).as_posix()): path for path in sorted(masks.rglob("*")) if path.is_file()}
+
+
+def _stem(name: str) -> str:
+    """A path without its suffix, nor the two of `.nii.gz`."""
+    return re.sub(r"(\.nii\.gz|\.[A-Za-z0-9]{1,5})$", "", name)
+
+
+def _rows(folder: Path, table: Path) -> dict[str, Source]:
+    findings: list[Finding] = []
+    lines = read_table(table, COLUMNS, ("image",), findings, code="table")
+    found = {line.cells["image"].replace("\\", "/"): _source(folder, table, line, findings) for line in lines}
+    if findings:
+        raise SiteFolderError(findings)
+    return found
+
+
+def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> Source:
+    cells, where = line.cells, f"{table.name} line {line.number}"
+    image, mask = (cells[name].replace("\\", "/") for name in ("image", "mask"))
+    for name in filter(None, (image, mask)):
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()) or not path.is_file():
+            message = f"expected a file within {folder.name}, found {name!r}"
+            findings.append(Finding("missing-image", where, message, "Correct its path; A is not a"))
+    spacing = None
+    try:
+        spacing = decimal(cells["spacing_mm"]) if cells["spacing_mm"] else None
+    except ValueError:
+        message = f"expected millimetres per pixel, found {cells['spacing_mm']!r}"
+        findings.append(Finding("bad-spacing", where, message, "Correct it, or leave it empty"))
+    split = next((known for known in SPLITS if known == cells["split"].lower()), None)
+    if cells["split"] and split is None:
+        message = f"expected one of {', '.join(SPLITS)} or an empty cell, found {cells['split']!r}"
+        findings.append(Finding("bad-split", where, message, "Correct it, or leave it empty"))
+    return Source(
+        folder / image, image, cells["patient"], cells["device"], spacing, split, folder / mask if mask else None
+    )

@@ -1,0 +1,93 @@
+"""What a study may turn, and how far: the settings by which a training can be made to give patients away.
+
+An update of one step on one image, with weights made for it, IS that image. Steps, batch, masking, rates and
+norms decide how far an update is from that, so each has a bound in the site's policy, and stands in plain words
+on the page that a hospital approves. Bounds make such an attack dearer; only differential privacy rules it out.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common.study import Study
+from common.tasks import SelfSupervise, Task, TrainingTask
+
+if TYPE_CHECKING:
+    from clients.governance.policy import Policy
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound of the policy on a setting of a study.
+
+    Attributes:
+        key: of the policy.
+        words: what the setting is, for a hospital.
+        least: the bound is the least allowed value; else the largest.
+        value: the setting in a task of a study, or None where the task has none.
+        unless_private: differential privacy bounds the same, so that the limit falls away with it.
+    """
+
+    key: str
+    words: str
+    least: bool
+    value: Callable[[Study, Task], float | None]
+    unless_private: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A limited setting of one task: its value in a study and the policy's bound on it."""
+
+    key: str
+    words: str
+    value: float
+    bound: float
+    least: bool
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the value keeps the bound."""
+        return self.value >= self.bound if self.least else self.value <= self.bound
+
+
+def _draws(study: Study, task: Task) -> float | None:
+    return task.steps * study.batch_size if isinstance(task, TrainingTask) else None
+
+
+def _mask_ratio(study: Study, task: Task) -> float | None:
+    return task.mask_ratio if isinstance(task, SelfSupervise) else None
+
+
+def _mask_side(study: Study, task: Task) -> float | None:
+    return task.mask_block / study.image.size if isinstance(task, SelfSupervise) else None
+
+
+def _rate(study: Study, task: Task) -> float | None:
+    return task.learning_rate if isinstance(task, TrainingTask) else None
+
+
+def _decay(study: Study, task: Task) -> float | None:
+    return study.weight_decay if isinstance(task, TrainingTask) else None
+
+
+def _norm(study: Study, task: Task) -> float | None:
+    return study.participation.max_norm if isinstance(task, TrainingTask) else None
+
+
+LIMITS = (
+    Limit("min_update_draws", "images behind each update (steps x patients a step)", True, _draws, unless_private=True),
+    Limit("max_mask_ratio", "share of an image that is hidden and filled in", False, _mask_ratio),
+    Limit("max_mask_side", "side of a hidden block, as a share of the image's side", False, _mask_side),
+    Limit("max_learning_rate", "learning rate", False, _rate),
+    Limit("max_weight_decay", "weight decay", False, _decay),
+    Limit("max_update_norm", "size of an update (L2 norm)", False, _norm),
+)
+
+
+def settings_of(study: Study, task: Task, policy: "Policy") -> Iterator[Setting]:
+    """Yield the limited settings of a task in a study, each with the policy's bound."""
+    for limit in LIMITS:
+        value = limit.value(study, task)
+        if value is not None and not (limit.unless_private and study.privacy is not None):
+            yield Setting(limit.key, limit.words, value, getattr(policy, limit.key), limit.least)

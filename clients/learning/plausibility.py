@@ -1,0 +1,125 @@
+"""Do received weights look as if somebody had trained them? Before any image is shown to them.
+
+Weights that turn an update into a copy of images (Fowl et al. 2022, arXiv 2110.13057; Boenisch et al. 2023,
+arXiv 2112.02918) need layers that are blind, that pass an image through unchanged, or that differ in scale by
+orders. Training does none of that: it moves weights a little from where they began. In the trained networks of
+docs/results.md every layer's spread stays within 1.5 of its initial one, every filter's within 1.4 of its layer's,
+and no layer is carried by a few weights (`concentration` at least 0.3). The bounds below leave room beyond that.
+
+This makes such weights harder to write and their copies worse. It does not rule them out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.components import BASELINE, COMPONENTS, HALVES, component_of, select
+from common.errors import ContractError
+from common.networks import Networks, initial_networks
+from common.study import Study
+
+#: A tensor's root mean square over the initial one's, a filter's over its tensor's: at most this, at least 1 / this.
+SPREAD = 4.0
+#: Least `concentration`: 5/9 for uniform numbers, 1/3 for normal ones, 1/n where one number is all.
+CONCENTRATION = 0.1
+#: Largest bias, and largest weight of a normalisation; they begin at 0 and 1.
+BIAS, SCALE = 5.0, 10.0
+#: Most channels of a layer whose output no input moves, as a share.
+BLIND = 0.1
+#: Tensors of fewer numbers have no statistics.
+LEAST = 16
+
+
+class Plausibility:
+    """What a study's networks began as, and the check of what is received against it.
+
+    Args:
+        study: the site's own copy; components with weights of their own have no known beginning.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.given = {half for name in study.initial for half in HALVES.get(name, (name,))}
+        self.initial = initial_networks(study).export((*COMPONENTS, *BASELINE))
+        self.side = 2 * study.network.stride
+
+    def check(self, received: Mapping[str, np.ndarray], networks: Networks, components: Sequence[str]) -> None:
+        """Check received tensors, which `networks` hold already.
+
+        Args:
+            components: that the task trains or trains through; others are only looked at.
+
+        Raises:
+            ContractError: `implausible-weights`, with what is wrong where; the text stays in the site's log.
+        """
+        found = [*self._statistics(select(received, components)), *self._blind(networks, components)]
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise ContractError("implausible-weights", "; ".join(found[:3]) + more)
+
+    def _statistics(self, received: Mapping[str, np.ndarray]) -> Iterator[str]:
+        for name, x in received.items():
+            initial = self.initial[name]
+            if x.ndim < 2:
+                weights = name.endswith("weight")
+                bound = SCALE if weights else BIAS
+                largest = float(np.abs(x).max(initial=0.0))
+                if largest > bound:
+                    yield f"{name}: expected at most {bound:g} in size, found {largest:.3g}"
+                continue
+            began = _spread(initial)
+            if x.size < LEAST or began == 0.0:  # the head's last layer begins at zero
+                continue
+            spread = _spread(x)
+            if component_of(name) not in self.given and not began / SPREAD <= spread <= began * SPREAD:
+                yield f"{name}: expected a spread near {began:.3g}, found {spread:.3g}"
+            elif (focus := concentration(x)) < CONCENTRATION:
+                yield f"{name}: expected no few weights to be all, found a concentration of {focus:.3g}"
+            else:
+                for what, axis in (("output", 0), ("input", 1)):
+                    each = np.sqrt(np.square(x.astype(np.float64)).mean(tuple(i for i in range(x.ndim) if i != axis)))
+                    if (
+                        x.size // len(each) >= LEAST
+                        and not spread / SPREAD <= each.min() <= each.max() <= spread * SPREAD
+                    ):
+                        scales = f"{each.min():.3g} to {each.max():.3g}"
+                        yield f"{name}: expected {what} channels of one scale, found {scales}"
+
+    def _blind(self, networks: Networks, components: Sequence[str]) -> Iterator[str]:
+        """Yield the layers of which many channels are the same for every input."""
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(2, 1, self.side, self.side, generator=generator)
+        for branch in dict.fromkeys(name.partition(".")[0] for name in components if "." in name):
+            for name, out in _outputs(networks.branch(branch), inputs).items():
+                moved = (out[0] - out[1]).flatten(1).norm(dim=1) / out.flatten(2).norm(dim=2).amax(0).clamp(min=1e-12)
+                share = float((moved < 0.01).float().mean())
+                if share > BLIND:
+                    yield f"{branch}.{name}: expected channels that see the image, found {100 * share:.0f} % blind"
+
+
+def _outputs(network: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what each convolution of a network gives for the inputs, by its name."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        return lambda module, given, out: outputs.__setitem__(name, out.detach())
+
+    convolutions = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_hook(keep(name)) for name, module in convolutions]
+    with torch.no_grad():
+        network(inputs)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+def concentration(x: np.ndarray) -> float:
+    """Return `(sum x^2)^2 / (n sum x^4)`, in (0, 1]: the share of the numbers that carry the whole; 0 for all zeros."""
+    squares = np.square(x.astype(np.float64))
+    fourth = float(np.square(squares).sum())
+    return float(squares.sum()) ** 2 / (x.size * fourth) if fourth > 0 else 0.0
+
+
+def _spread(x: np.ndarray) -> float:
+    return float(np.sqrt(np.square(x.astype(np.float64)).mean()))

@@ -1,0 +1,87 @@
+"""A released model, read whole or not at all: a damaged one would draw outlines that look like any other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from common.components import FUSED, Tensors
+from common.contract import check_tensors
+from common.errors import ContractError, RunError
+from common.geometry import from_grid, placement, to_grid
+from common.infusion import predict_maps
+from common.networks import Networks
+from common.release import STUDY, WEIGHTS, find_release
+from common.strict_text import TextError, read_yaml
+from common.study import Study, read_study_of_run
+
+#: A model's L2 norm is around 100; a worker takes in no larger one.
+MAX_NORM = 1e5
+
+
+@dataclass(frozen=True)
+class Model:
+    """A released model and the study it belongs to. `fused` is False for a baseline's single branch."""
+
+    study: Study
+    networks: Networks
+    fused: bool
+
+    def probability(self, image: np.ndarray, spacing_mm: float | None) -> np.ndarray:
+        """Return the foreground probability [H, W] in [0, 1] of an image [H, W] in [0, 1].
+
+        Raises:
+            StudyError: if the study needs the image's spacing and there is none.
+        """
+        grid = self.study.image
+        place = placement(image.shape[0], image.shape[1], spacing_mm, grid)
+        pixels, valid = to_grid(image, place, grid, stride=self.study.network.stride)
+        maps = predict_maps(self.networks, self.study, pixels, valid)
+        return from_grid(maps["infusion" if self.fused else "source_branch"], place).numpy()
+
+
+def load_model(folder: Path) -> Model:
+    """Return the model of a release: exactly the tensors of its study, in float32, all finite.
+
+    Args:
+        folder: a release, or the finished run that holds it, see `common.release`.
+
+    Raises:
+        StudyError: if its study cannot be read.
+        RunError: if there is no release, it is not whole, or the study beside the model is not the one of the run.
+    """
+    release = find_release(folder)
+    study = read_study_of_run(release)
+    try:
+        recorded = read_yaml(release / STUDY)["hash"]  # type: ignore[index]
+    except (OSError, TextError, TypeError, KeyError):
+        recorded = None
+    if recorded != study.hash():
+        raise RunError(
+            f"{release / STUDY} was changed after the run, or is of another version of this software: its hash is not "
+            "the one it records. Get the release again; nothing was segmented."
+        )
+    file = release / WEIGHTS
+    tensors = _tensors(file)
+    networks = Networks(study)
+    expected = FUSED if study.fused else FUSED[:2]
+    try:
+        check_tensors(tensors, networks.shapes(expected), max_norm=MAX_NORM)
+    except ContractError as error:
+        raise RunError(
+            f"{file} is not the model of the study beside it ({error}). Get the release again; nothing was segmented."
+        ) from None
+    networks.load(tensors)
+    networks.requires_grad_(False)
+    return Model(study, networks, fused=study.fused)
+
+
+def _tensors(file: Path) -> Tensors:
+    try:
+        return load(file.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror}. Give the folder of a finished run.") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # also: a dtype numpy lacks
+        raise RunError(f"{file} is damaged or of another kind ({type(error).__name__}). Get it again.") from None

@@ -1,0 +1,73 @@
+"""What the commands of all parts share: their options, the form of their help, several words after one option."""
+
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from typer.core import TyperCommand
+
+typer.core.HAS_RICH = False  # its boxes would break the examples in the middle of an option, its tracebacks show values
+
+#: The seeds that a study may have, so that the command line refuses what the YAML would.
+MAX_SEED = 2**31 - 1
+
+Json = Annotated[bool, typer.Option("--json", help="print the result for machines")]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="study file (YAML)")]
+SiteFolder = Annotated[Path, typer.Option("--site", metavar="DIR", help="folder with site.yaml and manifest.csv")]
+StateFolder = Annotated[Path, typer.Option("--state", metavar="DIR", help="the site's state folder; not the data's")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="the same seed gives the same bytes")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what this command wrote there before")]
+#: Where the SuperLink is, for a shell or a container that always talks to the same one.
+ADDRESS_VARIABLE, CA_VARIABLE = "CROSSPROBE_ADDRESS", "CROSSPROBE_CA"
+Address = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help=f"the SuperLink's, as this machine sees it; else {ADDRESS_VARIABLE}")
+]
+Ca = Annotated[
+    Path | None, typer.Option(metavar="FILE", help=f"the kit's ca.crt; else {CA_VARIABLE}", show_default=False)
+]
+
+
+def commands(**more: Any) -> typer.Typer:
+    """Return a group of commands with plain help, whose examples can be copied."""
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **more)
+
+
+def examples(*lines: str, note: str = "") -> str:
+    """Return the end of a command's help: lines to copy, kept as they are, and a note."""
+    return "\b\nexamples:\n" + "\n".join(f"  {line}" for line in lines) + (f"\n\n{note}" if note else "")
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse `nan`, which no range does. Raises BadParameter."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a number, found {value}")
+    return value
+
+
+def typed(context: typer.Context) -> str:
+    """Return the command as the user typed it, for the record of what it made."""
+    words = context.find_root().obj
+    return shlex.join(["crossprobe", *(sys.argv[1:] if words is None else words)])
+
+
+def several(option: str) -> type[TyperCommand]:
+    """Return a kind of command whose `option` takes all words up to the next one: `--sites runs/sites/*`."""
+
+    class Several(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            given: list[str] = []
+            current = ""
+            for word in args:
+                if word.startswith("-"):
+                    current = word
+                elif current == option != given[-1]:
+                    given.append(option)
+                given.append(word)
+            return super().parse_args(ctx, given)
+
+    return Several

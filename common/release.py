@@ -1,0 +1,62 @@
+"""A released model's folder: what is in it, and whether it is still as it was written. Torch-free.
+
+    model.safetensors   the weights
+    study.yaml          the study that made them, with its hash
+    card.md             what the model is, for whom, and what was not shown
+    SHA256SUMS          the hash of each; `sha256sum -c SHA256SUMS` reads it too
+
+It holds no number of a single site, unlike the folder of the run that it comes from.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.errors import RunError
+
+#: In a run's folder.
+RELEASE = "release"
+WEIGHTS, STUDY, CARD, SUMS = "model.safetensors", "study.yaml", "card.md", "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
+
+
+def sums_of(contents: Mapping[str, bytes]) -> bytes:
+    """Return the list of hashes of files, name -> content."""
+    return "".join(f"{hashlib.sha256(blob).hexdigest()}  {name}\n" for name, blob in sorted(contents.items())).encode()
+
+
+def find_release(folder: Path) -> Path:
+    """Return the release that a folder is, or that a run's folder holds.
+
+    Raises:
+        RunError: if there is none, or anything in it is not as it was written; all of it at once.
+    """
+    found = folder if (folder / SUMS).exists() else folder / RELEASE
+    problems = list(_problems(found))
+    if problems:
+        raise RunError(
+            f"{found} is not a whole release:\n" + "\n".join(f"  {problem}" for problem in problems) + "\nAsk the "
+            "coordinator for the release again. In the folder of a finished run: crossprobe study release RUN"
+        )
+    return found
+
+
+def _problems(folder: Path) -> list[str]:
+    try:
+        lines = [_LINE.fullmatch(line) for line in (folder / SUMS).read_text(encoding="ascii").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return [f"{SUMS} is missing or cannot be read"]
+    expected = {line[2]: line[1] for line in lines if line is not None}
+    if None in lines or expected.keys() != {WEIGHTS, STUDY, CARD}:
+        return [f"{SUMS} does not name exactly {WEIGHTS}, {STUDY} and {CARD}"]
+    problems = []
+    for name, sha256 in expected.items():
+        try:
+            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+            continue
+        if found != sha256:
+            problems.append(f"{name}: expected SHA-256 {sha256}, found {found}")
+    return problems

@@ -1,0 +1,42 @@
+"""The patient-weighted mean, exactly (FedAvg's weighting: McMahan et al. 2017, arXiv 1602.05629)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.components import Tensors
+from server.aggregation.fixed_point import check_range, from_fixed, to_fixed
+
+
+class ExactMean:
+    """The patient-weighted sum of one role's updates, in int64: memory of one model, any order of arrival.
+
+    Args:
+        most_patients: of all sites of the role together.
+    """
+
+    def __init__(self, most_patients: int) -> None:
+        self.most_patients = most_patients
+        self._sums: dict[str, np.ndarray] = {}
+        self.patients = 0
+
+    def add(self, updates: Mapping[str, np.ndarray], patients: int) -> None:
+        """Add one site's updates: `rint(x * 2^32) * patients`.
+
+        Args:
+            updates: float32 tensors, new minus received.
+            patients: the site's declared training patients, > 0.
+
+        Raises:
+            ContractError: `absurd-norm` if a value could overflow the sum.
+        """
+        for x in updates.values():
+            check_range(x, self.most_patients)
+        for name, x in updates.items():
+            fixed = to_fixed(x) * patients
+            self._sums[name] = self._sums[name] + fixed if name in self._sums else fixed
+        self.patients += patients
+
+    def mean(self) -> Tensors:
+        """Return the patient-weighted mean update, float64."""
+        return {name: from_fixed(value, self.patients) for name, value in self._sums.items()}

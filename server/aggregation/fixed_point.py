@@ -1,0 +1,33 @@
+"""Updates as integers: they add up to the same sum whoever comes first.
+
+By hand: Flower's strategies add up floats, whose sum depends on the order in which replies arrive.
+"""
+
+import numpy as np
+
+from common.errors import ContractError
+
+#: Fixed-point scale. float32 carries 24 bits, so an update of size 1 keeps more than it had.
+SCALE = float(2**32)
+#: |x| * SCALE * patients of the whole role must stay below 2^63, with room for rounding.
+_LIMIT = 2.0**62
+
+
+def check_range(x: np.ndarray, most_patients: int) -> None:
+    """Check that the sum of a role's updates cannot overflow.
+
+    Raises:
+        ContractError: `absurd-norm`.
+    """
+    if x.size and float(np.abs(x).max()) * SCALE * most_patients >= _LIMIT:
+        raise ContractError("absurd-norm", "an update is too large to be summed exactly")
+
+
+def to_fixed(x: np.ndarray) -> np.ndarray:
+    """Return `rint(x * 2^32)`, int64."""
+    return np.rint(x.astype(np.float64) * SCALE).astype(np.int64)
+
+
+def from_fixed(total: np.ndarray, weight: int) -> np.ndarray:
+    """Return the mean that a sum of weighted fixed-point updates stands for, float64."""
+    return total.astype(np.float64) / (SCALE * weight)

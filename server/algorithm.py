@@ -1,0 +1,160 @@
+"""The algorithm, as two pure functions on plain state; the file to read first.
+
+Each round, every site does its role's task on the components that it received and sends back what it changed.
+From these replies the server's next state follows:
+
+    for each role:        u_role = mean over its sites of (trained - received)     (`server.aggregation`)
+    for each component:   new = old + rho_source * u_source + rho_target * u_target
+
+where a stage gives rho. Sites that can tell how good the received model is say so without labels (`score`).
+By that the released model is chosen: that of the latest round whose score is at most `release.tolerance` below
+the best so far. A round that trained under a model far below the best is undone.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from common.components import BASELINE, ROLES, Role, Tensors, component_of, select
+from common.errors import ContractError
+from common.study import BranchName, Round, Stage, Study
+from server.aggregation import Aggregator, aggregator
+from server.state import Participant, ServerState, fused_tensors
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one site sent that keeps the contract: metrics, and updates by tensor name, float32."""
+
+    site: str
+    metrics: Mapping[str, float]
+    updates: Tensors
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What became of a round, for people to read.
+
+    Attributes:
+        counted: enough sites of each role replied; else the state is the one before.
+        score: patient-weighted label-free score of the model that the sites received, or None.
+        rolled_back: the updates were dropped and the released model restored.
+        refused: site -> why its updates could not be added up after all.
+    """
+
+    counted: bool
+    score: float | None = None
+    rolled_back: bool = False
+    refused: Mapping[str, ContractError] = field(default_factory=dict)
+
+
+def init(study: Study, participants: Mapping[str, Participant], components: Tensors) -> ServerState:
+    """Return the state before the first round. `components` may hold `baseline` tensors, which stay as they are."""
+    wanted = {component_of(name) for name in components}
+    if not study.compares:
+        wanted -= set(BASELINE)
+    return ServerState(round=0, components=select(components, wanted), participants=dict(participants))
+
+
+def taken_over(components: Tensors, begin: Mapping[BranchName, BranchName]) -> Tensors:
+    """Return the tensors a stage begins with: those of each branch in `begin` are the other branch's."""
+    return components | {
+        branch + name.removeprefix(other): tensor
+        for branch, other in begin.items()
+        for name, tensor in components.items()
+        if name.startswith(f"{other}.")
+    }
+
+
+def apply(study: Study, state: ServerState, round_: Round, replies: Iterable[Reply]) -> tuple[ServerState, Diagnostics]:
+    """Return the state after a round, and what became of it.
+
+    Args:
+        replies: in any order, taken one by one, so that only one need be in memory; the order changes no bit.
+    """
+    sums = _aggregators(state, round_.stage)
+    metrics: dict[str, Mapping[str, float]] = {}
+    refused = {}
+    for reply in replies:
+        site = state.participants[reply.site]
+        try:
+            if reply.updates:
+                sums[site.role].add(reply.updates, site.patients)
+            metrics[reply.site] = reply.metrics
+        except ContractError as error:
+            refused[reply.site] = error
+    if lacking(study, [state.participants[site].role for site in metrics], round_):
+        return state, Diagnostics(counted=False, refused=refused)
+
+    score = weighted(state.participants, metrics, "score")
+    rolled_back = False
+    if score is not None:
+        best = score if state.best_score is None else max(score, state.best_score)
+        state = replace(state, best_score=best)
+        if score >= best - study.release.tolerance:
+            state = replace(state, released=fused_tensors(state.components), released_round=round_.index)
+        else:
+            rolled_back = _refines(round_.stage) and score < best - study.release.rollback
+    components = state.components | state.released if rolled_back else updated(state.components, sums, round_.stage)
+    prior = weighted(state.participants, metrics, "foreground_fraction")
+    if prior is not None:
+        # A share may be over 1 by a rounding error, which the next request would not take.
+        state = replace(state, foreground_prior=min(1.0, max(0.0, prior)))
+    state = replace(state, round=round_.index + 1, components=components)
+    return state, Diagnostics(True, score, rolled_back, refused)
+
+
+def updated(old: Tensors, sums: Mapping[Role, Aggregator], stage: Stage) -> Tensors:
+    """Return `old + sum over roles of rho_role * mean update of the role`, float32.
+
+    Args:
+        old: all tensors of the server.
+        sums: role -> its summed updates; a role without replies is left out and moves nothing.
+        stage: gives rho for each component and role.
+    """
+    change: dict[str, np.ndarray] = {}
+    # a fixed order of roles: the float64 additions below are not associative
+    for role in sorted(role for role in sums if sums[role].patients):
+        for name, mean in sums[role].mean().items():
+            step = stage.rho(component_of(name), role) * mean
+            change[name] = change[name] + step if name in change else step
+    return {
+        name: (x.astype(np.float64) + change[name]).astype(np.float32) if name in change else x
+        for name, x in old.items()
+    }
+
+
+def lacking(study: Study, roles: Sequence[Role], round_: Round) -> dict[Role, tuple[int, int]]:
+    """Return each role that keeps a round from counting, with how many of it there are and how many it needs.
+
+    Args:
+        roles: of the sites that did their part, or could.
+    """
+    tasks = {role: round_.stage.task_of(role) for role in study.participation.quorum}
+    return {
+        role: (roles.count(role), least)
+        for role, least in study.participation.quorum.items()
+        # what judges the released model reports whoever answered
+        if (task := tasks[role]) is not None and not task.of_released and roles.count(role) < least
+    }
+
+
+def weighted(
+    participants: Mapping[str, Participant], metrics: Mapping[str, Mapping[str, float]], name: str
+) -> float | None:
+    """Return the patient-weighted mean of a metric over the sites that sent it, or None."""
+    known = [(m[name], participants[site].patients) for site, m in sorted(metrics.items()) if name in m]
+    total = sum(patients for _, patients in known)
+    return sum(value * patients for value, patients in known) / total if total else None
+
+
+def _aggregators(state: ServerState, stage: Stage) -> dict[Role, Aggregator]:
+    everyone = state.participants.values()
+    patients = {role: sum(site.patients for site in everyone if site.role == role) for role in ROLES}
+    return {role: aggregator(stage.aggregator, most) for role, most in patients.items()}
+
+
+def _refines(stage: Stage) -> bool:
+    """Whether a stage trains under a model whose score is measured first, so that a bad round can be undone."""
+    return stage.target is not None and stage.target.selects_release and bool(stage.target.trains)

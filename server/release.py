@@ -1,0 +1,138 @@
+"""The released model as a folder that may be passed on; see `common.release`.
+
+The same run gives the same bytes. Nothing in it is of a single site: no name, no count of patients, no measure.
+"""
+
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from safetensors.numpy import save
+
+from common.components import ROLES, Tensors
+from common.errors import RunError
+from common.files import PUBLIC, private_folder, write_atomically
+from common.messages import digest
+from common.release import CARD, STUDY, SUMS, WEIGHTS, find_release, sums_of
+from common.run_folder import RunFolder
+from common.study import Study, read_study_of_run
+from common.version import software_version
+from server.state import ServerState, fused_tensors, load_state
+
+# Here and not in a file: Flower's bundle of an app takes no template, and the ServerApp writes the card.
+_CARD = """\
+# Model card: {{ study.name }}
+
+{{ kind }} that marks one structure in ultrasound images, trained by federated learning: no image left a site.
+**Research software, no medical device. Nobody has shown that it is safe or useful for any patient.**
+
+| | |
+| --- | --- |
+| study | `{{ study.name }}`, SHA-256 `{{ study.hash() }}`; all its settings are in `{{ files.study }}` |
+| weights | `{{ files.weights }}`, SHA-256 `{{ weights }}`, {{ "{:,}".format(parameters) }} numbers, float32 |
+| software | CrossProbe {{ software }} |
+| network | {{ study.network.kind }}, features {{ study.network.features | join(", ") }} |
+| input | one grey image, {{ grid }} |
+| output | probability in [0, 1] of each pixel; the mask is above 0.5 |
+| sites | {% for role, count in sites.items() %}{{ count }} {{ role }}{{ ", " if not loop.last }}{% endfor %} |
+| rounds | {{ rounds }} |
+{% if chosen is not none %}
+| chosen | the model of round {{ chosen }}, by a score that needs no labels |
+{% endif %}
+
+## What bounds what it tells of a patient
+{% if study.privacy %}
+Differential privacy of all images of a patient, at delta {{ study.privacy.delta }}, with noise
+{{ study.privacy.noise_multiplier }} and clip {{ study.privacy.max_gradient_norm }}. A site stopped at epsilon
+{{ study.privacy.epsilon_cap }} at the latest; what other models tell of the same patients comes on top.
+{% else %}
+**Nothing.** It was trained without differential privacy: whoever has the weights may find out whether a patient was in
+the training data, and parts of images may be rebuilt from them. Treat the weights as personal data.
+{% endif %}
+
+## What was not shown
+- How well it works on any probe, hospital or patient group. The measures of this run are of single sites and stay with
+  the coordinator. Measure it on labelled images of your own before you rely on a mask.
+- That it leaves out no group of patients: nothing here knows age, sex or origin.
+- That masks are right where the image is unlike those of the training: another organ, view, depth or device.
+
+## Use
+`sha256sum -c {{ files.sums }}` in this folder, then
+`crossprobe predict --model THIS-FOLDER --images scans/ --out segmented/`
+{%- if study.image.spacing_mm %} with `--spacing-mm`, the side of the images' pixels{% endif %}.
+"""
+
+
+def write_release(run: RunFolder, study: Study, state: ServerState) -> Path:
+    """Write a finished run's release and return its folder; the weights last, so that whoever finds them has all."""
+    tensors = final_model(study, state)
+    weights = save(dict(sorted(tensors.items())))
+    contents = {WEIGHTS: weights, STUDY: _study(study), CARD: _card(study, state, tensors, digest(weights)).encode()}
+    with run.writing():
+        private_folder(run.release)
+    for name, content in {
+        SUMS: sums_of(contents),
+        CARD: contents[CARD],
+        STUDY: contents[STUDY],
+        WEIGHTS: weights,
+    }.items():
+        write_atomically(run.release / name, content)
+    return run.release
+
+
+def export_release(run: RunFolder, out: Path | None = None) -> Path:
+    """Return a finished run's release, checked, or a checked copy of it in a new folder.
+
+    Raises:
+        RunError: if the run is not finished, the release was changed, or the copy cannot be written.
+    """
+    study = read_study_of_run(run.path)
+    state = load_state(run.checkpoint, study.hash())
+    if state is None or state.round < len(list(study.rounds())):
+        raise RunError(f"{run.path} holds no finished run. Continue it with --resume.")
+    if not (run.release / SUMS).exists():
+        write_release(run, study, state)
+    folder = find_release(run.release)
+    if out is None:
+        return folder
+    try:
+        out.mkdir(parents=True)
+        for name in (SUMS, CARD, STUDY, WEIGHTS):
+            write_atomically(out / name, (folder / name).read_bytes(), then="run the command again", mode=PUBLIC)
+    except FileExistsError:
+        raise RunError(f"{out} is there already. Choose a new folder with --out; nothing was changed.") from None
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror}. Choose another folder with --out.") from None
+    return find_release(out)
+
+
+def final_model(study: Study, state: ServerState) -> Tensors:
+    """Return what a finished run releases: both branches and the head, or the one branch that was trained."""
+    if not study.fused:
+        return {name: x for name, x in state.components.items() if name.startswith("source_branch.")}
+    return state.released or fused_tensors(state.components)
+
+
+def _study(study: Study) -> bytes:
+    content = study.model_dump(mode="json")
+    for weights in content["initial"].values():
+        weights["file"] = Path(weights["file"]).name  # the folders of the coordinator's machine are nobody's business
+    return yaml.safe_dump({"hash": study.hash(), "study": content}, sort_keys=False).encode()
+
+
+def _card(study: Study, state: ServerState, tensors: Tensors, weights: str) -> str:
+    grid = study.image
+    page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(_CARD)
+    return page.render(
+        study=study,
+        kind="Two networks and the small one that weighs them" if study.fused else "A network",
+        weights=weights,
+        parameters=sum(x.size for x in tensors.values()),
+        software=software_version(),
+        grid=f"{grid.size} x {grid.size} pixels"
+        + (f" of {grid.spacing_mm} mm" if grid.spacing_mm else ", letterboxed"),
+        sites={role: sum(site.role == role for site in state.participants.values()) for role in ROLES},
+        rounds=state.round,
+        chosen=state.released_round,
+        files={"weights": WEIGHTS, "study": STUDY, "sums": SUMS},
+    )

@@ -1,0 +1,1 @@
+"""The audit of leakage: what a hostile coordinator gets out of a site, by the messages alone."""

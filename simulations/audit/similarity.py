@@ -1,0 +1,54 @@
+"""How like a site's images is what was rebuilt, and how like them would anything be that shows the same anatomy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.data.dataset import Dataset
+from common.geometry import standardise
+
+
+@dataclass(frozen=True)
+class Match:
+    """The image of the site that something rebuilt is most like.
+
+    Attributes:
+        correlation: Pearson's, over the pixels of the image, without padding.
+        patient: whose image it is.
+        other: the highest correlation with an image of any other patient: what anatomy and device alone give.
+    """
+
+    correlation: float
+    patient: str
+    other: float
+
+
+class Gallery:
+    """A site's letterboxed training images [N, S, S] as networks see them, to compare with."""
+
+    def __init__(self, data: Dataset) -> None:
+        frames = data.site.frames_of("train")
+        samples = [data.sample(frame) for frame in frames]
+        self.patients = np.array([frame.patient for frame in frames])
+        self.valid = torch.stack([sample.valid for sample in samples])
+        images = torch.stack([sample.image for sample in samples])
+        self.images = standardise(images[:, None], self.valid[:, None])[:, 0]
+
+    def match(self, rebuilt: Tensor) -> Match:
+        """Return the best match of a rebuilt image [S, S], whatever its scale and offset."""
+        found = self.correlations(rebuilt)
+        patient = self.patients[found.argmax()]
+        return Match(float(found.max()), str(patient), float(found[self.patients != patient].max(initial=-1.0)))
+
+    def correlations(self, rebuilt: Tensor) -> np.ndarray:
+        """Return the correlation of a rebuilt image [S, S] with each image, [N]."""
+        weight = self.valid.flatten(1).double()
+
+        def unit(x: Tensor) -> Tensor:
+            flat = x.flatten(1).double()
+            flat = (flat - (flat * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)) * weight
+            return flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-30)
+
+        return (unit(self.images) * unit(rebuilt.expand(len(self.images), -1, -1))).sum(1).numpy()

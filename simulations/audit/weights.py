@@ -1,0 +1,56 @@
+"""Crafted weights: parts of a network that no image moves, and parts that carry the image through.
+
+Features that are the same for every image are known to whoever made the weights. Zero padding gives every position
+features of its own, so that they tell positions apart.
+"""
+
+import torch
+from torch import Tensor, nn
+
+#: Groups of the networks' group norm; the first carries the image, the others never see it.
+GROUPS = 4
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    """Return the convolutions of a network, in the order of its modules."""
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+@torch.no_grad()
+def blind(encoder: nn.Module) -> None:
+    """Make an encoder's features the same for every image: its first convolution reads nothing."""
+    nn.init.zeros_(convolutions(encoder)[0].weight)
+
+
+@torch.no_grad()
+def carry(layer: nn.Conv2d, read: int) -> None:
+    """Let a layer's first group pass the image on, in channels of either sign, and hide it from the other groups.
+
+    `leaky(x) - leaky(-x) = 1.1 x`, so that the activation between two layers undoes itself.
+
+    Args:
+        read: channels of the input that hold the image: 1 for the image itself, else its first group.
+    """
+    group = layer.out_channels // GROUPS
+    layer.weight[:, :read] = 0
+    layer.weight[:group] = 0
+    assert layer.bias is not None
+    layer.bias[:group] = 0
+    for channel in range(group):
+        sign = 1 - 2 * (channel % 2)
+        layer.weight[channel, 0, 1, 1] = sign
+        if read > 1:
+            layer.weight[channel, 1, 1, 1] = -sign
+
+
+def carry_through(encoder: nn.Module, upto: int | None = None) -> None:
+    """Let the first `upto` convolutions of a BasicUNet's encoder (None: all) carry the image; see `carry`."""
+    read = 1
+    for layer in convolutions(encoder)[:upto]:
+        carry(layer, read)
+        read = layer.out_channels // GROUPS
+
+
+def noise(size: int) -> Tensor:
+    """Return something that is no image, [1, 1, S, S]: features that no image moves are the same for it."""
+    return torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))

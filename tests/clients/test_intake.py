@@ -1,0 +1,321 @@
+"""A folder off a scanner becomes a site without findings, and nobody's name comes along."""
+
+import io
+import json
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from recordings import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, dicom, video
+
+from clients.data.formats.recording import Field
+from clients.data.intake.identity import pseudonym, site_key
+from clients.data.intake.view import Novelty, bright, field_of_view
+from clients.data.site import check_site, load_site
+from common.errors import SiteStateError
+from crossprobe import main
+
+HEIGHT, WIDTH = 240, 320
+Shape = Callable[[], np.ndarray]
+
+
+def linear() -> np.ndarray:
+    """Where a linear probe's image lies, bool [H, W]."""
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    inside[30:220, 80:240] = True
+    return inside
+
+
+def convex() -> np.ndarray:
+    """Where a curved probe's image lies: a sector of a ring, 64 degrees wide."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    down, across = rows + 30.0, columns - WIDTH / 2
+    radius, angle = np.hypot(down, across), np.degrees(np.arctan2(across, down))
+    return (radius > 65) & (radius < 255) & (np.abs(angle) < 32)
+
+
+def speckle(inside: np.ndarray, seed: int, shadow: bool = False) -> np.ndarray:
+    """Rayleigh noise within a field, with a cyst, and maybe a bone's shadow; black elsewhere."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    level = 60 * np.exp(-rows / 300) * (1 + 0.3 * np.sin(columns / 20 + seed))
+    level[np.hypot(rows - 120, columns - 150) < 18] = 4
+    if shadow:
+        level[(rows > 140) & (np.abs(columns - 175) < 14)] = 2
+    return np.where(inside, np.clip(rng.rayleigh(1, inside.shape) * level, 1, 255), 0).astype(np.uint8)
+
+
+TEXTS = (
+    ((4, 4), "MUELLER ANNA 12.03.1987"),
+    ((4, 224), "Hospital 4711"),
+    ((250, 40), "Gn 54\nDR 60"),
+    ((2, 110), "MI 0.9"),
+)
+
+
+def with_text(grey: np.ndarray) -> np.ndarray:
+    """A frame with what a console writes around it, and a depth ruler beside it."""
+    picture = Image.fromarray(grey)
+    pen = ImageDraw.Draw(picture)
+    for place, text in TEXTS:
+        pen.text(place, text, fill=255)
+    for depth in range(40, 220, 20):
+        pen.line((246, depth, 250, depth), fill=200)
+    pen.rectangle((300, 60, 310, 180), fill=128)  # the grey bar
+    return np.asarray(picture)
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shape", [linear, convex])
+def test_all_that_is_written_around_the_image_is_found_and_the_image_is_kept(
+    shape: Shape, seed: int, shadow: bool
+) -> None:
+    inside = shape()
+    frame = with_text(speckle(inside, seed, shadow))
+
+    view = field_of_view(bright(frame))
+
+    assert view is not None
+    outside = np.where(inside, 0, frame)
+    assert np.count_nonzero(outside[view]) == 0
+    assert view[inside].mean() > 0.97
+
+
+@pytest.mark.parametrize("shape", [linear, convex])
+def test_an_even_panel_larger_than_the_image_is_not_taken_for_it(shape: Shape) -> None:
+    inside = shape()
+    wide = np.full((HEIGHT, WIDTH + 500), 90, np.uint8)
+    wide[:, :WIDTH] = with_text(speckle(inside, 1))
+    ImageDraw.Draw(picture := Image.fromarray(wide)).text((600, 100), "MUELLER ANNA", fill=255)
+
+    view = field_of_view(bright(np.asarray(picture)))
+
+    assert view is not None
+    assert not view[:, WIDTH:].any()
+    assert view[:, :WIDTH][inside].mean() > 0.97
+
+
+def test_a_screen_without_an_image_has_no_field() -> None:
+    assert field_of_view(bright(with_text(np.zeros((HEIGHT, WIDTH), np.uint8)))) is None
+    assert field_of_view(np.zeros((HEIGHT, WIDTH), bool)) is None
+
+
+def test_nothing_outside_the_region_that_the_header_tells_is_kept() -> None:
+    view = field_of_view(bright(speckle(linear(), 0)), Field(60, 100, 200, 200))
+
+    assert view is not None
+    assert not view[:60].any()
+    assert not view[:, 200:].any()
+    assert view[60:200, 100:200].mean() > 0.97
+
+
+def test_frames_that_show_the_same_are_told_from_new_ones() -> None:
+    frames = [speckle(linear(), seed) for seed in (0, 0, 3)]
+    noisy = np.clip(frames[0].astype(int) + np.random.default_rng(0).integers(-3, 4, frames[0].shape), 0, 255)
+    novelty = Novelty()
+
+    assert [novelty.is_new(own) for own in (*frames[:2], noisy.astype(np.uint8), frames[2])] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_key_is_made_once_kept_private_and_gives_names_that_do_not_tell(tmp_path: Path) -> None:
+    key = site_key(tmp_path / "key")
+
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    assert site_key(tmp_path / "key") == key
+    assert pseudonym(key, "patient", "4711 ") == pseudonym(key, "patient", "4711")
+    assert pseudonym(key, "patient", "4711") != pseudonym(site_key(tmp_path / "other"), "patient", "4711")
+    assert pseudonym(key, "patient", "4711") != pseudonym(key, "video", "4711")
+    (tmp_path / "key").chmod(0o644)
+    with pytest.raises(SiteStateError, match="chmod 600"):
+        site_key(tmp_path / "key")
+    (tmp_path / "other").write_bytes(b"short")
+    with pytest.raises(SiteStateError, match="expected 32 bytes, found 5"):
+        site_key(tmp_path / "other")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """What a hospital has: DICOM of three patients, a loop, screenshots; names in every place."""
+    folder = tmp_path / "archive/Mueller_Anna"
+    folder.mkdir(parents=True)
+    loop = np.stack([with_text(speckle(linear(), seed)) for seed in (0, 0, 5, 9)])
+    dicom(folder / "Mueller_Anna_IM0001", loop, spacing_mm=0.2)
+    dicom(folder / "IM0002.dcm", with_text(speckle(convex(), 2))[None], spacing_mm=0.2, PatientID="HOSP-2")
+    dicom(
+        folder / "IM0003.dcm", with_text(speckle(convex(), 3))[None], spacing_mm=0.2, PatientID="HOSP-3", syntax="rle"
+    )
+    (folder / "report.txt").write_text("findings of Mueller, Anna")
+    return folder.parent
+
+
+def everything(folder: Path) -> bytes:
+    """All names and all bytes of a folder, pictures also as text chunks."""
+    parts = [str(path.relative_to(folder)).encode() + path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    return b"\n".join(parts)
+
+
+def test_a_folder_of_dicom_becomes_a_site_in_which_nobody_is_named(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "our-site"
+
+    assert main(["site", "new", str(archive), str(out), "--role", "target"]) == 0
+
+    site = load_site(out)
+    assert (site.config.name, site.config.role) == ("our-site", "target")
+    assert len(site.frames) == 3 + 2
+    assert len({frame.patient for frame in site.frames}) == 3
+    assert {frame.spacing_mm for frame in site.frames} == {0.2}
+    assert {frame.device for frame in site.frames} == {"Maker Model 5"}
+    content = everything(out)
+    for secret in (*PATIENT_NAME.split("^"), PATIENT_ID, BIRTH_DATE, "HOSP", "IM000", "report"):
+        assert secret.lower().encode() not in content.lower()
+    for frame in site.frames:
+        pixels = np.asarray(Image.open(frame.image))
+        written = with_text(np.zeros((HEIGHT, WIDTH), np.uint8)) > 0
+        assert not pixels[written & ~linear() & ~convex()].any()
+        assert set(Image.open(frame.image).info) == set()
+    shown = capsys.readouterr().out
+    assert "6 frames seen, 5 taken" in shown
+    assert "1 frames left out because they show what the one before shows" in shown
+    assert "unknown-format: Mueller_Anna/report.txt" in shown
+    assert "NOT looked for" in shown
+
+
+def test_the_pictures_before_and_after_lie_beside_the_site_for_its_owner_alone(archive: Path, tmp_path: Path) -> None:
+    assert main(["site", "new", str(archive), str(tmp_path / "our-site"), "--role", "target"]) == 0
+
+    sheet = tmp_path / "our-site-before-after.png"
+    assert stat.S_IMODE(sheet.stat().st_mode) == 0o600
+    pixels = np.asarray(Image.open(io.BytesIO(sheet.read_bytes())))
+    assert (pixels == (214, 40, 40)).all(-1).any()
+    assert not list((tmp_path / "our-site").rglob("*before*"))
+
+
+def test_the_same_key_gives_a_patient_the_same_name_in_the_next_import(archive: Path, tmp_path: Path) -> None:
+    common = ["--role", "target", "--name", "our-site", "--key", str(tmp_path / "key")]
+    for out in ("a", "b"):
+        assert main(["site", "new", str(archive), str(tmp_path / out), *common]) == 0
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+    assert main(["site", "new", str(archive), str(tmp_path / "c"), *common[:-1], str(tmp_path / "other")]) == 0
+    assert everything(tmp_path / "c") != everything(tmp_path / "a")
+
+
+def screenshots(folder: Path, masks: Path | None) -> None:
+    folder.mkdir()
+    if masks is not None:
+        masks.mkdir()
+    for number in range(20):
+        Image.fromarray(with_text(speckle(linear(), number))).save(folder / f"case{number // 2}_{number % 2}.jpg")
+        if masks is not None:
+            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            mask[100:140, 120:180] = 1
+            Image.fromarray(mask).save(masks / f"case{number // 2}_{number % 2}.png")
+
+
+def test_screenshots_get_their_patients_by_a_pattern_and_their_masks_from_a_folder(tmp_path: Path) -> None:
+    screenshots(tmp_path / "shots", tmp_path / "masks")
+    command = [
+        "site",
+        "new",
+        str(tmp_path / "shots"),
+        str(tmp_path / "north"),
+        "--role",
+        "source",
+        "--spacing-mm",
+        "0.2",
+    ]
+
+    assert main([*command, "--patient-pattern", r"(case\d+)_", "--masks", str(tmp_path / "masks")]) == 0
+
+    site = load_site(tmp_path / "north")
+    assert len({frame.patient for frame in site.frames}) == 10
+    assert all(frame.mask is not None and frame.spacing_mm == 0.2 for frame in site.frames)
+    assert b"case" not in everything(tmp_path / "north")
+
+
+def test_a_table_gives_patients_splits_and_masks(tmp_path: Path) -> None:
+    screenshots(tmp_path / "shots", tmp_path / "masks")
+    (tmp_path / "masks").rename(tmp_path / "shots/m")
+    rows = [
+        f"case{n // 2}_{n % 2}.jpg;m/case{n // 2}_{n % 2}.png;P{n // 2};0,25;{'test' if n < 4 else 'Train'}"
+        for n in range(20)
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["image;mask;patient;spacing_mm;split", *rows]))
+    command = ["site", "new", str(tmp_path / "shots"), str(tmp_path / "north"), "--role", "source"]
+
+    assert main([*command, "--table", str(tmp_path / "list.csv")]) == 0
+
+    site = load_site(tmp_path / "north")
+    assert (len(site.patients("test")), len(site.patients("train"))) == (2, 8)
+    assert {frame.spacing_mm for frame in site.frames} == {0.25}
+
+
+def test_a_loop_gives_frames_of_one_video_and_not_more_than_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "loops").mkdir()
+    for patient in "ab":
+        video(
+            tmp_path / f"loops/{patient}_1.avi", np.stack([speckle(linear(), seed + ord(patient)) for seed in range(8)])
+        )
+    command = ["site", "new", str(tmp_path / "loops"), str(tmp_path / "east"), "--role", "target", "--most-frames", "3"]
+
+    assert main([*command, "--patient-pattern", r"([ab])_"]) in (0, 1)  # two patients may all be `val`
+
+    rows = (tmp_path / "east/manifest.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3
+    assert len({row.split(",")[3] for row in rows[1:]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--role", "target"], "no-patient"),
+        (["--role", "source", "--patient-pattern", r"(case\d+)_"], "no-mask"),
+        (["--role", "target", "--patient-pattern", "case"], "one group"),
+        (["--role", "target", "--patient-pattern", "(case"], "no regular expression"),
+        (["--role", "target", "--masks", "/none"], "folder of masks"),
+        (["--role", "target", "--spacing-mm", "nan"], "--spacing-mm"),
+        (["--role", "target", "--name", "Our Site"], "lower-case"),
+        (["--role", "target", "--most-frames", "0"], "--most-frames"),
+    ],
+)
+def test_what_cannot_be_taken_in_is_explained_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    screenshots(tmp_path / "shots", None)
+
+    assert main(["site", "new", str(tmp_path / "shots"), str(tmp_path / "north"), *arguments]) == 1
+
+    shown = capsys.readouterr().err
+    assert reason in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "north").exists()
+
+
+def test_the_source_is_neither_within_the_new_folder_nor_around_it(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (archive / "site", archive, archive.parent):
+        assert main(["site", "new", str(archive), str(out), "--role", "target"]) == 1
+        assert "apart from SRC" in capsys.readouterr().err
+
+
+def test_counts_are_there_for_machines(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["site", "new", str(archive), str(tmp_path / "our-site"), "--role", "target", "--json"]) == 0
+
+    content = json.loads(capsys.readouterr().out)
+    assert content["ok"]
+    assert content["removed"]["pixels_blanked"] > 1000
+    assert content["removed"]["patients_renamed"] == 3
+    assert check_site(tmp_path / "our-site")[1] == []
+    assert re.fullmatch(r"[0-9a-f]{12}", next(iter(load_site(tmp_path / "our-site").frames)).patient)

@@ -1,0 +1,114 @@
+"""What a crafted study or a shrinking folder would get: refused before anything is trained, or not sent."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hospital import Stub, done, hospital, with_policy
+from tiny import answer, one_stage, refusal, request, study, workers, write_site
+
+from clients.data.site import Site, load_site
+from clients.governance.limits import LIMITS, settings_of
+from clients.governance.policy import Policy
+from clients.governance.proposal import propose
+from clients.learning.training import Measured, Outcome, TaskContext
+from clients.node.worker import Worker
+from common.study import Study
+
+ENCODER = ["target_branch.encoder", "mim_decoder", "projector"]
+TODAY = date(2026, 5, 1)
+
+
+def masked(batch_size: int = 8, participation: Mapping[str, Any] | None = None, **task: Any) -> Study:
+    """A study of masked image modelling alone, within every default bound unless changed."""
+    target = {"task": "self_supervise", "trains": ENCODER, "steps": 8} | task
+    stages = [{"name": "only", "rounds": 2, "target": target}]
+    return study(batch_size=batch_size, participation=participation or {}, stages=stages)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    site = load_site(write_site(tmp_path_factory.mktemp("limits") / "east", "target"))
+    return replace(site, config=site.config.model_copy(update={"policy": Policy()}))
+
+
+def found(of: Study, site: Site) -> list[tuple[str, str]]:
+    return [(f.code, f.where.rpartition(".")[2]) for f in propose(of, site, today=TODAY).findings]
+
+
+def test_an_honest_study_is_within_the_default_bounds(site: Site) -> None:
+    assert found(masked(), site) == []
+
+
+@pytest.mark.parametrize(
+    ("crafted", "key"),
+    [
+        (masked(batch_size=1, steps=1), "min_update_draws"),
+        (masked(mask_ratio=0.99), "max_mask_ratio"),
+        (masked(mask_block=32), "max_mask_side"),
+        (masked(learning_rate=1.0), "max_learning_rate"),
+        (masked().model_copy(update={"weight_decay": 1.0}), "max_weight_decay"),
+        (masked(participation={"max_norm": 1e5}), "max_update_norm"),
+    ],
+)
+def test_a_study_made_to_copy_images_is_found_before_its_approval_and_refused_after_it(
+    crafted: Study, key: str, site: Site
+) -> None:
+    assert ("policy-limit", key) in found(crafted, site)
+    worker = Worker(site, crafted, bytes(32))
+    assert refusal(worker.handle(request(crafted, "only", "target"))).code == "policy-limit"
+
+
+def test_every_bound_is_on_the_page_that_a_hospital_approves(site: Site) -> None:
+    proposal = propose(masked(), site, today=TODAY)
+    assert [limited.key for limited in proposal.stages[0].settings] == [limit.key for limit in LIMITS]
+    assert all(limited.key in Policy.model_fields for limited in proposal.stages[0].settings)
+
+
+def test_who_was_really_drawn_counts_and_not_who_is_in_the_folder(pair: Sequence[Path]) -> None:
+    of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})  # four of six patients
+    (north,) = workers(of, pair[:1])
+    header, updates = answer(north, request(of, "only", "source"))
+    assert updates
+    assert header.metrics.keys() == {"foreground_fraction"}  # that is of all six; the loss was of four
+    strict = Worker(with_policy(north.site, min_update_patients=5), of, bytes(32))
+    assert refusal(strict.handle(request(of, "only", "source"))).code == "policy-patients"
+
+
+def test_a_number_about_all_patients_stays_as_it_was_first_sent(
+    tmp_path: Path, pair: Sequence[Path], stub: Stub
+) -> None:
+    of = one_stage(rounds=3, source={"task": "supervise", "trains": ["source_branch"], "steps": 2})
+    north = hospital(tmp_path, load_site(pair[0]), of)
+    seen = []
+    for step, fraction in enumerate((0.104, 0.31, 0.32)):  # a patient came, and another
+        stub.metrics = {"foreground_fraction": fraction, "loss": fraction}
+        seen.append(done(north.answer(request(of, "only", "source", step=step))).metrics)
+        north = north.reopened()
+    assert [metrics["foreground_fraction"] for metrics in seen] == [0.1, 0.1, 0.1]
+    assert [metrics["loss"] for metrics in seen] == [0.104, 0.31, 0.32]
+    north.state.start_over(of.hash())
+    assert done(north.reopened().answer(request(of, "only", "source"))).metrics["foreground_fraction"] == 0.1
+
+
+def test_numbers_leave_with_few_digits(pair: Sequence[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = {"foreground_fraction": 0.123456, "loss": 0.123456, "val_dice": 0.987654}
+
+    def perform(context: TaskContext) -> Outcome:
+        return Outcome({name: Measured(value, 1000) for name, value in exact.items()}, drawn=1000)
+
+    of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 2})
+    (north,) = workers(of, pair[:1])
+    monkeypatch.setattr("clients.node.worker.perform", perform)
+    header, _ = answer(north, request(of, "only", "source"))
+    assert header.metrics == {"foreground_fraction": 0.12, "loss": 0.123, "val_dice": 0.988}
+
+
+def test_the_settings_of_a_task_without_training_are_none(pair: Sequence[Path]) -> None:
+    of = study()
+    score = of.stages[-1].target
+    assert score is not None
+    assert list(settings_of(of, score, Policy())) == []

@@ -1,0 +1,129 @@
+"""Weights made to copy images are refused before an image is shown to them; trained ones never are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hospital import with_policy
+from tiny import answer, refusal, request, study, workers
+
+from clients.learning.plausibility import concentration
+from clients.node.worker import Worker
+from common.components import Role, Tensors
+from common.networks import initial_networks
+from common.study import Study, parse_study
+from server.run import run_study
+from simulations.audit.ask import Refused
+from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
+from simulations.local import LocalTransport
+
+FIRST = "source_branch.encoder/conv_0.conv_0.conv.weight"
+MIDDLE = "source_branch.encoder/down_2.convs.conv_0.conv.weight"
+NORM = "source_branch.encoder/down_2.convs.conv_0.adn.N.weight"
+BIAS = "source_branch.decoder/final_conv.bias"
+SUPERVISED = study(network={"features": [8] * 6, "norm": "group"})
+
+
+def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Tensors:
+    whole = initial_networks(SUPERVISED).export(("source_branch.encoder", "source_branch.decoder"))
+    assert name in whole, sorted(whole)
+    return whole | {name: change(whole[name].copy()).astype(np.float32)}
+
+
+def first_of(x: np.ndarray, axis: int, factor: float) -> np.ndarray:
+    index: list[slice | int] = [slice(None)] * x.ndim
+    index[axis] = 0
+    x[tuple(index)] *= factor
+    return x
+
+
+def one_hot(x: np.ndarray) -> np.ndarray:
+    spread = np.sqrt(np.square(x).mean())
+    x[:] = 0
+    x.reshape(-1)[0] = spread * np.sqrt(x.size)
+    return x
+
+
+CRAFTED: Mapping[str, Tensors] = {
+    "blind": changed(FIRST, np.zeros_like),
+    "larger by orders": changed(MIDDLE, lambda x: 100 * x),
+    "smaller by orders": changed(MIDDLE, lambda x: x / 100),
+    "carried by one weight": changed(MIDDLE, one_hot),
+    "a filter switched off": changed(MIDDLE, lambda x: first_of(x, 0, 0.0)),
+    "an input cut off": changed(MIDDLE, lambda x: first_of(x, 1, 0.0)),
+    "a filter that drowns the others": changed(MIDDLE, lambda x: first_of(x, 0, 50.0)),
+    "saturated by a bias": changed(BIAS, lambda x: x + 100),
+    "saturated by a normalisation": changed(NORM, lambda x: 100 * x),
+}
+
+
+@pytest.mark.parametrize("tensors", CRAFTED.values(), ids=CRAFTED)
+def test_weights_that_no_training_makes_are_refused_unless_the_policy_only_wants_a_report(
+    tensors: Tensors, pair: Sequence[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (north,) = workers(SUPERVISED, pair[:1])
+    payload = request(SUPERVISED, "pretrain", "source", tensors)
+    assert refusal(north.handle(payload)).code == "implausible-weights"
+    reporting = Worker(with_policy(north.site, implausible_weights="report"), SUPERVISED, north.secret)
+    caplog.clear()
+    answer(reporting, payload)
+    assert "implausible-weights" in caplog.text
+
+
+def trapped(role: Role, **settings: object) -> Study:
+    """A study of one step on one patient, whose task an attacker would choose."""
+    task = (
+        {"task": "supervise", "trains": ["source_branch"], "steps": 1, "warmup_steps": 0}
+        if role == "source"
+        else {
+            "task": "self_supervise",
+            "trains": ["target_branch.encoder", "mim_decoder", "projector"],
+            "steps": 1,
+            "warmup_steps": 0,
+            "mask_ratio": 0.99,
+            "contrast_weight": 0.0,
+        }
+    )
+    content = {
+        "name": "trapped",
+        "image": {"size": 32, "geometry": "letterbox", "spacing_mm": None},
+        "network": {"norm": "group"},
+        "batch_size": 1,
+        "weight_decay": 0.0,
+        "stages": [{"name": "pretrain", "rounds": 4, role: task}],
+    }
+    return parse_study(content, origin="tests")
+
+
+@pytest.mark.parametrize(("role", "trap"), [("source", SuperviseTrap), ("target", MimTrap)])
+def test_the_weights_that_rebuild_images_are_refused_even_where_every_bound_of_the_study_is_off(
+    role: Role, trap: type[MimTrap | SuperviseTrap], pair: Sequence[Path]
+) -> None:
+    of = trapped(role)
+    (site,) = (worker.site for worker in workers(of, pair[:1] if role == "source" else pair[1:]))
+    loose = {"max_mask_ratio": 1.0, "max_learning_rate": 1.0, "max_mask_side": 1.0}
+    worker = Worker(with_policy(site, **loose), of, bytes(32))
+    with pytest.raises(Refused, match="implausible-weights"):
+        reconstruct(worker, of, 1, trap(of))
+
+
+def test_a_whole_run_of_honest_training_never_looks_made(
+    pair: Sequence[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = {"learning_rate": 1e-2, "steps": 6}
+    stages = [stage.model_dump(mode="json") for stage in SUPERVISED.stages]
+    for stage in stages:
+        for role in ("source", "target"):
+            if stage[role] and stage[role]["task"] != "score":
+                stage[role] |= fast
+    of = study(network={"features": [8] * 6, "norm": "group"}, stages=stages)
+    run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run")
+    assert "implausible" not in caplog.text
+
+
+def test_concentration_is_one_for_equal_numbers_and_one_over_n_for_a_single_one() -> None:
+    assert concentration(np.full(64, -3.0)) == pytest.approx(1.0)
+    assert concentration(np.eye(1, 64)) == pytest.approx(1 / 64)
+    assert concentration(np.zeros(64)) == 0.0
+    assert concentration(np.random.default_rng(0).normal(size=100_000)) == pytest.approx(1 / 3, rel=0.05)

@@ -1,0 +1,265 @@
+"""What the model segments, and that it draws nothing where anything is wrong with it or with the image."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from finished import Finished
+from PIL import Image
+from recordings import dicom, frame
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
+from tiny import study, write_site
+
+from clients.data.site import SiteFolderError
+from clients.predict import check_places, find_inputs, predict
+from clients.released import Model
+from common.components import FUSED
+from common.errors import CrossProbeError, RunError
+from common.networks import Networks, initial_networks
+from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, sums_of
+from common.study import Study
+from crossprobe import main
+
+SPACED = {"image": {"size": 32, "geometry": "spacing", "spacing_mm": 1.0}}
+
+
+def untrained(of: Study) -> Model:
+    networks = Networks(of)
+    networks.load(initial_networks(of).export(FUSED))
+    return Model(of, networks.requires_grad_(False), fused=True)
+
+
+@pytest.fixture(scope="module")
+def letterbox() -> Model:
+    return untrained(study())
+
+
+@pytest.fixture(scope="module")
+def spaced() -> Model:
+    return untrained(study(**SPACED))
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(2):
+        Image.fromarray(frame(number)).save(folder / f"s{number}.png")
+    return folder
+
+
+@pytest.fixture
+def run(finished: Finished, tmp_path: Path) -> Path:
+    shutil.copytree(finished.run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def pictures(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_segments_every_image_in_its_own_size(
+    run: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "--model", str(run), "--images", str(scans), "--out", str(tmp_path / "out")]) == 0
+
+    assert pictures(tmp_path / "out") == {
+        f"{kind}/s{n}.png" for kind in ("masks", "confidence", "overlays") for n in (0, 1)
+    }
+    mask = np.asarray(Image.open(tmp_path / "out/masks/s0.png"))
+    assert mask.shape == (48, 64)
+    assert set(np.unique(mask)) <= {0, 255}
+    assert "2 images segmented" in capsys.readouterr().out
+
+
+Edit = Callable[[Path], object]
+
+
+def tensors(edit: Callable[[dict[str, np.ndarray]], object]) -> Edit:
+    def change(release: Path) -> None:
+        content = {name: value.copy() for name, value in load_file(release / WEIGHTS).items()}
+        edit(content)
+        save_file(content, release / WEIGHTS)
+
+    return change
+
+
+def half(release: Path) -> None:
+    content = {k: torch.from_numpy(v).bfloat16() for k, v in load_file(release / WEIGHTS).items()}
+    save_torch(content, release / WEIGHTS)
+
+
+def other_study(release: Path) -> None:
+    content = yaml.safe_load((release / STUDY).read_text())
+    content["study"]["image"]["size"] = 64
+    (release / STUDY).write_text(yaml.safe_dump(content))
+
+
+def first(content: dict[str, np.ndarray]) -> str:
+    return sorted(content)[0]
+
+
+WRONG_MODELS: list[tuple[str, Edit]] = [
+    ("missing-tensor", tensors(lambda t: t.clear())),
+    ("missing-tensor", tensors(lambda t: t.pop(first(t)))),
+    ("missing-tensor", tensors(lambda t: [t.pop(k) for k in list(t) if not k.startswith("source_branch")])),
+    ("unknown-tensor", tensors(lambda t: t.update({"mim_decoder/x": np.zeros(2, np.float32)}))),
+    ("not-finite", tensors(lambda t: t[first(t)].fill(np.nan))),
+    ("not-finite", tensors(lambda t: t[first(t)].fill(np.inf))),
+    ("wrong-dtype", tensors(lambda t: t.update({first(t): t[first(t)].astype(np.float64)}))),
+    ("wrong-shape", tensors(lambda t: t.update({first(t): t[first(t)][None]}))),
+    ("absurd-norm", tensors(lambda t: t[first(t)].fill(1e9))),
+    ("bfloat16", half),
+    ("damaged", lambda release: (release / WEIGHTS).write_bytes(b"")),
+    ("damaged", lambda release: (release / WEIGHTS).write_bytes((release / WEIGHTS).read_bytes()[:-9])),
+    ("No such file", lambda release: (release / WEIGHTS).unlink()),
+    ("was changed after the run", other_study),
+    ("not a valid study", lambda release: (release / STUDY).write_text("study: {}")),
+]
+
+
+@pytest.mark.parametrize(("reason", "edit"), WRONG_MODELS, ids=[f"{n}-{m[0][:14]}" for n, m in enumerate(WRONG_MODELS)])
+def test_a_model_that_is_not_whole_draws_no_picture_at_all(
+    run: Path, scans: Path, tmp_path: Path, reason: str, edit: Edit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = run / RELEASE
+    edit(release)
+    if (release / WEIGHTS).exists():  # whoever changes a file can make its hash too
+        (release / SUMS).write_bytes(sums_of({name: (release / name).read_bytes() for name in (CARD, STUDY, WEIGHTS)}))
+
+    assert main(["predict", "--model", str(run), "--images", str(scans), "--out", str(tmp_path / "out")]) == 1
+
+    assert not (tmp_path / "out").exists()
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert reason == "bfloat16" or reason in shown
+
+
+@pytest.mark.parametrize("spacing_mm", [0.0, -1.0, 0.001, 120.0, math.nan, math.inf])
+def test_a_spacing_beyond_any_probe_is_refused(
+    letterbox: Model, scans: Path, tmp_path: Path, spacing_mm: float
+) -> None:
+    with pytest.raises(RunError, match="millimetres per pixel from"):
+        predict(letterbox, scans, tmp_path / "out", spacing_mm=spacing_mm)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("spacing_mm", "code"), [(None, "no-spacing"), (0.012, "implausible-size")])
+def test_an_image_of_no_or_senseless_scale_is_not_segmented_by_a_model_that_needs_one(
+    spaced: Model, scans: Path, tmp_path: Path, spacing_mm: float | None, code: str
+) -> None:
+    with pytest.raises(RunError, match=f"none of 2 files could be segmented(.|\n)*{code}"):
+        predict(spaced, scans, tmp_path / "out", spacing_mm=spacing_mm)
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_image_has_its_own_spacing_from_table_or_header_before_the_option(
+    spaced: Model, scans: Path, tmp_path: Path
+) -> None:
+    dicom(scans / "s2.dcm", frame(2)[None], spacing_mm=0.5)
+    (scans / "list.csv").write_text("Image;spacing_mm\ns0.png;0,8\ns1.png;\ns2.dcm;\n")
+    used: dict[str, float | None] = {}
+
+    class Watched(Model):
+        def probability(self, image: np.ndarray, spacing_mm: float | None) -> np.ndarray:
+            used[str(len(used))] = spacing_mm
+            return super().probability(image, spacing_mm)
+
+    outcome = predict(
+        Watched(spaced.study, spaced.networks, True), scans / "list.csv", tmp_path / "out", spacing_mm=1.2
+    )
+
+    assert outcome.written == 3
+    assert list(used.values()) == pytest.approx([0.8, 1.2, 0.5])
+
+
+def test_a_site_folder_is_read_by_its_manifest_so_that_no_mask_is_an_image(letterbox: Model, tmp_path: Path) -> None:
+    site = write_site(tmp_path / "north", "source", patients={"train": 2})
+
+    assert {given.name for given in find_inputs(site)} == {f"images/scan-north-train-{n}.png" for n in (0, 1)}
+
+
+@pytest.mark.parametrize("row", ["../x.png,", "/etc/passwd,", ",0.1", "s0.png,nan", "s0.png,120"])
+def test_a_table_that_makes_no_sense_is_refused(scans: Path, row: str) -> None:
+    (scans / "list.csv").write_text(f"image,spacing_mm\n{row}\n")
+
+    with pytest.raises(SiteFolderError, match=r"list\.csv line 2"):
+        find_inputs(scans / "list.csv")
+
+
+@pytest.mark.parametrize("out", ["scans", "scans/out", "."])
+def test_the_output_is_neither_within_the_input_nor_around_it(scans: Path, out: str) -> None:
+    with pytest.raises(RunError, match="apart from the images"):
+        check_places(scans, scans.parent / out)
+    check_places(scans, scans.parent / "out")
+    check_places(scans / "s0.png", scans / "out")  # a single file is not read again
+
+
+def test_every_format_is_read_and_what_is_no_image_is_named(
+    letterbox: Model, scans: Path, tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(frame(3)).save(scans / "s0.jpg")
+    dicom(scans / "IM0001", np.stack([frame(4), frame(5)]))
+    (scans / "report.pdf").write_bytes(b"%PDF-1.7")
+    (scans / ".DS_Store").write_bytes(b"")
+    (scans / "cut.png").write_bytes((scans / "s0.png").read_bytes()[:-40])
+
+    outcome = predict(letterbox, scans, tmp_path / "out")
+
+    assert outcome.written == 5
+    assert {name for name in pictures(tmp_path / "out") if name.startswith("masks/")} == {
+        f"masks/{name}" for name in ("s0.png", "s1.png", "s0.jpg.png", "IM0001-0000.png", "IM0001-0001.png")
+    }
+    assert [problem.split(":")[0] for problem in outcome.problems] == ["cut.png", "report.pdf"]
+    assert main(["predict", "--model", str(run), "--images", str(scans), "--out", str(tmp_path / "b")]) == 1
+    assert "2 files were NOT segmented" in capsys.readouterr().err
+
+
+def test_where_no_image_could_be_read_nothing_is_said_to_be_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans/a.png").write_bytes(b"no image")
+
+    assert (
+        main(["predict", "--model", str(run), "--images", str(tmp_path / "scans"), "--out", str(tmp_path / "o")]) == 1
+    )
+
+    shown = capsys.readouterr()
+    assert "none of 1 files could be segmented" in shown.err
+    assert "written to" not in shown.out
+    assert not (tmp_path / "o").exists()
+
+
+def test_ten_bits_in_sixteen_are_refused_and_not_segmented_in_the_dark(
+    letterbox: Model, scans: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(frame(1).astype(np.uint16) * 4).save(scans / "s1.png")
+
+    outcome = predict(letterbox, scans, tmp_path / "out")
+
+    assert outcome.written == 1
+    assert "s1.png: dim-16-bit-image" in outcome.problems[0]
+    assert "content of 10 bits" in outcome.problems[0]
+
+
+def test_a_sixteen_bit_image_gives_what_its_eight_bits_give(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    Image.fromarray(frame(0).astype(np.uint16) * 257).save(scans / "s1.png")
+
+    predict(letterbox, scans, tmp_path / "out")
+
+    one, two = ((tmp_path / f"out/confidence/s{n}.png").read_bytes() for n in (0, 1))
+    assert one == two
+
+
+def test_nothing_to_segment_is_an_error(letterbox: Model, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for images in ("empty", "none"):
+        with pytest.raises(CrossProbeError, match="holds no files"):
+            predict(letterbox, tmp_path / images, tmp_path / "out")

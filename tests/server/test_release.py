@@ -1,0 +1,147 @@
+"""The released folder: whole, the same each time, without a number of a site; and what is refused of a changed one."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from finished import Finished
+from PIL import Image
+from private import private
+from safetensors.numpy import load_file
+from tiny import one_stage
+
+from common.networks import initial_networks
+from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, find_release
+from common.run_folder import RunFolder
+from common.study import read_study_of_run
+from crossprobe import main
+from server.history import read
+from server.release import export_release, write_release
+from server.state import Participant, ServerState
+
+FILES = {CARD, STUDY, SUMS, WEIGHTS}
+
+
+@pytest.fixture
+def run(finished: Finished, tmp_path: Path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(finished.run, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def predicts(model: Path, tmp_path: Path) -> bool:
+    (tmp_path / "scans").mkdir(exist_ok=True)
+    Image.new("L", (40, 40), 90).save(tmp_path / "scans" / "a.png")
+    out = tmp_path / "out"
+    code = main(["predict", "--model", str(model), "--images", str(tmp_path / "scans"), "--out", str(out)])
+    assert (code == 0) == (out / "masks" / "a.png").exists()
+    return code == 0
+
+
+def test_a_finished_run_leaves_a_release_that_other_tools_check_too(finished: Finished) -> None:
+    folder = finished.run / RELEASE
+    assert contents(folder).keys() == FILES
+    assert find_release(finished.run) == find_release(folder) == folder
+    assert read_study_of_run(folder).hash() == finished.study.hash()
+    assert load_file(RunFolder(finished.run).model).keys() == finished.state.released.keys()
+    subprocess.run(["sha256sum", "--strict", "-c", SUMS], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_release_has_no_name_and_no_number_of_a_site(finished: Finished) -> None:
+    texts = b"".join(blob for name, blob in contents(finished.run / RELEASE).items() if name != WEIGHTS).decode()
+    numbers = {
+        f"{value:.3f}" for record in read(finished.run) for s in record.sites.values() for value in s.metrics.values()
+    }
+    assert len(numbers) > 20
+    for said in ("north", "east", str(finished.run.parent), *(n for n in numbers if n not in ("0.000", "1.000"))):
+        assert said not in texts
+    assert finished.study.hash() in texts
+
+
+def test_the_card_says_whether_anything_bounds_what_the_model_tells(tmp_path: Path) -> None:
+    people = {name: Participant("source", 10, False) for name in ("a", "b")} | {"c": Participant("target", 9, False)}
+    cards = []
+    for number, study in enumerate(
+        (private(delta=1e-4), one_stage(source={"task": "supervise", "trains": ["source_branch"]}))
+    ):
+        run = tmp_path / str(number)
+        run.mkdir()
+        write_release(
+            RunFolder(run),
+            study,
+            ServerState(
+                2,
+                initial_networks(study).export(("source_branch", "target_branch", "infusion_head")),
+                participants=people,
+            ),
+        )
+        cards.append((run / RELEASE / CARD).read_text())
+    assert "delta 0.0001" in cards[0]
+    assert "epsilon\n1000.0 at the latest" in cards[0]
+    assert "**Nothing.** It was trained without differential privacy" in cards[1]
+    for card in cards:
+        assert "no medical device" in card
+        assert "| sites | 2 source, 1 target |" in card
+        assert not re.search(r"[{}%]", card)
+
+
+def test_the_same_run_gives_the_same_release(finished: Finished, tmp_path: Path) -> None:
+    write_release(RunFolder(tmp_path), finished.study, finished.state)
+    assert contents(tmp_path / RELEASE) == contents(finished.run / RELEASE)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("change", [lambda blob: blob[1:], lambda blob: blob + b"\n", lambda blob: b""])
+def test_a_changed_release_segments_nothing(
+    name: str, change: Callable[[bytes], bytes], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / RELEASE / name
+    path.write_bytes(change(path.read_bytes()))
+    assert not predicts(run, tmp_path)
+    assert "is not a whole release" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_release_that_lacks_a_file_segments_nothing(name: str, run: Path, tmp_path: Path) -> None:
+    (run / RELEASE / name).unlink()
+    assert not predicts(run, tmp_path)
+
+
+def test_a_list_that_names_another_file_is_refused(run: Path, tmp_path: Path) -> None:
+    sums = run / RELEASE / SUMS
+    sums.write_text(sums.read_text().replace(f"  {CARD}", "  ../study.yaml"))
+    assert not predicts(run, tmp_path)
+
+
+def test_a_release_and_its_run_segment_alike(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "passed-on"
+    assert main(["study", "release", str(run), "--out", str(out)]) == 0
+    assert "never the run's" in capsys.readouterr().out
+    assert contents(out) == contents(run / RELEASE)
+    shutil.rmtree(run)
+    assert predicts(out, tmp_path)
+
+
+def test_an_older_run_without_a_release_gets_one_from_its_checkpoint(finished: Finished, run: Path) -> None:
+    shutil.rmtree(run / RELEASE)
+    export_release(RunFolder(run))
+    assert contents(run / RELEASE) == contents(finished.run / RELEASE)
+
+
+def test_nothing_is_exported_over_another_folder_or_from_a_changed_release(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept").mkdir()
+    assert main(["study", "release", str(run), "--out", str(tmp_path / "kept")]) == 1
+    assert "is there already" in capsys.readouterr().err
+    with open(RunFolder(run).model, "ab") as file:
+        file.write(b"\0")
+    assert main(["study", "release", str(run), "--out", str(tmp_path / "new")]) == 1
+    assert "model.safetensors: expected SHA-256" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
