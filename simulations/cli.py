@@ -233,8 +233,11 @@ def import_(
     ],
     folders: Annotated[list[Path], typer.Argument(metavar="[DIR] OUT", help="DIR defaults to $BUSBRA_DIR")],
     target: Annotated[
-        list[Literal["ge-logiq7", "ge-logiq5"]] | None,
-        typer.Option(help="a labelled scanner that plays one without: only its test patients keep their masks; repeat"),
+        list[str] | None,
+        typer.Option(
+            metavar="SITE",
+            help="a labelled scanner that plays one without: only its test patients keep their masks; repeat",
+        ),
     ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -244,8 +247,10 @@ def import_(
 
     The data set itself is yours to get and to cite. The seed decides the split by patient.
     """
-    from simulations.importers.busbra import import_busbra
+    from simulations.importers.busbra import SOURCES, import_busbra
 
+    if wrong := sorted(set(target or ()) - set(SOURCES)):
+        raise click.UsageError(f"expected {' or '.join(SOURCES)} as --target, found {', '.join(wrong)}")
     *given, out = folders
     if len(given) > 1 or (not given and not os.environ.get("BUSBRA_DIR")):
         raise click.UsageError("give DIR and OUT, or set BUSBRA_DIR and give OUT")
