@@ -33,7 +33,7 @@ _CARD = """\
 | study | `{{ study.name }}`, SHA-256 `{{ study.hash() }}`; all its settings are in `{{ files.study }}` |
 | weights | `{{ files.weights }}`, SHA-256 `{{ weights }}`, {{ "{:,}".format(parameters) }} numbers, float32 |
 | software | CrossProbe {{ software }} |
-| network | {{ study.network.kind }}, features {{ study.network.features | join(", ") }} |
+| network | {{ study.network.kind }}, channels {{ study.network.channels | join(", ") }} |
 | input | one grey image, {{ grid }} |
 | output | probability in [0, 1] of each pixel; the mask is above 0.5 |
 | sites | {% for role, count in sites.items() %}{{ count }} {{ role }}{{ ", " if not loop.last }}{% endfor %} |
