@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RunError
-from common.files import write_atomically
+from common.files import PUBLIC, write_atomically
 from simulations.audit.audit import MARGIN, REBUILT
 
 BEGIN, END = "<!-- begin: crossprobe audit -->", "<!-- end: crossprobe audit -->"
@@ -63,4 +63,4 @@ def publish(document: Path, records: Path) -> None:
     if not pattern.search(text):
         raise RunError(f"{document} has no place for the tables: expected {BEGIN} and {END}. Add both lines.")
     found = tables([json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))])
-    write_atomically(document, pattern.sub(lambda _: f"{BEGIN}\n{found}\n{END}", text).encode())
+    write_atomically(document, pattern.sub(lambda _: f"{BEGIN}\n{found}\n{END}", text).encode(), mode=PUBLIC)
