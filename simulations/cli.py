@@ -179,7 +179,7 @@ def audit(
         Path | None, typer.Option(metavar="DIR", help="a release or finished run that these sites trained")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="what was found, JSON")] = Path("runs/audit.json"),
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="replies that each attack reads")] = 4,
+    rounds: Annotated[int, typer.Option(min=0, max=100, help="replies that each attack reads; 0: membership only")] = 4,
     seed: Seed = 0,
     publish_to: Annotated[
         Path | None,

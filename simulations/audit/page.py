@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +22,37 @@ def tables(records: Sequence[Record]) -> str:
 
 def _of_one(own: Record) -> list[str]:
     lines = [f"`{own['command']}`", "", f"Seed {own['seed']}; {own['hardware']}.", ""]
-    lines += [
-        "| site | attack | patients a step | noise | under the site's own policy | rounds | best correlation | "
-        f"of the same with any other patient | rebuilt (> {REBUILT:g}, {MARGIN:g} above any other), of draws |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in own["reconstruction"]:
+    if own["reconstruction"]:
+        lines += [*_reconstruction(own["reconstruction"]), ""]
+    if own["membership"]:
+        lines += [f"Membership, of the model `{own['model']}`:", "", *_membership(own["membership"]), ""]
+    return lines
+
+
+def _reconstruction(rows: Sequence[Record]) -> Iterator[str]:
+    yield (
+        "| site | attack | patients a step | noise | under the site's own policy | rounds | correlation | of the same "
+        f"with any other patient | rebuilt (> {REBUILT:g}, {MARGIN:g} above any other), of draws |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in rows:
         noise = "-" if row["noise"] is None else f"{row['noise']:g}"
         answer = f"refused, `{row['answer']}`; limits lifted" if row["lifted"] else row["answer"]
-        lines.append(
+        yield (
             f"| {row['site']} | {row['attack']} | {row['patients']} | {noise} | {answer} | {row['rounds']} | "
             f"{row['correlation']:.3f} | {row['other']:.3f} | {row['rebuilt']} of {row['drawn']} |"
         )
-    lines.append("")
-    if own["membership"]:
-        lines += [
-            f"Membership, of the model `{own['model']}`:",
-            "",
-            "| site | attack | members, others | AUC [95 %] | found at 1 % false positives, % [95 %] |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for row in own["membership"]:
-            lines.append(
-                f"| {row['site']} | {row['attack']} | {row['members']}, {row['non_members']} | "
-                f"{row['auc']:.2f} [{row['auc_ci95'][0]:.2f}, {row['auc_ci95'][1]:.2f}] | "
-                f"{100 * row['tpr']:.0f} [{100 * row['tpr_ci95'][0]:.0f}, {100 * row['tpr_ci95'][1]:.0f}] |"
-            )
-        lines.append("")
-    return lines
+
+
+def _membership(rows: Sequence[Record]) -> Iterator[str]:
+    yield "| site | attack | members, others | AUC [95 %] | found at 1 % false positives, % [95 %] |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in rows:
+        yield (
+            f"| {row['site']} | {row['attack']} | {row['members']}, {row['non_members']} | "
+            f"{row['auc']:.2f} [{row['auc_ci95'][0]:.2f}, {row['auc_ci95'][1]:.2f}] | "
+            f"{100 * row['tpr']:.0f} [{100 * row['tpr_ci95'][0]:.0f}, {100 * row['tpr_ci95'][1]:.0f}] |"
+        )
 
 
 def publish(document: Path, records: Path) -> None:
