@@ -41,7 +41,7 @@ from simulations.simulate import hardware
 
 SITES = 5
 PATIENTS: dict[Split, int] = {"train": 12, "test": 8}
-ROUNDS, STEPS = 8, 15
+ROUNDS, STEPS = 5, 20
 #: Side of the back door's square, as a share of the image's.
 TRIGGER = 0.2
 BOOST = 10.0
@@ -120,11 +120,12 @@ class Outcome:
 
 def study_of(rule: str, seed: int) -> Study:
     """Return the study: `supervise` alone, one branch."""
-    task = {"task": "supervise", "trains": ["source_branch"], "steps": STEPS}
+    task = {"task": "supervise", "trains": ["source_branch"], "steps": STEPS, "learning_rate": 3e-3}
     return parse_study(
         {
             "name": "robust-aggregation",
             "seed": seed,
+            "network": {"features": [8, 8, 16, 32, 32, 8]},
             "image": {"size": 32, "geometry": "letterbox", "spacing_mm": None},
             "participation": {"quorum": {"source": SITES, "target": 0}, "max_norm": 1e4},
             "stages": [{"name": "pretrain", "rounds": ROUNDS, "source": task, "aggregator": rule}],
