@@ -104,6 +104,7 @@ def audit_sites(
 
     Args:
         model: a release, or the finished run that holds it; None: none.
+        rounds: replies that each attack reads; 0: no attack on images.
         command: as it was typed, for the record.
 
     Raises:
@@ -114,7 +115,7 @@ def audit_sites(
     logging.getLogger("crossprobe.worker").setLevel(logging.ERROR)  # refusals are in the table
     released = load_model(model) if model is not None else None
     sites = [load_site(folder) for folder in folders]
-    work = [(site, attack) for site in sites for attack in attacks_on(site, rounds, seed)]
+    work = [(site, attack) for site in sites for attack in attacks_on(site, rounds, seed)] if rounds else []
     findings = []
     for done, (site, attack) in enumerate(work):
         on_progress(done, len(work))
@@ -162,13 +163,14 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
 def run_attack(attack: Attack, site: Site, seed: int = 0) -> Finding:
     """Return what an attack gets from a site; where the site's own policy refuses, from one without limits."""
     answer, lifted = "answered", False
+    trap = attack.trap(attack.study) if attack.trap is not None else None
     try:
-        found = _matches(attack, open_worker(site, attack.study), seed)
+        found = _matches(attack, trap, open_worker(site, attack.study), seed)
     except Refused as refusal:
         answer, lifted = refusal.code, True
-        found = _matches(attack, open_worker(site, attack.study, lifted=True), seed)
+        found = _matches(attack, trap, open_worker(site, attack.study, lifted=True), seed)
     # not the highest correlation: a mean of many images is like all of them
-    best = max(found, key=lambda match: match.correlation - match.other)
+    best = max(found, key=lambda match: match.correlation - match.other, default=Match(0.0, "", 0.0))
     privacy = attack.study.privacy
     return Finding(
         site=site.config.name,
@@ -190,12 +192,11 @@ def rebuilt_patients(found: Sequence[Match]) -> set[str]:
     return {m.patient for m in found if m.correlation > REBUILT and m.correlation > m.other + MARGIN}
 
 
-def _matches(attack: Attack, worker: Worker, seed: int) -> list[Match]:
+def _matches(attack: Attack, trap: Trap | None, worker: Worker, seed: int) -> list[Match]:
     study, rounds = attack.study, list(islice(attack.study.rounds(), attack.rounds))
-    if attack.trap is None:
+    if trap is None:
         images = [match_gradient(worker, study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:
-        trap = attack.trap(study)
         images = [image for r in rounds for image in trap.read(ask(worker, study, r, trap.tensors), r)]
     if attack.averaged:
         images = [torch.stack(images).mean(0)]

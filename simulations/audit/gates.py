@@ -40,6 +40,8 @@ class TileTrap:
             decoder.mix.bias[:] = -factor * torch.linspace(-reach, reach, decoder.mix.out_channels)
             for parameter in encoder.down_4.convs.conv_1.adn.N.parameters():
                 parameter *= factor
+            assert decoder.out.bias is not None
+            decoder.out.bias.zero_()  # so that what it predicts is next to 0
         self.tensors = networks.export(("target_branch.encoder", "mim_decoder"))
 
     def read(self, updates: Tensors, round_: Round) -> list[Tensor]:
