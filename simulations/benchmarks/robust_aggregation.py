@@ -29,8 +29,8 @@ from clients.data.manifest import Split
 from clients.data.site import load_site
 from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
-from common.files import PUBLIC, write_atomically
 from common.errors import RunError
+from common.files import PUBLIC, write_atomically
 from common.infusion import predict_maps
 from common.messages import pack, unpack
 from common.metrics import bootstrap_interval, frame_dice
