@@ -12,6 +12,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from common.components import Tensors, component_of
+from common.errors import StudyError
 from common.network_settings import CONTRAST_LEVEL, BasicUNet, Network, ResidualUNet
 from common.seeds import derive_seed
 from common.study import Study
@@ -122,6 +123,11 @@ class Branch(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.encoder, self.decoder = BUILDERS[network.kind](network)
+        if buffers := [name for name, _ in self.named_buffers()]:
+            raise StudyError(
+                f"a network of kind {network.kind} has buffers ({buffers[0]}): statistics such as BatchNorm's mix "
+                "patients and would leave the site. Use group normalisation."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
