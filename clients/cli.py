@@ -1,4 +1,4 @@
-"""The hospital's commands: `crossprobe site`, `worker`, `ledger` and `predict`."""
+"""The hospital's commands: `crossprobe site`, `worker`, `ledger`, `predict` and `export`."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from clients.export.cli import app as export
 from clients.governance.cli import app as site
 from clients.node.cli import app as node
 from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, commands, examples, finite
@@ -21,6 +22,7 @@ from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, com
 app = commands()
 app.add_typer(site, name="site")
 app.add_typer(node)
+app.add_typer(export)
 
 
 @app.command(

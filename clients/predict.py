@@ -17,6 +17,7 @@ from clients.data.manifest import SPACING_MM
 from clients.data.table import Line, decimal, read_table
 from clients.released import Model
 from common.errors import CrossProbeError, RunError
+from common.study import Study
 
 #: Overlay colour of the mask's outline: orange is told apart from grey by colour-blind readers too.
 OUTLINE = (255, 149, 0)
@@ -129,21 +130,34 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _segmented(model: Model, given: Input, spacing_mm: float | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, image and probability, both [H, W] in [0, 1], of each frame of a file."""
+def frames_of(study: Study, given: Input, spacing_mm: float | None) -> Iterator[tuple[str, np.ndarray, float | None]]:
+    """Yield name in the output, image [H, W] in [0, 1] and side of a pixel in mm of each frame of a file.
+
+    Args:
+        spacing_mm: where neither the table nor the file itself tells it.
+
+    Raises:
+        PictureError: for what cannot be read, or is no B-mode of a scale that `study` can use.
+    """
     recording = open_recording(given.file)
     spacing = next((own for own in (given.spacing_mm, recording.spacing_mm, spacing_mm) if own is not None), None)
-    if model.study.image.geometry == "spacing":
+    if study.image.geometry == "spacing":
         _check_scale(spacing, max(recording.height, recording.width))
     # Two files of one name and different suffixes are two images.
     stem = given.name.removesuffix(".png")
     for index, pixels in enumerate(recording.frames()):
         grey = check_depth(b_mode(pixels), "image")
         image = grey.astype(np.float32) / np.float32(np.iinfo(grey.dtype).max)
+        yield f"{stem}.png" if recording.count == 1 else f"{stem}-{index:04d}.png", image, spacing
+
+
+def _segmented(model: Model, given: Input, spacing_mm: float | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, image and probability, both [H, W] in [0, 1], of each frame of a file."""
+    for name, image, spacing in frames_of(model.study, given, spacing_mm):
         p = model.probability(image, spacing)
         if not np.isfinite(p).all():
             raise PictureError("not-finite", "expected probabilities, the model gave none here", "Report this image")
-        yield f"{stem}.png" if recording.count == 1 else f"{stem}-{index:04d}.png", image, p
+        yield name, image, p
 
 
 def _check_scale(spacing_mm: float | None, side_px: int) -> None:

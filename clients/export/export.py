@@ -1,0 +1,144 @@
+"""A release as an ONNX file: written after it was checked against torch, with all that its user has to know in it."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from clients.export.graph import Graph
+from clients.export.pictures import speckle
+from clients.released import load_model
+from common.errors import RunError
+from common.files import PUBLIC, write_atomically
+from common.messages import digest
+from common.release import CARD, WEIGHTS, find_release
+from common.study import Study
+from common.version import software_version
+
+#: Probabilities of torch and onnxruntime may differ by this much.
+TOLERANCE = 1e-4
+#: The newest that torch's exporter without onnxscript knows has nothing that the graph needs.
+OPSET = 17
+INPUT, OUTPUT = "image", "probability"
+
+
+def graph_of(folder: Path, *, flips: bool = True) -> Graph:
+    """Return the graph of a release; `flips` False leaves the mirrored image out where the study has it.
+
+    Raises:
+        StudyError, RunError: as `clients.released.load_model`.
+    """
+    model = load_model(folder)
+    graph: Graph = Graph(model, flips=flips and model.study.flips_at_inference).eval()
+    return graph
+
+
+def to_onnx(graph: Graph, metadata: dict[str, str]) -> bytes:
+    """Return a graph as ONNX of any batch, height and width, with metadata."""
+    sample, dynamic = torch.from_numpy(speckle(72, 88)), {0: "batch", 2: "height", 3: "width"}
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # The exporter on TorchScript is deprecated and needs nothing besides torch, which is pinned. The new one needs
+        # onnxscript, and took seventeen times as long for the same numbers.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            (sample.repeat(2, 1, 1, 1),),
+            content,  # type: ignore[arg-type]  # its stubs know files alone
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: dynamic, OUTPUT: dynamic},
+        )
+    model = onnx.load_from_string(content.getvalue())
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def session_of(model: bytes | Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Return an ONNX model ready to run; 0 threads: one for each core."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def difference(graph: Graph, session: onnxruntime.InferenceSession, pictures: Sequence[np.ndarray]) -> float:
+    """Return the largest difference of a pixel's probability between torch and onnxruntime."""
+    worst = 0.0
+    for image in pictures:
+        with torch.no_grad():
+            expected = graph(torch.from_numpy(image)).numpy()
+        (found,) = session.run([OUTPUT], {INPUT: image})
+        worst = max(worst, float(np.abs(found - expected).max()))
+    return worst
+
+
+def export(folder: Path, out: Path, *, flips: bool = True, pictures: Sequence[np.ndarray] = ()) -> float:
+    """Write a release as ONNX to `out`, and its card beside it; return the largest difference to torch.
+
+    Args:
+        folder: a release, or the finished run that holds it.
+        pictures: images [B, 1, H, W] to compare on, besides generated ones of several sizes.
+
+    Raises:
+        StudyError, RunError: if the release cannot be used, the graph differs from torch by more than `TOLERANCE`, or
+            `out` cannot be written. Nothing was written then.
+    """
+    graph, release = graph_of(folder, flips=flips), find_release(folder)
+    study, card = load_model(release).study, (release / CARD).read_text(encoding="utf-8")
+    metadata = _metadata(study, digest((release / WEIGHTS).read_bytes()), graph, card)
+    content = to_onnx(graph, metadata)
+    size = study.image.size
+    generated = [speckle(height, width) for height, width in ((size, size), (size // 2 + 1, size + 3), (256, 200))]
+    generated.append(np.concatenate([speckle(size, size, seed=seed) for seed in range(3)]))
+    worst = difference(graph, session_of(content), [*generated, *pictures])
+    if not worst <= TOLERANCE:
+        raise RunError(
+            f"the exported graph differs from torch by {worst:.2g}, expected at most {TOLERANCE:g}; nothing was "
+            "written. Use `crossprobe predict`, and report this with the study."
+        )
+    write_atomically(out, content, then="run the command again", mode=PUBLIC)
+    write_atomically(card_of(out), card.encode(), then="run the command again", mode=PUBLIC)
+    return worst
+
+
+def card_of(out: Path) -> Path:
+    """Return where the card of an exported model lies."""
+    return out.with_name(f"{out.stem}.card.md")
+
+
+def _metadata(study: Study, weights: str, graph: Graph, card: str) -> dict[str, str]:
+    """Return what stands in the file itself, so that it cannot be lost."""
+    grid = study.image
+    size = (
+        f"pixels of {grid.spacing_mm:g} mm a side: resample the image first"
+        if grid.spacing_mm
+        else f"the longer side {grid.size} pixels: resample the image first"
+    )
+    return {
+        "study": study.name,
+        "study_sha256": study.hash(),
+        "weights_sha256": weights,
+        "spacing_mm": f"{grid.spacing_mm:g}" if grid.spacing_mm else "",
+        "size": str(grid.size),
+        "input": f"{INPUT}, float32 [batch, 1, height, width], grey in [0, 1], {size}",
+        "output": f"{OUTPUT}, float32 [batch, 1, height, width] in [0, 1]; the mask is above 0.5",
+        "mirrored": str(graph.flips).lower(),
+        "limits": (
+            "Research software, no medical device. An image larger than `size` is seen whole, where `crossprobe "
+            "predict` cuts it into tiles, so that masks may differ; small parts "
+            + (f"below {study.smallest_part:g} of the largest are not dropped" if study.smallest_part else "stay")
+            + ". Nobody has measured it on your images."
+        ),
+        "software": f"CrossProbe {software_version()}",
+        "card": card,
+    }
