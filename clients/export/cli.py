@@ -68,10 +68,8 @@ def export(
     if there and not overwrite:
         raise RunError(f"{', '.join(there)} is there already. Choose another --out, or give --overwrite.")
     pictures = read_pictures(load_model(release).study, images, spacing_mm) if images is not None else []
-    found: dict[str, object] = {
-        "file": str(out),
-        "largest_difference": write(release, out, flips=flips, pictures=pictures),
-    }
+    largest = write(release, out, flips=flips, pictures=pictures)
+    found: dict[str, object] = {"file": str(out), "largest_difference": largest}
     if small is not None:
         found |= {"int8": str(small), "int8_dice": quantise(out, small, pictures)}
     timings = time_it(release, out, small, flips=flips, frames=frames) if bench else []
