@@ -2,17 +2,15 @@
 slows all of them alike, and their ratio can be trusted where the seconds cannot."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from clients.export.export import INPUT, OUTPUT, graph_of, session_of
+from clients.export.export import Segmenter, as_predict, graph_of, in_torch, segmenter
 from clients.export.pictures import speckle
 from clients.released import load_model
-from common.infusion import predict_maps
 
 #: What a live view shows, and the side of its frames in pixels.
 LIVE_FRAMES_PER_S, SIDE_PX = 30, 256
@@ -55,27 +53,14 @@ def bench(folder: Path, model: Path, small: Path | None, *, flips: bool, frames:
     return [_timing(way, np.array(found[WARM_UP:]), of_predict) for way, found in spent.items()]
 
 
-def _ways(folder: Path, model: Path, small: Path | None, *, flips: bool) -> dict[str, Callable[[np.ndarray], object]]:
-    trained, graph = load_model(folder), graph_of(folder, flips=flips)
-    valid = torch.ones(SIDE_PX, SIDE_PX, dtype=torch.bool)
-
-    def predict(image: np.ndarray) -> object:
-        return predict_maps(trained.networks, trained.study, torch.from_numpy(image[0, 0]), valid)
-
-    def whole(image: np.ndarray) -> object:
-        with torch.no_grad():
-            return graph(torch.from_numpy(image))
-
-    ways: dict[str, Callable[[np.ndarray], object]] = {"torch, as predict (tiles)": predict, "torch, whole": whole}
-    for way, file in (("onnxruntime float32", model), ("onnxruntime int8", small)):
-        if file is not None:
-            ways[way] = _run(file)
-    return ways
-
-
-def _run(file: Path) -> Callable[[np.ndarray], object]:
-    session = session_of(file, THREADS)
-    return lambda image: session.run([OUTPUT], {INPUT: image})
+def _ways(folder: Path, model: Path, small: Path | None, *, flips: bool) -> dict[str, Segmenter]:
+    trained = load_model(folder)
+    ways = {
+        "torch, as predict (tiles)": as_predict(trained),
+        "torch, whole": in_torch(graph_of(trained, flips=flips)),
+        "onnxruntime float32": segmenter(model, THREADS),
+    }
+    return ways if small is None else ways | {"onnxruntime int8": segmenter(small, THREADS)}
 
 
 def _timing(way: str, ms: np.ndarray, of_predict: float) -> Timing:

@@ -68,19 +68,18 @@ def export(
     if there and not overwrite:
         raise RunError(f"{', '.join(there)} is there already. Choose another --out, or give --overwrite.")
     pictures = read_pictures(load_model(release).study, images, spacing_mm) if images is not None else []
-    largest = write(release, out, flips=flips, pictures=pictures)
-    found: dict[str, object] = {"file": str(out), "largest_difference": largest}
-    if small is not None:
-        found |= {"int8": str(small), "int8_dice": quantise(out, small, pictures)}
+    exported = write(release, out, flips=flips, pictures=pictures)
+    int8_dice = quantise(out, small, pictures) if small is not None else None
     timings = time_it(release, out, small, flips=flips, frames=frames) if bench else []
     if as_json:
+        found = {"file": str(out), **asdict(exported), "int8": small and str(small), "int8_dice": int8_dice}
         print(json.dumps(found | {"timings": [asdict(timing) for timing in timings]}, indent=1))
         return
-    print(f"wrote {out}, within {largest:.1e} of torch, and {card_of(out)}")
+    print(f"wrote {out}, within {exported.largest_difference:.1e} of torch, and {card_of(out)}")
+    if exported.dice_predict is not None:
+        print(f"Dice of its masks with those of `crossprobe predict`, cut into tiles: {exported.dice_predict:.4f}")
     if small is not None:
-        print(
-            f"wrote {small}: its masks' Dice with those in float32 is {found['int8_dice']:.4f}, on every second image"
-        )
+        print(f"wrote {small}; Dice of its masks with those in float32, on every second image: {int8_dice:.4f}")
     if timings:
         table = Table("256 x 256, two threads", "frames/s", "times predict", "p50 ms", "p95 ms", "p99 ms")
         for timing in timings:

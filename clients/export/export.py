@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 
 from clients.export.graph import Graph
 from clients.export.pictures import speckle
-from clients.released import load_model
+from clients.released import Model, load_model
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
+from common.geometry import Placement, to_grid
+from common.infusion import predict_maps
 from common.messages import digest
 from common.release import CARD, WEIGHTS, find_release
 from common.study import Study
@@ -26,16 +29,25 @@ TOLERANCE = 1e-4
 OPSET = 17
 INPUT, OUTPUT = "image", "probability"
 
+#: Images [B, 1, H, W] in [0, 1] on the study's grid -> foreground probability [B, 1, H, W] in [0, 1].
+Segmenter = Callable[[np.ndarray], np.ndarray]
 
-def graph_of(folder: Path, *, flips: bool = True) -> Graph:
-    """Return the graph of a release; `flips` False leaves the mirrored image out where the study has it.
 
-    Raises:
-        StudyError, RunError: as `clients.released.load_model`.
-    """
-    model = load_model(folder)
+def graph_of(model: Model, *, flips: bool = True) -> Graph:
+    """Return the graph of a model; `flips` False leaves the mirrored image out where the study has it."""
     graph: Graph = Graph(model, flips=flips and model.study.flips_at_inference).eval()
     return graph
+
+
+def in_torch(graph: Graph) -> Segmenter:
+    """Return a graph as a function of images."""
+
+    def segment(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            found: np.ndarray = graph(torch.from_numpy(image)).numpy()
+        return found
+
+    return segment
 
 
 def to_onnx(graph: Graph, metadata: dict[str, str]) -> bytes:
@@ -71,36 +83,71 @@ def session_of(model: bytes | Path, threads: int = 0) -> onnxruntime.InferenceSe
     )
 
 
-def difference(graph: Graph, session: onnxruntime.InferenceSession, pictures: Sequence[np.ndarray]) -> float:
-    """Return the largest difference of a pixel's probability between torch and onnxruntime."""
-    worst = 0.0
+def segmenter(model: bytes | Path, threads: int = 0) -> Segmenter:
+    """Return an ONNX model as a function of images."""
+    session = session_of(model, threads)
+    return lambda image: session.run([OUTPUT], {INPUT: image})[0]
+
+
+def agreement(one: Segmenter, other: Segmenter, pictures: Sequence[np.ndarray]) -> float:
+    """Return the mean Dice of the masks that two ways to segment give for at least one image; empty masks agree."""
+    found = []
     for image in pictures:
-        with torch.no_grad():
-            expected = graph(torch.from_numpy(image)).numpy()
-        (found,) = session.run([OUTPUT], {INPUT: image})
-        worst = max(worst, float(np.abs(found - expected).max()))
-    return worst
+        a, b = one(image) > 0.5, other(image) > 0.5
+        found.append(2 * float((a & b).sum()) / float(a.sum() + b.sum()) if (a | b).any() else 1.0)
+    return float(np.mean(found))
 
 
-def export(folder: Path, out: Path, *, flips: bool = True, pictures: Sequence[np.ndarray] = ()) -> float:
-    """Write a release as ONNX to `out`, and its card beside it; return the largest difference to torch.
+def as_predict(model: Model) -> Segmenter:
+    """Return `crossprobe predict`, with its tiles, as a function of one image [1, 1, H, W] on the study's grid."""
+    grid, stride = model.study.image, model.study.network.stride
+
+    def segment(image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[-2:]
+        pixels, valid = to_grid(image[0, 0], Placement((height, width), (height, width)), grid, stride=stride)
+        maps = predict_maps(model.networks, model.study, pixels, valid)
+        return maps["infusion" if model.fused else "source_branch"][None, None, :height, :width].numpy()
+
+    return segment
+
+
+def difference(one: Segmenter, other: Segmenter, pictures: Sequence[np.ndarray]) -> float:
+    """Return the largest difference of a pixel's probability between two ways to segment."""
+    return max(float(np.abs(one(image) - other(image)).max()) for image in pictures)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How an exported model compares.
+
+    Attributes:
+        largest_difference: of a pixel's probability to the same graph in torch.
+        dice_predict: mean Dice of its masks with those of `crossprobe predict`, on the user's images; None without.
+    """
+
+    largest_difference: float
+    dice_predict: float | None
+
+
+def export(folder: Path, out: Path, *, flips: bool = True, pictures: Sequence[np.ndarray] = ()) -> Exported:
+    """Write a release as ONNX to `out`, and its card beside it.
 
     Args:
         folder: a release, or the finished run that holds it.
-        pictures: images [B, 1, H, W] to compare on, besides generated ones of several sizes.
+        pictures: images [1, 1, H, W] on the study's grid to compare on, besides generated ones of several sizes.
 
     Raises:
         StudyError, RunError: if the release cannot be used, the graph differs from torch by more than `TOLERANCE`, or
             `out` cannot be written. Nothing was written then.
     """
-    graph, release = graph_of(folder, flips=flips), find_release(folder)
-    study, card = load_model(release).study, (release / CARD).read_text(encoding="utf-8")
-    metadata = _metadata(study, digest((release / WEIGHTS).read_bytes()), graph, card)
-    content = to_onnx(graph, metadata)
-    size = study.image.size
+    model, release = load_model(folder), find_release(folder)
+    graph, card = graph_of(model, flips=flips), (release / CARD).read_text(encoding="utf-8")
+    content = to_onnx(graph, _metadata(model.study, digest((release / WEIGHTS).read_bytes()), graph, card))
+    size = model.study.image.size
     generated = [speckle(height, width) for height, width in ((size, size), (size // 2 + 1, size + 3), (256, 200))]
     generated.append(np.concatenate([speckle(size, size, seed=seed) for seed in range(3)]))
-    worst = difference(graph, session_of(content), [*generated, *pictures])
+    segment = segmenter(content)
+    worst = difference(in_torch(graph), segment, [*generated, *pictures])
     if not worst <= TOLERANCE:
         raise RunError(
             f"the exported graph differs from torch by {worst:.2g}, expected at most {TOLERANCE:g}; nothing was "
@@ -108,7 +155,7 @@ def export(folder: Path, out: Path, *, flips: bool = True, pictures: Sequence[np
         )
     write_atomically(out, content, then="run the command again", mode=PUBLIC)
     write_atomically(card_of(out), card.encode(), then="run the command again", mode=PUBLIC)
-    return worst
+    return Exported(worst, agreement(as_predict(model), segment, pictures) if pictures else None)
 
 
 def card_of(out: Path) -> Path:

@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from clients.export.export import INPUT, OUTPUT, session_of
-from common.errors import RunError
+from clients.export.export import INPUT, agreement, segmenter
 from common.files import PUBLIC, write_atomically
 
 
@@ -48,20 +47,4 @@ def quantise(model: Path, out: Path, pictures: Sequence[np.ndarray]) -> float:
         small = onnx.load(made)
     onnx.helper.set_model_props(small, {p.key: p.value for p in content.metadata_props} | {"bits": "8"})
     write_atomically(out, small.SerializeToString(), then="run the command again", mode=PUBLIC)
-    return agreement(model, out, pictures[1::2])
-
-
-def agreement(one: Path, other: Path, pictures: Sequence[np.ndarray]) -> float:
-    """Return the mean Dice of two exported models' masks over images; two empty masks agree.
-
-    Raises:
-        RunError: if there are no images.
-    """
-    if not pictures:
-        raise RunError("expected images to compare two models on, found none. Give more with --images.")
-    left, right = session_of(one), session_of(other)
-    found = []
-    for image in pictures:
-        a, b = (session.run([OUTPUT], {INPUT: image})[0] > 0.5 for session in (left, right))
-        found.append(1.0 if not (a | b).any() else 2 * float((a & b).sum()) / float(a.sum() + b.sum()))
-    return float(np.mean(found))
+    return agreement(segmenter(model), segmenter(out), pictures[1::2])
