@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from clients.export.export import INPUT, agreement, segmenter
 from common.files import PUBLIC, write_atomically
@@ -33,9 +34,11 @@ def quantise(model: Path, out: Path, pictures: Sequence[np.ndarray]) -> float:
     content = onnx.load(model)
     convolutions = [node.name for node in content.graph.node if node.op_type == "Conv" and "head" not in node.name]
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "int8.onnx"
+        ready, made = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
+        # symbolic shapes would need sympy, and every size stays open anyway
+        quant_pre_process(content, ready, skip_symbolic_shape=True)
         quantize_static(
-            content,
+            ready,
             made,
             _Pictures(pictures[::2]),
             quant_format=QuantFormat.QDQ,
