@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clients.data.images import PictureError
-from clients.predict import check_spacing, find_inputs, frames_of
+from clients.predict import Frames, check_spacing, find_inputs
 from common.errors import RunError
 from common.geometry import placement, to_grid
 from common.study import Study
@@ -44,8 +44,9 @@ def speckle(height: int, width: int, *, seed: int = 0) -> np.ndarray:
 def _pictures(study: Study, images: Path, spacing_mm: float | None) -> Iterator[np.ndarray]:
     for given in find_inputs(images):
         try:
-            for _, image, spacing in islice(frames_of(study, given, spacing_mm), MAX_FRAMES):
-                place = placement(image.shape[0], image.shape[1], spacing, study.image)
+            frames = Frames(study, given, spacing_mm)
+            for _, image in islice(frames, MAX_FRAMES):
+                place = placement(image.shape[0], image.shape[1], frames.spacing_mm, study.image)
                 pixels, _ = to_grid(image, place, study.image, stride=study.network.stride)
                 yield pixels[: place.content[0], : place.content[1]].numpy()[None, None]
         except PictureError as error:
