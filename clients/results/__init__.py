@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clients.data.formats import dicom, nifti, video
+from clients.data import formats
 from clients.results.dicom import DicomSegmentation
 from clients.results.nifti import NiftiMask
 from clients.results.video import OverlayVideo
@@ -30,4 +30,8 @@ class Writer(Protocol):
 
 
 #: Format of the input -> what it gets besides masks, confidence and overlays.
-WRITERS: dict[ModuleType, type[Writer]] = {dicom: DicomSegmentation, nifti: NiftiMask, video: OverlayVideo}
+WRITERS: dict[ModuleType, type[Writer]] = {
+    formats.dicom: DicomSegmentation,
+    formats.nifti: NiftiMask,
+    formats.video: OverlayVideo,
+}
