@@ -74,16 +74,17 @@ def to_onnx(graph: Graph, metadata: dict[str, str]) -> bytes:
     return model.SerializeToString()
 
 
-def session_of(model: bytes | Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Return an ONNX model ready to run; 0 threads: one for each core."""
+def session_of(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Return an ONNX model ready to run on so many threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would starve the others
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
     )
 
 
-def segmenter(model: bytes | Path, threads: int = 0) -> Segmenter:
+def segmenter(model: bytes | Path, threads: int = 1) -> Segmenter:
     """Return an ONNX model as a function of images."""
     session = session_of(model, threads)
     return lambda image: session.run([OUTPUT], {INPUT: image})[0]

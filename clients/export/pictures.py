@@ -13,7 +13,7 @@ from common.geometry import placement, to_grid
 from common.study import Study
 
 #: Enough to know the range of every layer's values; frames of one loop tell little more.
-MAX_IMAGES, MAX_FRAMES = 200, 10
+MAX_IMAGES, MAX_FRAMES = 48, 10
 
 
 def read_pictures(study: Study, images: Path, spacing_mm: float | None) -> list[np.ndarray]:

@@ -162,6 +162,7 @@ def test_the_bench_times_every_way_beside_torch(
     assert timings[0]["times_predict"] == pytest.approx(1, abs=0.01)
     for timing in timings:
         assert 0 < timing["p50_ms"] <= timing["p95_ms"] <= timing["p99_ms"]
+        assert timing["cpu_ms"] > 0
         assert timing["frames_per_s"] == pytest.approx(1e3 / timing["p50_ms"], rel=0.01)
 
 
