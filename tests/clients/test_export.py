@@ -203,3 +203,15 @@ def test_the_example_of_the_documents_marks_every_frame_of_a_video(exported: Pat
     red = pictures[0][..., 0] - pictures[0][..., 2] > 40
     dark = frames[0] < 150  # where red stands out
     assert (red == mask)[dark].mean() > 0.9
+
+
+def test_the_documents_figures_are_those_of_the_benchmark() -> None:
+    text = (ROOT / "docs/export.md").read_text()
+    found = json.loads((ROOT / "docs/export-bench.json").read_text())
+
+    assert bench.as_markdown([bench.Timing(**timing) for timing in found["timings"]]) in text
+    assert f"{found['int8_dice']:.4f}" in text
+    assert f"{found['dice_predict']:.4f}" in text
+    assert ("nothing reached 30" in text) == (
+        max(t["frames_per_s"] for t in found["timings"]) < bench.LIVE_FRAMES_PER_S
+    )
