@@ -206,7 +206,7 @@ def test_every_format_is_read_and_what_is_no_image_is_named(
     letterbox: Model, scans: Path, tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(frame(3)).save(scans / "s0.jpg")
-    dicom(scans / "IM0001", np.stack([frame(4), frame(5)]))
+    dicom(scans / "IM0001", np.stack([frame(4), frame(5)]), StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4")
     (scans / "report.pdf").write_bytes(b"%PDF-1.7")
     (scans / ".DS_Store").write_bytes(b"")
     (scans / "cut.png").write_bytes((scans / "s0.png").read_bytes()[:-40])
