@@ -205,13 +205,17 @@ def test_the_example_of_the_documents_marks_every_frame_of_a_video(exported: Pat
     assert (red == mask)[dark].mean() > 0.9
 
 
-def test_the_documents_figures_are_those_of_the_benchmark() -> None:
+@pytest.mark.parametrize("file", sorted((ROOT / "docs").glob("export-bench-*.json")), ids=lambda file: file.stem)
+def test_the_documents_figures_are_those_of_the_benchmark(file: Path) -> None:
     text = (ROOT / "docs/export.md").read_text()
-    found = json.loads((ROOT / "docs/export-bench.json").read_text())
+    found = json.loads(file.read_text())
 
     assert bench.as_markdown([bench.Timing(**timing) for timing in found["timings"]]) in text
     assert f"{found['int8_dice']:.4f}" in text
     assert f"{found['dice_predict']:.4f}" in text
-    assert ("nothing reached 30" in text) == (
-        max(t["frames_per_s"] for t in found["timings"]) < bench.LIVE_FRAMES_PER_S
-    )
+    # the document says that live speed was not reached, so that must be so
+    assert max(timing["frames_per_s"] for timing in found["timings"]) < bench.LIVE_FRAMES_PER_S
+
+
+def test_the_documents_have_figures() -> None:
+    assert list((ROOT / "docs").glob("export-bench-*.json"))
