@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.data.intake.cli import new
+from clients.desk.cli import desk, desk_forward
 from common.errors import CrossProbeError, SiteStateError
 from common.files import write_atomically
 from common.options import Json, SiteFolder, StateFolder, StudyFile, commands, examples
@@ -32,12 +33,17 @@ app = commands(
         "crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run",
         "crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe",
         "crossprobe site withdraw study.yaml --state /srv/crossprobe",
-        note="They stand in the order of a first study.",
+        "crossprobe site desk --site /data/our-site --state /srv/crossprobe --study study.yaml",
+        note="They stand in the order of a first study; the last does it all in a browser.",
     ),
 )
 
 
 app.command(epilog=examples("crossprobe site new /archive/wrist /data/our-site --role target"))(new)
+app.command(epilog=examples("crossprobe site desk --site /data/our-site --state /srv/crossprobe --study study.yaml"))(
+    desk
+)
+app.command("desk-forward", epilog=examples("crossprobe site desk-forward --socket /run/desk/desk.sock"))(desk_forward)
 
 
 @app.command(
