@@ -6,7 +6,7 @@ in each form), and whoever reaches the port without the printed address gets not
 
 import hmac
 import secrets
-from collections.abc import Mapping
+from email.message import Message
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +15,7 @@ COOKIE, FIELD, PARAMETER = "crossprobe_desk", "csrf", "token"
 MOST_BYTES = 8 * 1024
 MOST_FIELDS = 8
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 #: On every reply. No script at all; styles are the desk's own file.
 HEADERS = {
@@ -68,13 +69,13 @@ class Gate:
         if morsel is None or not _same(morsel.value, self.session):
             raise Refused(403, "Open the desk by the address that it printed when it was started.")
 
-    def check_origin(self, headers: Mapping[str, str]) -> None:
+    def check_origin(self, headers: Message) -> None:
         """Check that a form was sent from a page of the desk."""
         host, origin = headers.get("Host", ""), headers.get("Origin")
         if origin != f"http://{host}" or headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             raise Refused(403, "This was sent from another page. Nothing was changed.")
 
-    def check_length(self, headers: Mapping[str, str]) -> int:
+    def check_length(self, headers: Message) -> int:
         """Return the bytes of a form."""
         length = headers.get("Content-Length", "")
         if headers.get("Transfer-Encoding") or not (length.isascii() and length.isdigit() and len(length) < 10):

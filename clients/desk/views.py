@@ -72,7 +72,7 @@ def overview(desk: Desk) -> dict[str, Any]:
     """Return site, studies, privacy budget and the latest messages."""
     cases, problems = desk.cases()
     days, count, _ = timeline(read(desk.state.ledger), cases, most=4)
-    return {"cases": cases, "problems": problems, "bars": bars(desk, cases), "days": days, "count": count}
+    return {"cases": cases, "problems": problems, "days": days, "count": count} | budget(desk, cases)
 
 
 def study(desk: Desk, study_hash: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
         return shown
     if before is not None and before.proposal is not None:
         shown["changed"] = changes(before.proposal, proposal)
-    budget = proposal.budget
+    own = proposal.budget
     return shown | {
         "tells": what_it_tells(proposal),
         "declared": declared(proposal),
@@ -96,8 +96,8 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
         "numbers": explain(proposal.metrics),
         "kept": kept_back(case.study, site) if (site := desk.checked and desk.checked.site) else [],
         "meanings": {name: TASKS[name].meaning for name in dict.fromkeys(stage.task for stage in proposal.stages)},
-        "budget": list(of_budget(budget)) if budget else [],
-        "bar": Bar("this study", budget.before, budget.after, budget.cap, budget.settings.delta) if budget else None,
+        "budget": list(of_budget(own)) if own else [],
+        "bar": Bar("with this study", own.before, own.after, own.cap, own.settings.delta) if own else None,
     }
 
 
@@ -107,20 +107,20 @@ def ledger(desk: Desk) -> dict[str, Any]:
     entries = read(desk.state.ledger)
     days, count, sent = timeline(entries, cases, most=MOST_MESSAGES)
     verdict = verify(desk.state.ledger)
-    return {"days": days, "count": count, "sent": sent, "verdict": verdict, "bars": bars(desk, cases)}
+    return {"days": days, "count": count, "sent": sent, "verdict": verdict} | budget(desk, cases)
 
 
-def bars(desk: Desk, cases: Sequence[Case]) -> list[Bar]:
-    """Return the site's budget at the cap and delta of each study with differential privacy."""
-    accountant, found = Accountant(desk.state.accountant), []
+def budget(desk: Desk, cases: Sequence[Case]) -> dict[str, Any]:
+    """Return the site's budget at cap and delta of each study with privacy, and how many it answered without."""
+    accountant, bars = Accountant(desk.state.accountant), []
     site = desk.checked.site if desk.checked else None
     for case in cases:
         privacy = case.study.privacy
         if privacy is not None:
             cap = smaller_cap(privacy, site.config.policy.epsilon_cap if site else None)
             spent = accountant.epsilon(privacy.delta)
-            found.append(Bar(case.study.name, spent, spent, cap, privacy.delta))
-    return found
+            bars.append(Bar(f"study {case.study.name}", spent, spent, cap, privacy.delta))
+    return {"bars": bars, "unbounded": len(accountant.unbounded)}
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,10 @@ def timeline(
 
 def _moment(entry: dict[str, Any], names: dict[str, str]) -> Moment:
     study_hash = entry["study"] or ""
-    details = [f"changes to {name}" for name in dict.fromkeys(component_of(name) for name in entry["tensors"])]
+    out = entry["direction"] == "out"
+    details = [
+        f"changes to {name}" if out else name for name in dict.fromkeys(component_of(name) for name in entry["tensors"])
+    ]
     numbers = [f"{name} {value:.4g}" for name, value in entry["metrics"].items()]
     details += numbers[:MOST_NUMBERS]
     if len(numbers) > MOST_NUMBERS:
@@ -161,7 +164,7 @@ def _moment(entry: dict[str, Any], names: dict[str, str]) -> Moment:
     where = "" if entry["round"] is None else f", round {entry['round']}"
     return Moment(
         time=entry["time"][11:16],
-        out=entry["direction"] == "out",
+        out=out,
         study=names.get(study_hash, study_hash[:12]),
         what=f"{entry['refusal'] or entry['task'] or entry['kind']}{where}, {entry['bytes']:,} bytes",
         details=tuple(details),
