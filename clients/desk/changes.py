@@ -57,12 +57,15 @@ def facts(proposal: Proposal) -> dict[str, Fact]:
 
 
 def changes(before: Proposal, now: Proposal) -> dict[str, Change]:
-    """Return every fact that differs, by its key, in the order of the study as it is now."""
+    """Return what differs, by the facts' keys or the name of a stage that is new or gone, in the order of `now`."""
     old, new = facts(before), facts(now)
-    found = {}
+    stages, were = ({stage.stage for stage in side.stages} for side in (now, before))
+    found = {name: Change(f"stage {name}", "part of it", "", False) for name in sorted(were - stages)}
+    found |= {name: Change(f"stage {name}", "", "part of it", False) for name in sorted(stages - were)}
     for key in (*new, *(key for key in old if key not in new)):
         was, is_ = (side[key].value if key in side else "" for side in (old, new))
-        if was != is_:
+        # A whole stage that is new or gone is one change, not one for each of its rows.
+        if was != is_ and key.partition("/")[0] not in stages ^ were:
             found[key] = Change((new.get(key) or old[key]).words, was, is_, NUMBERS in key)
     return found
 
