@@ -90,9 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _act(self) -> Reply:
         gate, desk, path = self.server.gate, self.server.desk, self._place().path
+        body = self.rfile.read(gate.check_length(self.headers))  # first: unread, it would cut the reply short
         gate.check_session(self.headers.get("Cookie"))
         gate.check_origin(self.headers)
-        form = gate.form(self.rfile.read(gate.check_length(self.headers)))
+        form = gate.form(body)
         found = _STUDY.fullmatch(path)
         if path == "/data/check":
             desk.check_data()
