@@ -9,8 +9,8 @@ from common.errors import RunError
 
 #: Connections at one time, and bytes passed on at once.
 MOST_CONNECTIONS, CHUNK = 32, 64 * 1024
-#: After which a connection that nothing goes through is closed, in seconds.
-IDLE_S = 60.0
+#: After which a connection that nothing goes through is closed, in seconds; a page of many studies takes a while.
+IDLE_S = 300.0
 
 
 async def forward(socket: Path, host: str, port: int, started: asyncio.Event | None = None) -> None:
