@@ -18,6 +18,7 @@ from clients.data.site import Site, check_site
 from clients.governance.accountant import Accountant
 from clients.governance.approval import Approval, approval_of, approve, withdraw
 from clients.governance.dry_run import Sent, dry_run
+from clients.governance.persons import approve_as, name_of
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
 from common.errors import CrossProbeError, SiteStateError
@@ -25,9 +26,6 @@ from common.messages import digest
 from common.study import Study, load_study
 
 log = logging.getLogger("crossprobe.desk")
-
-#: Letters of a name at most, so that a page and an approval hold it.
-LONGEST_NAME = 80
 
 
 class DeskError(CrossProbeError):
@@ -139,16 +137,17 @@ class Desk:
 
         self._begin(f"trying out {case.study.name}", run)
 
-    def approve(self, study_hash: str, *, by: str, seen: str) -> Approval:
+    def approve(self, study_hash: str, *, by: str, seen: str, passphrase: str = "") -> Approval:
         """Approve a study as the command does.
 
         Args:
             by: name of the person.
+            passphrase: theirs, where the policy asks for two persons.
             seen: `Case.seen` of the page that the person read.
 
         Raises:
             DeskError: if the policy does not allow it, or anything on the page is not as it was read.
-            SiteStateError: if it cannot be written.
+            SiteStateError: if it cannot be written, or name and passphrase are not right.
         """
         by = name_of(by)
         with self._lock:
@@ -159,7 +158,10 @@ class Desk:
                 raise DeskError(
                     "What this study would do here changed while you read. Nothing was changed: read again."
                 )
-            approval = approve(self.state, site, case.study, by=by)
+            if site.config.policy.approvals_needed > 1:
+                approval = approve_as(self.state, site, case.study, name=by, passphrase=passphrase)
+            else:
+                approval = approve(self.state, site, case.study, by=by)
         log.warning("%s approved study %s, %s", by, case.study.name, study_hash)
         return approval
 
@@ -262,11 +264,3 @@ def latest_other(cases: Sequence[Case], case: Case) -> Case | None:
     others = [(other.approval.when, other) for other in cases if other.approval and other.hash != case.hash]
     latest = max(others, key=lambda pair: pair[0], default=None)
     return latest[1] if latest and latest[1].proposal else None
-
-
-def name_of(text: str) -> str:
-    """Return a person's name as it is written down. Raises DeskError."""
-    name = " ".join(text.split())
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise DeskError(f"Type your name, of at most {LONGEST_NAME} letters. Nothing was changed.")
-    return name

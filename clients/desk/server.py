@@ -109,8 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
             return see("/?done=withdrawn")
         if form.get("read") != "yes":
             raise DeskError("Tick that you have read what this study would do. Nothing was changed.")
-        desk.approve(study_hash, by=name, seen=form.get("seen", ""))
-        return see(f"/study/{study_hash}?done=approved")
+        approval = desk.approve(study_hash, by=name, seen=form.get("seen", ""), passphrase=form.get("passphrase", ""))
+        site = desk.checked.site if desk.checked else None
+        half = site is not None and approval.void(site.config)
+        return see(f"/study/{study_hash}?done={'half' if half else 'approved'}")
 
     def _place(self) -> SplitResult:
         if any(len(self.headers.get_all(name, ())) > 1 for name in ("Host", "Origin", "Content-Length")):

@@ -37,6 +37,7 @@ DONE = {
     "checking": "The data check has begun.",
     "trying": "The dry run has begun. Nothing is sent.",
     "approved": "Approved. The coordinator's next message about this study will be answered.",
+    "half": "Written down. It holds once another person has approved it too.",
     "withdrawn": "Taken back. Nothing more of this study leaves from now on, also not from a running task.",
 }
 
@@ -88,13 +89,14 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
         return shown
     if before is not None and before.proposal is not None:
         shown["changed"] = changes(before.proposal, proposal)
-    own = proposal.budget
+    own, site = proposal.budget, desk.checked.site if desk.checked else None
     return shown | {
+        "two": site is not None and site.config.policy.approvals_needed > 1,
         "tells": what_it_tells(proposal),
         "declared": declared(proposal),
         "networks": _networks(proposal),
         "numbers": explain(proposal.metrics),
-        "kept": kept_back(case.study, site) if (site := desk.checked and desk.checked.site) else [],
+        "kept": kept_back(case.study, site) if site else [],
         "meanings": {name: TASKS[name].meaning for name in dict.fromkeys(stage.task for stage in proposal.stages)},
         "budget": list(of_budget(own)) if own else [],
         "bar": Bar("with this study", own.before, own.after, own.cap, own.settings.delta) if own else None,

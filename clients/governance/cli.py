@@ -14,6 +14,7 @@ from rich.table import Table
 
 from clients.data.intake.cli import new
 from clients.desk.cli import desk, desk_forward
+from clients.governance.person_cli import ask_passphrase
 from common.errors import CrossProbeError, SiteStateError
 from common.files import write_atomically
 from common.options import Json, SiteFolder, StateFolder, StudyFile, commands, examples
@@ -182,6 +183,7 @@ def approve(
     from clients.governance.accountant import Accountant
     from clients.governance.approval import approve
     from clients.governance.approval_page import show
+    from clients.governance.persons import approve_as, check_person
     from clients.governance.proposal import propose
     from clients.governance.state import State
     from common.study import load_study
@@ -194,18 +196,31 @@ def approve(
     _complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
+        name, two, passphrase = by or getpass.getuser(), site.config.policy.approvals_needed > 1, ""
+        if two:
+            passphrase = ask_passphrase(name)
+            check_person(state, name, passphrase)  # before anything is changed
         if restart:
             with state.locked():
                 state.start_over(proposal.study_hash)
-        approval = approve(state, site, study, by=by or getpass.getuser())
+        if two:
+            approval = approve_as(state, site, study, name=name, passphrase=passphrase)
+        else:
+            approval = approve(state, site, study, by=name)
     if as_json:
-        content = {"approved": approval is not None, "by": approval and approval.by, "when": approval and approval.when}
+        content = {
+            "approved": approval is not None and not approval.void(site.config),
+            "by": approval and approval.names,
+            "when": approval and approval.when,
+        }
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))
     elif approval is not None:
         print(
-            f"approved by {approval.by} at {approval.when}: study {approval.study_hash[:16]}, policy "
+            f"approved by {approval.names} at {approval.when}: study {approval.study_hash[:16]}, policy "
             f"{approval.policy_hash[:16]}, software {approval.software}. It is void once any of them changes."
         )
+        for finding in approval.void(site.config):
+            print(f"It does not hold yet: {finding.message}. {finding.remedy}.")
     elif proposal.findings:
         print(f"{len(proposal.findings)} finding(s): this study cannot be approved here", file=sys.stderr)
     else:

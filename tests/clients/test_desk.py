@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from browser import HOST, Browser, wait_for
+from browser import HOST, Answer, Browser, wait_for
 from hospital import SECRET
 from tiny import content, study, write_site, write_study
 
@@ -22,6 +22,7 @@ from clients.desk.gate import FIELD, HEADERS, MOST_BYTES, Gate
 from clients.desk.server import serving
 from clients.governance.approval import approve
 from clients.governance.ledger import Ledger, entry
+from clients.governance.persons import add_person
 from clients.governance.state import State
 from common.messages import EnrolRequest, Message
 from common.study import load_study
@@ -274,6 +275,28 @@ def test_findings_in_the_data_are_shown_and_nothing_can_be_approved(browser: Bro
     assert not approval(browser).exists()
 
 
+def test_where_two_persons_are_asked_for_one_at_the_desk_is_not_enough(browser: Browser) -> None:
+    people = {"Anna Berg": "correct horse battery", "Ben Fuchs": "grey clouds over the bay"}
+    for name, passphrase in people.items():
+        add_person(browser.desk.state, name, passphrase)
+    config = browser.desk.folder / "site.yaml"
+    config.write_text(config.read_text().replace("policy:", "policy:\n  approvals_needed: 2"))
+    browser.desk.check_data()
+    wait_for(browser.desk)
+
+    def send(name: str, passphrase: str) -> Answer:
+        seen = browser.seen(PAGES[3])
+        return browser.post(FORMS[2], name=name, passphrase=passphrase, read="yes", seen=seen)
+
+    assert send("Anna Berg", people["Ben Fuchs"]).status == 409
+    assert not approval(browser).exists()
+    assert send("Anna Berg", people["Anna Berg"]).headers["Location"].endswith("?done=half")
+    assert "does not hold</b>: approved by Anna Berg" in browser.get("/").text
+    assert send("Anna Berg", people["Anna Berg"]).status == 409
+    assert send("Ben Fuchs", people["Ben Fuchs"]).headers["Location"].endswith("?done=approved")
+    assert "approved</b> by Anna Berg and Ben Fuchs" in browser.get("/").text
+
+
 def test_an_approval_is_taken_back(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
     assert browser.post(FORMS[3], name="Anna").status == 409
     browser.post(FORMS[2], name="Anna", read="yes", seen=browser.seen(PAGES[3]))
@@ -349,7 +372,7 @@ def test_a_void_approval_says_why(browser: Browser) -> None:
     config.write_text(config.read_text().replace("min_update_patients: 1", "min_update_patients: 2"))
     browser.desk.check_data()
     wait_for(browser.desk)
-    assert "void</b>: approved by Anna" in browser.get("/").text
+    assert "does not hold</b>: approved by Anna" in browser.get("/").text
     assert "approved for the site&#39;s policy" in browser.get(PAGES[3]).text
 
 
