@@ -16,6 +16,7 @@ from common.errors import RunError
 from common.options import SiteFolder, StateFolder
 
 DEFAULT_PORT = 8600
+EXAMPLE = "crossprobe site desk --site /data/our-site --state /srv/crossprobe --study study.yaml"
 Port = Annotated[int, typer.Option(min=1, max=65535, help="of 127.0.0.1, where the browser finds the desk")]
 
 

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.data.intake.cli import new
+from clients.desk.cli import EXAMPLE as DESK_EXAMPLE
 from clients.desk.cli import desk, desk_forward
+from clients.governance.person_cli import app as person
 from clients.governance.person_cli import ask_passphrase
 from common.errors import CrossProbeError, SiteStateError
 from common.files import write_atomically
@@ -34,16 +36,15 @@ app = commands(
         "crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run",
         "crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe",
         "crossprobe site withdraw study.yaml --state /srv/crossprobe",
-        "crossprobe site desk --site /data/our-site --state /srv/crossprobe --study study.yaml",
+        DESK_EXAMPLE,
         note="They stand in the order of a first study; the last does it all in a browser.",
     ),
 )
 
 
 app.command(epilog=examples("crossprobe site new /archive/wrist /data/our-site --role target"))(new)
-app.command(epilog=examples("crossprobe site desk --site /data/our-site --state /srv/crossprobe --study study.yaml"))(
-    desk
-)
+app.command(epilog=examples(DESK_EXAMPLE))(desk)
+app.add_typer(person, name="person")
 app.command("desk-forward", epilog=examples("crossprobe site desk-forward --socket /run/desk/desk.sock"))(desk_forward)
 
 

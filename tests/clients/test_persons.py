@@ -1,6 +1,7 @@
 """Two persons where the policy asks for two: neither alone, neither twice, and no passphrase on the disk."""
 
 import json
+import shutil
 import stat
 from pathlib import Path
 
@@ -119,10 +120,7 @@ def test_the_commands_ask_for_each_passphrase(
 ) -> None:
     typed: list[str] = []
     monkeypatch.setattr("click.termui.hidden_prompt_func", lambda prompt: typed.pop(0))
-    folder = tmp_path / "site"
-    folder.mkdir()
-    for file in pair[0].iterdir():
-        (folder / file.name).symlink_to(file) if file.is_dir() else (folder / file.name).write_bytes(file.read_bytes())
+    folder = Path(shutil.copytree(pair[0], tmp_path / "site"))
     config = folder / "site.yaml"
     config.write_text(config.read_text().replace("policy:", "policy:\n  approvals_needed: 2"))
     State.create(tmp_path / "state")
