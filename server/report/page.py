@@ -80,7 +80,7 @@ def render_report(run: Path, pictures: Sequence[Example] = ()) -> Path:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, Path(__file__).parents[2] / "common"]),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,9 +10,9 @@ from typing import Literal
 
 import pytest
 import yaml
-from browser import HOST, Answer, Browser, wait_for
 from hospital import SECRET
 from tiny import content, study, write_site, write_study
+from visitor import HOST, Answer, Visitor, wait_for
 
 import crossprobe
 from clients.data.site import load_site
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, pair: Sequence[Path]) -> Path:
 
 
 @pytest.fixture
-def browser(tmp_path: Path, folder: Path) -> Iterator[Browser]:
+def browser(tmp_path: Path, folder: Path) -> Iterator[Visitor]:
     """A browser that was let in, at a desk whose data were checked."""
     studies = tmp_path / "studies"
     studies.mkdir()
@@ -49,29 +49,29 @@ def browser(tmp_path: Path, folder: Path) -> Iterator[Browser]:
     desk.check_data()
     wait_for(desk)
     with serving(desk, gate, tmp_path / "d.sock"):
-        yield Browser(tmp_path / "d.sock", gate, desk).signed_in()
+        yield Visitor(tmp_path / "d.sock", gate, desk).signed_in()
 
 
 @pytest.fixture
-def stranger(browser: Browser) -> Browser:
+def stranger(browser: Visitor) -> Visitor:
     """One that was not let in."""
-    return Browser(browser.socket, browser.gate, browser.desk)
+    return Visitor(browser.socket, browser.gate, browser.desk)
 
 
-def kept(browser: Browser) -> dict[str, bytes]:
+def kept(browser: Visitor) -> dict[str, bytes]:
     """All that the desk could have changed."""
     folders = (browser.desk.state.folder, browser.desk.folder, browser.desk.studies)
     return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
-def approval(browser: Browser, of: str = STUDY.hash()) -> Path:
+def approval(browser: Visitor, of: str = STUDY.hash()) -> Path:
     return browser.desk.state.approval(of)
 
 
 # ---- who may ask -----------------------------------------------------------------------------------------------
 
 
-def test_nobody_gets_in_without_the_printed_address(stranger: Browser) -> None:
+def test_nobody_gets_in_without_the_printed_address(stranger: Visitor) -> None:
     before = kept(stranger)
     for cookie in (None, "crossprobe_desk=", "crossprobe_desk=x", f"crossprobe_desk={stranger.gate.token}", "=;;\\"):
         for path in PAGES:
@@ -86,7 +86,7 @@ def test_nobody_gets_in_without_the_printed_address(stranger: Browser) -> None:
     assert kept(stranger) == before
 
 
-def test_the_printed_address_becomes_a_cookie_that_no_script_and_no_other_site_can_use(stranger: Browser) -> None:
+def test_the_printed_address_becomes_a_cookie_that_no_script_and_no_other_site_can_use(stranger: Visitor) -> None:
     answer = stranger.get(f"/?token={stranger.gate.token}")
     assert (answer.status, answer.headers["Location"]) == (303, "/")
     cookie, *attributes = answer.headers["Set-Cookie"].split("; ")
@@ -102,7 +102,7 @@ def test_the_printed_address_becomes_a_cookie_that_no_script_and_no_other_site_c
     "host", [None, "", "evil.example", "evil.example:8600", "127.0.0.1.evil.example", "127.0.0.1@evil.example",
              "evil.example#127.0.0.1", "localhost/evil", "[::1", "127.0.0.1:port", "192.168.0.7:8600"],
 )  # fmt: skip
-def test_a_name_that_was_rebound_to_this_machine_gets_nothing(browser: Browser, host: str | None) -> None:
+def test_a_name_that_was_rebound_to_this_machine_gets_nothing(browser: Visitor, host: str | None) -> None:
     before = kept(browser)
     for path in (*PAGES, "/desk.css", f"/?token={browser.gate.token}"):
         answer = browser.get(path, Host=host)
@@ -112,7 +112,7 @@ def test_a_name_that_was_rebound_to_this_machine_gets_nothing(browser: Browser, 
     assert kept(browser) == before
 
 
-def test_each_name_of_this_machine_is_answered(browser: Browser) -> None:
+def test_each_name_of_this_machine_is_answered(browser: Visitor) -> None:
     for host in ("127.0.0.1:8600", "localhost:8600", "LOCALHOST", "[::1]:9000"):
         assert browser.get("/ledger", Host=host).status == 200
 
@@ -131,7 +131,7 @@ def test_each_name_of_this_machine_is_answered(browser: Browser) -> None:
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_a_form_on_another_page_does_nothing(browser: Browser, headers: dict[str, str | None]) -> None:
+def test_a_form_on_another_page_does_nothing(browser: Visitor, headers: dict[str, str | None]) -> None:
     before, seen = kept(browser), browser.seen(PAGES[3])
     for path in FORMS:
         assert browser.post(path, headers, name="Eve", read="yes", seen=seen).status == 403
@@ -139,7 +139,7 @@ def test_a_form_on_another_page_does_nothing(browser: Browser, headers: dict[str
     assert not browser.desk.busy
 
 
-def test_a_form_without_the_hidden_field_does_nothing(browser: Browser) -> None:
+def test_a_form_without_the_hidden_field_does_nothing(browser: Visitor) -> None:
     before, seen = kept(browser), browser.seen(PAGES[3])
     for value in ("", "guess", browser.gate.session, browser.gate.token, "\N{LATIN SMALL LETTER E WITH ACUTE}"):
         for path in FORMS:
@@ -149,7 +149,7 @@ def test_a_form_without_the_hidden_field_does_nothing(browser: Browser) -> None:
     assert kept(browser) == before
 
 
-def test_a_get_changes_nothing_whatever_it_asks_for(browser: Browser) -> None:
+def test_a_get_changes_nothing_whatever_it_asks_for(browser: Visitor) -> None:
     before = kept(browser)
     form = f"?{FIELD}={browser.gate.csrf}&name=Eve&read=yes&seen={browser.seen(PAGES[3])}"
     assert [browser.get(path).status for path in (*PAGES, "/desk.css")] == [200] * 5
@@ -168,7 +168,7 @@ def test_a_get_changes_nothing_whatever_it_asks_for(browser: Browser) -> None:
      "/static/x", "/study/study.yaml", "http://evil.example/etc", "/data/sheet", "/desk.css.j2", "/study.html.j2",
      "/?", "/%00"],
 )  # fmt: skip
-def test_no_address_reaches_a_file(browser: Browser, path: str) -> None:
+def test_no_address_reaches_a_file(browser: Visitor, path: str) -> None:
     for answer in (browser.get(path), browser.post(path), browser.post(path + "/approve", name="E", read="yes")):
         assert answer.status in ((200, 404) if path == "/?" else (404, 409))
         assert "root:" not in answer.text
@@ -194,13 +194,13 @@ def test_no_address_reaches_a_file(browser: Browser, path: str) -> None:
     ],
 )
 def test_what_is_no_form_of_the_desk_is_refused(
-    browser: Browser, status: int, headers: dict[str, str | None], body: bytes
+    browser: Visitor, status: int, headers: dict[str, str | None], body: bytes
 ) -> None:
     assert browser.post(FORMS[2], headers, body=body).status == status
     assert not approval(browser).exists()
 
 
-def test_every_reply_forbids_scripts_frames_and_a_copy_on_the_disk(browser: Browser) -> None:
+def test_every_reply_forbids_scripts_frames_and_a_copy_on_the_disk(browser: Visitor) -> None:
     replies = [browser.get(path) for path in (*PAGES, "/desk.css", "/nowhere")]
     replies += [browser.get("/", Cookie=""), browser.get("/", "BREW"), browser.post(FORMS[3], name="Anna")]
     for reply in replies:
@@ -215,7 +215,7 @@ def test_every_reply_forbids_scripts_frames_and_a_copy_on_the_disk(browser: Brow
 # ---- what it does ----------------------------------------------------------------------------------------------
 
 
-def test_an_approval_is_written_exactly_as_the_command_writes_it(browser: Browser, tmp_path: Path) -> None:
+def test_an_approval_is_written_exactly_as_the_command_writes_it(browser: Visitor, tmp_path: Path) -> None:
     seen = browser.seen(PAGES[3])
     answer = browser.post(FORMS[2], name="  Anna \t Berg ", read="yes", seen=seen)
     assert (answer.status, answer.headers["Location"]) == (303, f"{PAGES[3]}?done=approved")
@@ -231,7 +231,7 @@ def test_an_approval_is_written_exactly_as_the_command_writes_it(browser: Browse
     assert "approved</b> by Anna Berg" in browser.get("/").text
 
 
-def test_what_is_approved_has_to_be_what_was_read(browser: Browser) -> None:
+def test_what_is_approved_has_to_be_what_was_read(browser: Visitor) -> None:
     seen = browser.seen(PAGES[3])
     for wrong in ({"seen": "0" * 64}, {"seen": ""}, {"read": ""}, {"name": ""}, {"name": " "}, {"name": "A" * 81},
                   {"name": "A\x1b[2J"}, {"name": "A\u202eB"}):  # fmt: skip
@@ -250,7 +250,7 @@ def test_what_is_approved_has_to_be_what_was_read(browser: Browser) -> None:
     assert approval(browser).exists()
 
 
-def test_a_study_that_the_policy_forbids_has_no_form_and_cannot_be_approved(browser: Browser) -> None:
+def test_a_study_that_the_policy_forbids_has_no_form_and_cannot_be_approved(browser: Visitor) -> None:
     config = yaml.safe_load((browser.desk.folder / "site.yaml").read_text())
     config["policy"]["max_rounds"] = 2
     (browser.desk.folder / "site.yaml").write_text(yaml.safe_dump(config))
@@ -264,7 +264,7 @@ def test_a_study_that_the_policy_forbids_has_no_form_and_cannot_be_approved(brow
     assert not approval(browser).exists()
 
 
-def test_findings_in_the_data_are_shown_and_nothing_can_be_approved(browser: Browser) -> None:
+def test_findings_in_the_data_are_shown_and_nothing_can_be_approved(browser: Visitor) -> None:
     seen = browser.seen(PAGES[3])
     next((browser.desk.folder / "images").iterdir()).unlink()
     browser.desk.check_data()
@@ -275,7 +275,7 @@ def test_findings_in_the_data_are_shown_and_nothing_can_be_approved(browser: Bro
     assert not approval(browser).exists()
 
 
-def test_where_two_persons_are_asked_for_one_at_the_desk_is_not_enough(browser: Browser) -> None:
+def test_where_two_persons_are_asked_for_one_at_the_desk_is_not_enough(browser: Visitor) -> None:
     people = {"Anna Berg": "correct horse battery", "Ben Fuchs": "grey clouds over the bay"}
     for name, passphrase in people.items():
         add_person(browser.desk.state, name, passphrase)
@@ -297,7 +297,7 @@ def test_where_two_persons_are_asked_for_one_at_the_desk_is_not_enough(browser: 
     assert "approved</b> by Anna Berg and Ben Fuchs" in browser.get("/").text
 
 
-def test_an_approval_is_taken_back(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_approval_is_taken_back(browser: Visitor, caplog: pytest.LogCaptureFixture) -> None:
     assert browser.post(FORMS[3], name="Anna").status == 409
     browser.post(FORMS[2], name="Anna", read="yes", seen=browser.seen(PAGES[3]))
     assert browser.post(FORMS[3], name="").status == 409
@@ -308,7 +308,7 @@ def test_an_approval_is_taken_back(browser: Browser, caplog: pytest.LogCaptureFi
 
 
 def test_a_dry_run_shows_what_would_leave_and_leaves_nothing_behind(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
@@ -324,7 +324,7 @@ def test_a_dry_run_shows_what_would_leave_and_leaves_nothing_behind(
     assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
 
 
-def test_work_that_fails_says_so_without_a_traceback(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_fails_says_so_without_a_traceback(browser: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object) -> None:
         raise RuntimeError("secret-path")
 
@@ -339,7 +339,7 @@ def test_work_that_fails_says_so_without_a_traceback(browser: Browser, monkeypat
 # ---- what it shows ---------------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_all_that_the_proposal_holds(browser: Browser) -> None:
+def test_the_page_shows_all_that_the_proposal_holds(browser: Visitor) -> None:
     proposal = browser.desk.case(STUDY.hash()).proposal
     assert proposal is not None
     page = html.unescape(browser.get(PAGES[3]).text)
@@ -352,7 +352,7 @@ def test_the_page_shows_all_that_the_proposal_holds(browser: Browser) -> None:
     assert page.index("Read this first") < page.index("What would leave") < page.index("Decide")
 
 
-def test_differences_to_the_last_approved_study_are_marked(browser: Browser) -> None:
+def test_differences_to_the_last_approved_study_are_marked(browser: Visitor) -> None:
     assert "No other study is approved here" in browser.get(PAGES[3]).text
     other = load_study(write_study(browser.desk.studies / "other.yaml", name="other", batch_size=8,
                                    stages=content()["stages"][:3]))  # fmt: skip
@@ -366,7 +366,7 @@ def test_differences_to_the_last_approved_study_are_marked(browser: Browser) -> 
     assert "changed, was" not in browser.get(f"/study/{other.hash()}").text
 
 
-def test_a_void_approval_says_why(browser: Browser) -> None:
+def test_a_void_approval_says_why(browser: Visitor) -> None:
     browser.post(FORMS[2], name="Anna", read="yes", seen=browser.seen(PAGES[3]))
     config = browser.desk.folder / "site.yaml"
     config.write_text(config.read_text().replace("min_update_patients: 1", "min_update_patients: 2"))
@@ -376,7 +376,7 @@ def test_a_void_approval_says_why(browser: Browser) -> None:
     assert "approved for the site&#39;s policy" in browser.get(PAGES[3]).text
 
 
-def test_a_private_study_shows_its_budget_as_a_bar(browser: Browser) -> None:
+def test_a_private_study_shows_its_budget_as_a_bar(browser: Visitor) -> None:
     private = load_study(
         write_study(
             browser.desk.studies / "private.yaml",
@@ -395,7 +395,7 @@ def test_a_private_study_shows_its_budget_as_a_bar(browser: Browser) -> None:
     assert f"{proposal.budget.after:.3f} with this study" in page
 
 
-def test_the_ledger_is_a_timeline_and_damage_is_told(browser: Browser) -> None:
+def test_the_ledger_is_a_timeline_and_damage_is_told(browser: Visitor) -> None:
     state = browser.desk.state
     request = EnrolRequest(study=STUDY.hash())
     message = Message.of(request)
@@ -410,7 +410,7 @@ def test_the_ledger_is_a_timeline_and_damage_is_told(browser: Browser) -> None:
     assert "not as the worker wrote it" in browser.get("/ledger").text
 
 
-def test_what_others_wrote_is_text_and_never_markup(browser: Browser, tmp_path: Path) -> None:
+def test_what_others_wrote_is_text_and_never_markup(browser: Visitor, tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
     (browser.desk.studies / "bad.yaml").write_text(f'name: "{bad}"\n"{bad}": 1\nstages: []\n')
     (browser.desk.studies / f"{bad.replace('/', '')}.yaml").write_text(f"- {bad}\n")

@@ -34,7 +34,7 @@ class _Connection(HTTPConnection):
 
 
 @dataclass
-class Browser:
+class Visitor:
     """A browser at the desk; `cookie` as after the printed address was opened."""
 
     socket: Path
@@ -42,8 +42,8 @@ class Browser:
     desk: Desk
     headers: dict[str, str] = field(default_factory=lambda: {"Host": HOST})
 
-    def signed_in(self) -> "Browser":
-        return Browser(
+    def signed_in(self) -> "Visitor":
+        return Visitor(
             self.socket, self.gate, self.desk, self.headers | {"Cookie": f"{COOKIE}={self.gate.session}; other=1"}
         )
 
