@@ -88,11 +88,11 @@ def test_a_person_reads_tries_approves_and_withdraws(desk: Desk, address: str) -
         assert not approval.exists()
         browser.click("input[name=read]")
         browser.click("button.approve")
-        assert browser.text("[role=status]").startswith("Approved")
+        browser.wait_for("[role=status]", "Approved")
         assert approval.exists()
         browser.type("#withdrawer", "Anna Berg")
         browser.click("button.withdraw")
-        assert browser.text("[role=status]").startswith("Taken back")
+        browser.wait_for("[role=status]", "Taken back")
         assert not approval.exists()
         refused = [line for line in browser.complaints() if "403" not in line]
         assert refused == []

@@ -22,13 +22,11 @@ class WebDriver:
         self.server = server
         arguments = ["--headless", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
         arguments.append(f"--blink-settings=preferredColorScheme={0 if dark else 1}")
-        wanted = {
-            "goog:chromeOptions": {"args": arguments, "binary": CHROMIUM},
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
-        self.session = (
-            f"/session/{self._call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
-        )
+        options = {"args": arguments, "binary": CHROMIUM}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        made = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"/session/{made['sessionId']}"
+        self._ask("POST", "/timeouts", {"implicit": 20_000})  # a form's page comes a moment after the click
 
     def open(self, url: str) -> None:
         self._ask("POST", "/url", {"url": url})
@@ -49,6 +47,15 @@ class WebDriver:
 
     def text(self, css: str) -> str:
         return str(self._ask("GET", f"/element/{self._find(css)}/text"))
+
+    def wait_for(self, css: str, words: str) -> None:
+        """Wait until an element, of this page or the next, begins with `words`."""
+        deadline = time.monotonic() + 60
+        while not str(self.evaluate(f"(document.querySelector({css!r}) || document.body).textContent")).startswith(
+            words
+        ):
+            assert time.monotonic() < deadline, self.text("body")
+            time.sleep(0.1)
 
     def complaints(self) -> list[str]:
         """Return what the browser's console says since it was last asked, such as a breach of a page's policy."""
