@@ -1,6 +1,7 @@
 """The desk as processes: the one with the images listens at a socket alone, the one with the port has no data."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -75,8 +76,9 @@ def internet_sockets(pid: int) -> list[str]:
     """The sockets of a process that reach beyond this machine, as the kernel lists them."""
     own = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor))
-        own |= {found[1]} if found else set()
+        with contextlib.suppress(FileNotFoundError):  # an image that was closed meanwhile
+            found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor))
+            own |= {found[1]} if found else set()
     lines = [
         line.split()
         for kind in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet")
