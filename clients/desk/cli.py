@@ -30,6 +30,10 @@ def desk(
         typer.Option(metavar="FILE", help="show the pages here only; `desk-forward` then brings them to the port"),
     ] = None,
     group: Annotated[str | None, typer.Option(help="group that may connect to the socket, beside this user")] = None,
+    coordinator_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="approve requests signed by this key only; else coordinator.pub of --study"),
+    ] = None,
 ) -> None:
     """Look after the site in a browser: check, dry run, approve, withdraw, ledger.
 
@@ -40,8 +44,12 @@ def desk(
     from clients.desk.server import serving, until_stopped
     from clients.governance.state import State
     from clients.node.surroundings import surroundings
+    from common.signing import PUBLIC_KEY, read_public_key
 
-    own, gate = Desk(site_folder, State(state_folder), studies), Gate()
+    beside = studies / PUBLIC_KEY
+    file = coordinator_key or (beside if beside.is_file() else None)
+    own = Desk(site_folder, State(state_folder), studies, key=read_public_key(file) if file else None)
+    gate = Gate()
     with contextlib.ExitStack() as stack:
         path = socket or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-"))) / "desk.sock"
         stack.enter_context(serving(own, gate, path, group=group))

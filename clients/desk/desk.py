@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from clients.data.contact_sheet import contact_sheet
 from clients.data.findings import Finding
 from clients.data.site import Site, check_site
@@ -23,6 +25,7 @@ from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
 from common.errors import CrossProbeError, SiteStateError
 from common.messages import digest
+from common.signing import text_of
 from common.study import Study, load_study
 
 log = logging.getLogger("crossprobe.desk")
@@ -97,6 +100,7 @@ class Desk:
     Attributes:
         folder: of the site's images.
         studies: a study's file, or a folder of them.
+        key: the coordinator's, which alone may then sign requests; None: they need no signature.
         checked: the last data check; None before the first has ended.
         tried: study hash -> what a dry run would have sent.
     """
@@ -104,6 +108,7 @@ class Desk:
     folder: Path
     state: State
     studies: Path
+    key: Ed25519PublicKey | None = None
     checked: Checked | None = None
     work: Work | None = None
     tried: dict[str, list[Sent]] = field(default_factory=dict)
@@ -158,10 +163,11 @@ class Desk:
                 raise DeskError(
                     "What this study would do here changed while you read. Nothing was changed: read again."
                 )
+            key = text_of(self.key) if self.key else ""
             if site.config.policy.approvals_needed > 1:
-                approval = approve_as(self.state, site, case.study, name=by, passphrase=passphrase)
+                approval = approve_as(self.state, site, case.study, name=by, passphrase=passphrase, coordinator=key)
             else:
-                approval = approve(self.state, site, case.study, by=by)
+                approval = approve(self.state, site, case.study, by=by, coordinator=key)
         log.warning("%s approved study %s, %s", by, case.study.name, study_hash)
         return approval
 

@@ -13,12 +13,13 @@ from clients.desk.changes import changes
 from clients.desk.desk import Case, Desk, DeskError, latest_other
 from clients.desk.gate import FIELD
 from clients.governance.accountant import Accountant, smaller_cap
-from clients.governance.approval_words import declared, of_budget, what_it_tells
+from clients.governance.approval_words import declared, of_budget, signature, what_it_tells
 from clients.governance.disclosure import explain
 from clients.governance.fit import kept_back
 from clients.governance.ledger import read, verify
 from clients.governance.proposal import Proposal
 from common.components import MEANINGS, component_of
+from common.fingerprint import fingerprint
 from common.tasks import TASKS
 
 #: Messages of the ledger on a page; `crossprobe ledger show` has all.
@@ -92,6 +93,7 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
     own, site = proposal.budget, desk.checked.site if desk.checked else None
     return shown | {
         "two": site is not None and site.config.policy.approvals_needed > 1,
+        "signature": signature(fingerprint(desk.key) if desk.key else None),
         "tells": what_it_tells(proposal),
         "declared": declared(proposal),
         "networks": _networks(proposal),

@@ -31,6 +31,7 @@ class Approval:
         study, study_hash: the approved study, with every default written out.
         policy_hash, site, role, software: what it was approved for; see `void`.
         patients: training patients as declared, fixed for the study.
+        coordinator: public key that signs the study's requests, in one line; empty: they need no signature.
     """
 
     by: str
@@ -42,6 +43,7 @@ class Approval:
     role: str
     software: str
     patients: int
+    coordinator: str = ""
     second: str = ""
 
     @property
@@ -83,8 +85,8 @@ class Approval:
         ]
 
 
-def approve(state: State, site: Site, study: Study, *, by: str, second: str = "") -> Approval:
-    """Record an approval and return it; with two names see `clients.governance.persons`.
+def approve(state: State, site: Site, study: Study, *, by: str, second: str = "", coordinator: str = "") -> Approval:
+    """Record an approval and return it, see `Approval`; with two names see `clients.governance.persons`.
 
     Raises:
         SiteStateError: if it cannot be written.
@@ -100,6 +102,7 @@ def approve(state: State, site: Site, study: Study, *, by: str, second: str = ""
         role=config.role,
         software=software_version(),
         patients=config.policy.declared_in(study, len(site.patients("train"))),
+        coordinator=coordinator,
         second=second,
     )
     content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}

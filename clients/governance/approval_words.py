@@ -23,6 +23,16 @@ def what_it_tells(proposal: Proposal) -> str:
     )
 
 
+def signature(fingerprint: str | None) -> str:
+    """Return whose requests will be answered, by the fingerprint of the coordinator's key if there is one."""
+    if fingerprint:
+        return f"Requests must be signed by the coordinator's key {fingerprint}.\nCompare it over the telephone."
+    return (
+        "Requests need no signature: another hospital, or whoever stands between the coordinator and you, can make "
+        "some.\nAsk for the coordinator's key; give it with --coordinator-key."
+    )
+
+
 def of_budget(budget: Budget) -> Iterator[str]:
     """Yield what a study spends of the privacy budget, and what that does not cover, a sentence or two each."""
     yield (

@@ -142,6 +142,16 @@ def keygen(
     print(f"tell the coordinator its fingerprint by another way, such as the telephone:\n  {made}")
 
 
+@app.command(epilog=examples("crossprobe site signing-key --state /srv/crossprobe"))
+def signing_key(state_folder: StateFolder, as_json: Json = False) -> None:
+    """Print the key by which the coordinator knows your replies."""
+    from clients.governance.state import State
+    from common.signing import text_of
+
+    text = text_of(State(state_folder).signing_key().public_key())
+    print(json.dumps({"key": text}) if as_json else text)
+
+
 @app.command(epilog=examples("crossprobe site disclosure", "crossprobe site disclosure study.yaml --role source"))
 def disclosure(
     study_file: Annotated[
@@ -177,6 +187,9 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="approve without being asked")] = False,
     by: Annotated[str | None, typer.Option(help="who approves (default: the user who runs this)")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="let the study begin again at its first round")] = False,
+    coordinator_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="take requests signed by this key only")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a study would do and send here, and allow it."""
@@ -184,16 +197,21 @@ def approve(
     from clients.governance.accountant import Accountant
     from clients.governance.approval import approve
     from clients.governance.approval_page import show
+    from clients.governance.approval_words import signature
     from clients.governance.persons import approve_as, check_person
     from clients.governance.proposal import propose
     from clients.governance.state import State
+    from common.fingerprint import fingerprint
+    from common.signing import read_public_key, text_of
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
     site = load_site(site_folder)
+    key = read_public_key(coordinator_key) if coordinator_key else None
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
     if not as_json:
         show(proposal, Console())
+        print(signature(fingerprint(key) if key else None))
     _complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
@@ -204,10 +222,11 @@ def approve(
         if restart:
             with state.locked():
                 state.start_over(proposal.study_hash)
+        signed_by = text_of(key) if key else ""
         if two:
-            approval = approve_as(state, site, study, name=name, passphrase=passphrase)
+            approval = approve_as(state, site, study, name=name, passphrase=passphrase, coordinator=signed_by)
         else:
-            approval = approve(state, site, study, by=name)
+            approval = approve(state, site, study, by=name, coordinator=signed_by)
     if as_json:
         content = {
             "approved": approval is not None and not approval.void(site.config),

@@ -77,7 +77,9 @@ def check_person(state: State, name: str, passphrase: str) -> str:
     return known
 
 
-def approve_as(state: State, site: Site, study: Study, *, name: str, passphrase: str) -> Approval:
+def approve_as(
+    state: State, site: Site, study: Study, *, name: str, passphrase: str, coordinator: str = ""
+) -> Approval:
     """Approve as one of two: the first is written down and does not hold yet, the second completes it.
 
     An approval of two that holds is returned as it is.
@@ -88,13 +90,13 @@ def approve_as(state: State, site: Site, study: Study, *, name: str, passphrase:
     """
     name = check_person(state, name, passphrase)
     before = approval_of(state, study.hash())
-    if before is None or before.stale(site.config):
-        return approve(state, site, study, by=name)
+    if before is None or before.stale(site.config) or before.coordinator != coordinator:
+        return approve(state, site, study, by=name, coordinator=coordinator)  # the other one approved something else
     if not before.void(site.config):
         return before
     if _same(before.by) == _same(name):
         raise PersonError(f"{name} approved this study already: another person has to approve it too.")
-    return approve(state, site, study, by=before.by, second=name)
+    return approve(state, site, study, by=before.by, second=name, coordinator=coordinator)
 
 
 def _read(state: State) -> dict[str, dict[str, str]]:

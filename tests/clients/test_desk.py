@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hospital import SECRET
 from tiny import content, study, write_site, write_study
 from visitor import HOST, Answer, Visitor, wait_for
@@ -24,7 +25,9 @@ from clients.governance.approval import approve
 from clients.governance.ledger import Ledger, entry
 from clients.governance.persons import add_person
 from clients.governance.state import State
+from common.fingerprint import fingerprint
 from common.messages import EnrolRequest, Message
+from common.signing import text_of
 from common.study import load_study
 
 STUDY = study()
@@ -229,6 +232,14 @@ def test_an_approval_is_written_exactly_as_the_command_writes_it(browser: Visito
     assert mine.keys() == other.keys()
     assert {**mine, "when": ""} == {**other, "when": ""}
     assert "approved</b> by Anna Berg" in browser.get("/").text
+
+
+def test_the_coordinators_key_is_shown_and_approved_as_by_the_command(browser: Visitor, tmp_path: Path) -> None:
+    assert "Requests need no signature" in browser.get(PAGES[3]).text
+    browser.desk.key = Ed25519PrivateKey.generate().public_key()
+    assert html.escape(fingerprint(browser.desk.key)) in browser.get(PAGES[3]).text
+    browser.post(FORMS[2], name="Anna", read="yes", seen=browser.seen(PAGES[3]))
+    assert json.loads(approval(browser).read_bytes())["coordinator"] == text_of(browser.desk.key)
 
 
 def test_what_is_approved_has_to_be_what_was_read(browser: Visitor) -> None:

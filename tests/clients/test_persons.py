@@ -77,6 +77,15 @@ def test_a_first_approval_of_another_policy_does_not_count(state: State, site: S
     assert not valid_approvals(state, changed.config)
 
 
+def test_two_persons_approve_the_same_key_of_the_coordinator(state: State, two: Site) -> None:
+    approve_as(state, two, STUDY, name="Anna Berg", passphrase=ANNA, coordinator="one")
+    approval = approve_as(state, two, STUDY, name="Ben Fuchs", passphrase=BEN, coordinator="other")
+    assert (approval.by, approval.second, approval.coordinator) == ("Ben Fuchs", "", "other")
+    assert not valid_approvals(state, two.config)
+    both = approve_as(state, two, STUDY, name="Anna Berg", passphrase=ANNA, coordinator="other")
+    assert (both.names, both.coordinator) == ("Ben Fuchs and Anna Berg", "other")
+
+
 def test_the_disk_has_no_passphrase_and_a_person_is_known_in_whatever_form_it_is_typed(state: State) -> None:
     content = state.persons.read_text(encoding="utf-8")
     assert ANNA not in content

@@ -29,7 +29,7 @@ def study_with_baseline() -> Study:
 def evaluation(difference: tuple[float, float, float] | None) -> dict[str, float]:
     """What a site answers to `evaluate`; `difference` is (mean, low, high) of every predictor, None: no baseline."""
     metrics: dict[str, float] = {}
-    for predictor in PREDICTORS if difference else PREDICTORS[1:]:
+    for predictor in list(PREDICTORS)[0 if difference else 1 :]:
         metrics |= {f"{predictor}/empty_truth_share": 0.0, f"{predictor}/empty_prediction_share": 0.0}
         for measure in MEASURES:
             mean = 4.2 if measure == "hd95" else 0.8
