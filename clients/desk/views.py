@@ -101,7 +101,7 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
         "kept": kept_back(case.study, site) if site else [],
         "meanings": {name: TASKS[name].meaning for name in dict.fromkeys(stage.task for stage in proposal.stages)},
         "budget": list(of_budget(own)) if own else [],
-        "bar": Bar("with this study", own.before, own.after, own.cap, own.settings.delta) if own else None,
+        "bar": Bar("all studies together", own.before, own.after, own.cap, own.settings.delta) if own else None,
     }
 
 
