@@ -194,7 +194,7 @@ def test_the_shell_completes_commands_actions_and_options() -> None:
         return set(run(env=os.environ | environment).stdout.split())
 
     assert completed("crossprobe s") == {"simulate", "site", "study"}
-    assert completed("crossprobe site d") == {"disclosure", "dry-run"}
+    assert completed("crossprobe site d") == {"desk", "desk-forward", "disclosure", "dry-run"}
     assert completed("crossprobe phantom out --so") == {"--source"}
     assert completed("crossprobe phantom out --source l") == {"lumify_like", "laptop_held_out"}
 
@@ -222,7 +222,7 @@ def test_one_option_takes_the_words_of_a_shells_star() -> None:
 def test_every_place_that_names_the_version_names_the_same() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     images = re.findall(r"image: crossprobe-\w+:(\S+)", (ROOT / "docker-compose.yml").read_text("utf-8"))
-    assert len(images) == 4
+    assert len(images) == 5
     assert set(images) == {version}
     for template in (ROOT / "server" / "federation").glob("*.j2"):
         assert version not in template.read_text("utf-8"), f"{template.name}: write {{{{ version }}}}"

@@ -115,6 +115,33 @@ def test_the_worker_has_no_network_and_writes_only_its_state_and_the_socket(hosp
 
 
 @pytest.mark.parametrize("hospital", HOSPITALS)
+def test_the_desks_pages_have_no_network_and_their_forwarder_has_no_data(hospital: str) -> None:
+    pages, forward = (SERVICES[f"{hospital}-desk-{part}"] for part in ("pages", "forward"))
+    assert pages["network_mode"] == "none"
+    assert "networks" not in pages
+    assert "ports" not in pages
+    kit, data = f"${{{hospital.upper()}_KIT:-./kits/{hospital}}}", f"${{{hospital.upper()}_DATA:-./sites/{hospital}}}"
+    assert mounts(pages) == {
+        "/site": (data, False),
+        "/study": (f"{kit}/study", False),
+        "/state": (f"{kit}/state", True),
+        "/run/desk": (f"{hospital}-desk-socket", True),
+    }
+    assert mounts(forward) == {"/run/desk": (f"{hospital}-desk-socket", False)}
+    assert "network_mode" not in forward
+    assert forward["networks"] == [f"{hospital}-loopback"]
+    sharing = [name for name, service in SERVICES.items() if f"{hospital}-loopback" in service.get("networks", ())]
+    assert sharing == [f"{hospital}-desk-forward"]
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade"
+    assert COMPOSE["networks"][f"{hospital}-loopback"]["driver_opts"][masquerade] == "false"
+    (published,) = forward["ports"]
+    assert re.fullmatch(rf"127\.0\.0\.1:\${{{hospital.upper()}_DESK_PORT:-\d+}}:8600", published)
+    # The page's address has to be that of the published port.
+    assert published.split(":", 1)[1].rpartition(":")[0] == option(pages, "--port")
+    assert option(pages, "--socket") == option(forward, "--socket") == "/run/desk/desk.sock"
+
+
+@pytest.mark.parametrize("hospital", HOSPITALS)
 def test_the_superexec_has_no_key_no_data_and_one_way_out(hospital: str) -> None:
     superexec = SERVICES[f"{hospital}-superexec"]
     assert superexec["networks"] == [f"{hospital}-inner"]
@@ -169,7 +196,8 @@ def test_the_coordinator_authenticates_and_shows_only_the_proxy() -> None:
     database = option(superlink, "--database")
     assert database
     assert mounts(superlink)[str(Path(database).parent)][1]
-    assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
+    shown = {name for name, service in SERVICES.items() if "ports" in service}
+    assert shown == {"proxy", "source-desk-forward", "target-desk-forward"}
     assert COMPOSE["networks"]["coordinator"] == CLOSED
     for name in ("superlink", "serverapp", "console"):
         assert SERVICES[name]["networks"] == ["coordinator"]
@@ -188,7 +216,9 @@ def test_the_kits_hold_the_same_services(tmp_path: Path) -> None:
                 original = original.replace(f"${{{role[:-1].upper()}_", "${SITE_").replace(role, "")
             assert service == json.loads(original)
         names = (
-            {"superlink", "serverapp", "proxy", "console"} if not role else {"supernode", "superexec", "worker", "desk"}
+            {"superlink", "serverapp", "proxy", "console"}
+            if not role
+            else {"supernode", "superexec", "worker", "desk", "desk-pages", "desk-forward"}
         )
         assert set(own) == names
     assert "COORDINATOR_ADDRESS=fl.example.org:443" in (tmp_path / "north" / ".env").read_text()
@@ -196,8 +226,8 @@ def test_the_kits_hold_the_same_services(tmp_path: Path) -> None:
 
 def test_a_kit_declares_every_network_and_volume_that_it_uses() -> None:
     cut = select_services(COMPOSE, lambda name: name.startswith("target-"), prefix="target")
-    assert set(cut["networks"]) == {"inner", "wan"}
-    assert set(cut["volumes"]) == {"socket"}
+    assert set(cut["networks"]) == {"inner", "wan", "loopback"}
+    assert set(cut["volumes"]) == {"socket", "desk-socket"}
 
 
 def test_a_gpu_is_given_to_the_worker_and_to_the_hospitals_commands_and_nothing_else_changes(tmp_path: Path) -> None:
@@ -206,7 +236,7 @@ def test_a_gpu_is_given_to_the_worker_and_to_the_hospitals_commands_and_nothing_
     override = yaml.safe_load((kit / "compose.gpu.yaml").read_text())
     gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     change = {"deploy": {"resources": {"reservations": {"devices": [gpu]}}}}
-    assert override == {"services": {"worker": change, "desk": change}}
+    assert override == {"services": {"worker": change, "desk": change, "desk-pages": change}}
     assert override["services"].keys() <= yaml.safe_load((kit / "compose.yaml").read_text())["services"].keys()
     assert "COMPOSE_FILE=compose.yaml:compose.gpu.yaml" in (kit / "README.md").read_text()
 

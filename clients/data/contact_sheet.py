@@ -5,7 +5,7 @@ It holds images and the folder's own names, and it stays at the site.
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from clients.data.statistics import look_at, remarks, table
 from common.files import write_atomically
 
 TEMPLATE = "contact_sheet.html.j2"
+#: Where templates lie: the pages' colours are shared by all parts.
+FOLDERS = (Path(__file__).parent, Path(__file__).parents[2] / "common")
 #: Pictures on the page in all, and of one remark; a page of thousands opens nowhere.
 MOST_PICTURES, MOST_OF_A_REMARK = 160, 8
 SIDE = 168
@@ -44,11 +46,29 @@ def write_sheet(path: Path, folder: Path, site: Site | None, findings: Sequence[
         RunError: if it cannot be written.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(FOLDERS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
+    content = environment.get_template(TEMPLATE).render(contact_sheet(folder, site, findings))
+    write_atomically(path, content.encode(), then="check again")
+
+
+def contact_sheet(
+    folder: Path,
+    site: Site | None,
+    findings: Sequence[Finding],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, object]:
+    """Return what `contact_sheet_body.html.j2` shows; every image is opened once or twice.
+
+    Args:
+        progress: of the images, called with how many are done and how many there are.
+    """
     shown: dict[str, object] = {"rows": [], "remarks": [], "splits": []}
     if site is not None:
-        looks = look_at(site)
+        looks = look_at(site, progress)
         shown = {
             "rows": table(site, looks),
             "remarks": [
@@ -57,10 +77,7 @@ def write_sheet(path: Path, folder: Path, site: Site | None, findings: Sequence[
             ],
             "splits": list(_splits(site)),
         }
-    content = environment.get_template(TEMPLATE).render(
-        folder=folder.name, site=site, groups=_groups(findings), examples=EXAMPLES, **shown
-    )
-    write_atomically(path, content.encode(), then="check again")
+    return shown | {"folder": folder.name, "site": site, "groups": _groups(findings), "examples": EXAMPLES}
 
 
 def _groups(findings: Sequence[Finding]) -> list[tuple[str, int, list[Finding]]]:

@@ -27,6 +27,7 @@ class Approval:
 
     Attributes:
         by, when: who approved, by name, and when (UTC, ISO 8601).
+        second: the other person, where the policy asks for two; empty until then.
         study, study_hash: the approved study, with every default written out.
         policy_hash, site, role, software: what it was approved for; see `void`.
         patients: training patients as declared, fixed for the study.
@@ -43,9 +44,29 @@ class Approval:
     software: str
     patients: int
     coordinator: str = ""
+    second: str = ""
+
+    @property
+    def names(self) -> str:
+        """Who approved, one name or two."""
+        return " and ".join(filter(None, (self.by, self.second)))
 
     def void(self, config: SiteConfig) -> list[Finding]:
-        """Return why this approval does not hold any more; nothing if it does."""
+        """Return why this approval does not hold, or not any more; nothing if it does."""
+        found = self.stale(config)
+        if config.policy.approvals_needed > 1 and self.second in ("", self.by):
+            found.append(
+                Finding(
+                    "approval-by-one",
+                    f"study {self.study.name}, hash {self.study_hash[:12]}",
+                    f"expected the approval of two persons, found that of {self.by}",
+                    "Another person approves it too, with name and passphrase",
+                )
+            )
+        return found
+
+    def stale(self, config: SiteConfig) -> list[Finding]:
+        """Return what changed at the site or in the software since."""
         pairs = (
             ("the site's policy", self.policy_hash, config.policy.hash()),
             ("the site's name", self.site, config.name),
@@ -64,8 +85,12 @@ class Approval:
         ]
 
 
-def approve(state: State, site: Site, study: Study, *, by: str, coordinator: str = "") -> Approval:
-    """Record an approval and return it, see `Approval`. Raises SiteStateError if it cannot be written."""
+def approve(state: State, site: Site, study: Study, *, by: str, second: str = "", coordinator: str = "") -> Approval:
+    """Record an approval and return it, see `Approval`; with two names see `clients.governance.persons`.
+
+    Raises:
+        SiteStateError: if it cannot be written.
+    """
     config = site.config
     approval = Approval(
         by=by,
@@ -78,6 +103,7 @@ def approve(state: State, site: Site, study: Study, *, by: str, coordinator: str
         software=software_version(),
         patients=config.policy.declared_in(study, len(site.patients("train"))),
         coordinator=coordinator,
+        second=second,
     )
     content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}
     write(state.approval(approval.study_hash), json.dumps(content, indent=1).encode())

@@ -5,6 +5,7 @@ from math import prod
 from rich.console import Console
 from rich.table import Table
 
+from clients.governance.approval_words import declared, of_budget, what_it_tells
 from clients.governance.disclosure import explain
 from clients.governance.proposal import Budget, Proposal
 from common.components import MEANINGS
@@ -54,19 +55,8 @@ def show(proposal: Proposal, console: Console) -> None:
         numbers.add_row(name, meaning)
     out(numbers)
 
-    tested = "takes part in the evaluation" if proposal.labelled_test else "has too few labelled test patients for it"
-    out(f"\nYour site declares {proposal.patients} training patients, fixed for the study, and {tested}.")
-    out(
-        "No image, label, file name or patient number leaves. "
-        + (
-            "What the changes to the networks could still tell about single patients is not bounded in this study: it "
-            "has no differential privacy. A coordinator who sends networks made for it can rebuild images of your "
-            "patients from such changes; the bounds above make that harder and do not rule it out. Approve only if you "
-            "trust the coordinator as you would with the images, or ask for a study with differential privacy.\n"
-            if proposal.budget is None
-            else "What the changes to the networks could tell about single patients is bounded as follows.\n"
-        )
-    )
+    out(f"\n{declared(proposal)}")
+    out(f"{what_it_tells(proposal)}\n")
     if proposal.budget is not None:
         _show_budget(proposal, proposal.budget, console)
     out("[bold]Who stands behind what others receive[/bold]")
@@ -77,32 +67,14 @@ def show(proposal: Proposal, console: Console) -> None:
 
 def _show_budget(proposal: Proposal, budget: Budget, console: Console) -> None:
     """Print what the study would spend of the site's privacy budget."""
-    out, settings = console.print, budget.settings
+    out = console.print
     costs = _table("Differential privacy, by patient: epsilon", ("stage", "after its first round", "at its end"))
     for stage in proposal.stages:
         if stage.epsilon is not None:
             costs.add_row(stage.stage, *(f"{epsilon:.3f}" for epsilon in stage.epsilon))
     out(costs)
-    out(
-        f"Epsilon {budget.alone:.3f} for all rounds of this study, {budget.after:.3f} with the {budget.before:.3f} of "
-        f"other rounds before, at delta {settings.delta:g}. The cap is {budget.cap:g}"
-        + (
-            f": your site stops after {budget.rounds_in_cap} of {budget.rounds} training rounds."
-            if budget.rounds_in_cap < budget.rounds
-            else ", which all of its rounds keep."
-        )
-    )
-    if budget.unbounded:
-        out(
-            f"This site answered {budget.unbounded} study or studies without differential privacy. No epsilon bounds "
-            "what all of its replies together tell about a patient; the above counts the noisy ones alone."
-        )
-    out(
-        "No number that is measured on your patients leaves while training, and your declared patient count is the "
-        "study's public number, not yours. Not covered: when and how long your site answers, and that it takes part."
-    )
-    if settings.evaluation == "outside":
-        out("Not covered either: the closing evaluation, whose numbers about your `test` patients have no noise.")
+    for sentence in of_budget(budget):
+        out(sentence)
     out()
 
 

@@ -13,6 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.data.intake.cli import new
+from clients.desk.cli import EXAMPLE as DESK_EXAMPLE
+from clients.desk.cli import desk, desk_forward
+from clients.governance.person_cli import app as person
+from clients.governance.person_cli import ask_passphrase
 from common.errors import CrossProbeError, SiteStateError
 from common.files import write_atomically
 from common.options import Json, SiteFolder, StateFolder, StudyFile, commands, examples
@@ -32,12 +36,16 @@ app = commands(
         "crossprobe site dry-run study.yaml --site /data/our-site --state /srv/crossprobe --out dry-run",
         "crossprobe site approve study.yaml --site /data/our-site --state /srv/crossprobe",
         "crossprobe site withdraw study.yaml --state /srv/crossprobe",
-        note="They stand in the order of a first study.",
+        DESK_EXAMPLE,
+        note="They stand in the order of a first study; the last does it all in a browser.",
     ),
 )
 
 
 app.command(epilog=examples("crossprobe site new /archive/wrist /data/our-site --role target"))(new)
+app.command(epilog=examples(DESK_EXAMPLE))(desk)
+app.add_typer(person, name="person")
+app.command("desk-forward", epilog=examples("crossprobe site desk-forward --socket /run/desk/desk.sock"))(desk_forward)
 
 
 @app.command(
@@ -189,6 +197,8 @@ def approve(
     from clients.governance.accountant import Accountant
     from clients.governance.approval import approve
     from clients.governance.approval_page import show
+    from clients.governance.approval_words import signature
+    from clients.governance.persons import approve_as, check_person
     from clients.governance.proposal import propose
     from clients.governance.state import State
     from common.fingerprint import fingerprint
@@ -201,27 +211,36 @@ def approve(
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
     if not as_json:
         show(proposal, Console())
-        print(
-            f"Requests must be signed by the coordinator's key {fingerprint(key)}.\nCompare it over the telephone."
-            if key
-            else "Requests need no signature: another hospital, or whoever stands between the coordinator and you, can "
-            "make some.\nAsk for the coordinator's key; give it with --coordinator-key."
-        )
+        print(signature(fingerprint(key) if key else None))
     _complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
+        name, two, passphrase = by or getpass.getuser(), site.config.policy.approvals_needed > 1, ""
+        if two:
+            passphrase = ask_passphrase(name)
+            check_person(state, name, passphrase)  # before anything is changed
         if restart:
             with state.locked():
                 state.start_over(proposal.study_hash)
-        approval = approve(state, site, study, by=by or getpass.getuser(), coordinator=text_of(key) if key else "")
+        signed_by = text_of(key) if key else ""
+        if two:
+            approval = approve_as(state, site, study, name=name, passphrase=passphrase, coordinator=signed_by)
+        else:
+            approval = approve(state, site, study, by=name, coordinator=signed_by)
     if as_json:
-        content = {"approved": approval is not None, "by": approval and approval.by, "when": approval and approval.when}
+        content = {
+            "approved": approval is not None and not approval.void(site.config),
+            "by": approval and approval.names,
+            "when": approval and approval.when,
+        }
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))
     elif approval is not None:
         print(
-            f"approved by {approval.by} at {approval.when}: study {approval.study_hash[:16]}, policy "
+            f"approved by {approval.names} at {approval.when}: study {approval.study_hash[:16]}, policy "
             f"{approval.policy_hash[:16]}, software {approval.software}. It is void once any of them changes."
         )
+        for finding in approval.void(site.config):
+            print(f"It does not hold yet: {finding.message}. {finding.remedy}.")
     elif proposal.findings:
         print(f"{len(proposal.findings)} finding(s): this study cannot be approved here", file=sys.stderr)
     else:

@@ -64,7 +64,7 @@ def dry_run(study: Study, site: Site, state: State, out: Path) -> list[Sent]:
     sent = []
     with tempfile.TemporaryDirectory(prefix="crossprobe-dry-run-") as folder:
         stand_in = State.create(Path(folder) / "state", derive(state.secret(0), "dry-run"))
-        approve(stand_in, site, study, by="dry run")
+        approve(stand_in, site, study, by="dry run", second="nobody: it is thrown away")
         worker = Gatekeeper(site, stand_in)
         for number, (what, request) in enumerate(_requests(study, site), 1):
             reply = worker.handle(request)

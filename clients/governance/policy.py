@@ -98,6 +98,10 @@ class Policy(BaseModel):
     # No end by itself; a contract with the coordinator often has one. The last day that counts, UTC.
     expires: date | None = None
 
+    # Two: an approval holds only once two different persons gave it. Left out of the hash while it is 1, so that
+    # approvals from before there was this key hold.
+    approvals_needed: int = Field(default=1, ge=1, le=2, exclude_if=(1).__eq__)
+
     @field_validator("allowed_tasks")
     @classmethod
     def _known_tasks(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@
     ledger.jsonl        see `clients.governance.ledger`
     answered/HASH       one file a study: the highest round answered, and that very reply
     accountant.json     what was spent of the privacy budget, see `clients.governance.accountant`
+    persons.json        who may approve, where the policy asks for two, see `clients.governance.persons`
     lock                held by the process that answers
 
 It is apart from the folder with the images, which the worker needs only to read.
@@ -118,6 +119,11 @@ class State:
     def accountant(self) -> Path:
         """The accountant's file."""
         return self.folder / "accountant.json"
+
+    @property
+    def persons(self) -> Path:
+        """The file of those who may approve, see `clients.governance.persons`."""
+        return self.folder / "persons.json"
 
     def approval(self, study_hash: str) -> Path:
         """Return the file of a study's approval, which need not exist."""

@@ -3,12 +3,9 @@
 The kernel decides who may connect: the socket belongs to the worker's user and one group, mode 0660.
 """
 
-import grp
 import logging
 import os
 import signal
-import socket as socketlib
-import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +20,7 @@ from clients.governance.state import State
 from clients.governance.witness import witness_of
 from clients.node.channel import METHOD, SERVICE, address, options
 from clients.node.gatekeeper import Gatekeeper
+from clients.node.socket_file import UMASK, give_to, remove_stale
 from clients.node.surroundings import alone_on, surroundings
 from common.errors import SiteStateError
 from common.messages import MAX_MESSAGE_BYTES
@@ -60,11 +58,11 @@ def serving(
     def reply(payload: bytes, context: _Running) -> bytes:
         return worker.handle(payload, lambda: stopping.is_set() or not context.is_active())
 
-    _remove_stale(socket)
+    remove_stale(socket)
     server = grpc.server(ThreadPoolExecutor(_THREADS), options=options(max_bytes))
     handler = grpc.unary_unary_rpc_method_handler(reply)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-    before = os.umask(0o117)  # so that the socket is never open to others, not even for a moment
+    before = os.umask(UMASK)
     try:
         server.add_insecure_port(target)
     except RuntimeError:
@@ -73,7 +71,7 @@ def serving(
         os.umask(before)
     try:
         if group is not None:
-            _give_to(socket, group)
+            give_to(socket, group)
         server.start()
         yield
     finally:
@@ -106,45 +104,3 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None, wit
         if worker.at_work:
             # A task that does not end by itself must not write to the ledger once the folder is let go.
             os._exit(0)
-
-
-def _remove_stale(socket: Path) -> None:
-    """Remove what a server that was killed left behind.
-
-    gRPC would take over a socket that another server still listens at, without a word. No lock file says so:
-    the socket's folder may be one where others can write, and only the state's own lock lies out of their reach.
-    """
-    try:
-        if not stat.S_ISSOCK(socket.lstat().st_mode):
-            raise SiteStateError(f"{socket} is not a socket. Choose another path for it; nothing was removed.")
-        if _listens(socket):
-            raise SiteStateError(
-                f"another worker already listens at {socket}. Stop it first; two would answer the same messages."
-            )
-        socket.unlink()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise SiteStateError(f"cannot replace {socket}: {error.strerror}.") from None
-
-
-def _listens(path: Path) -> bool:
-    """Return whether a process accepts connections at a socket, busy or not; after a killed one none does."""
-    with socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM) as client:
-        client.setblocking(False)
-        try:
-            client.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-        except BlockingIOError:  # so many wait that no more fit
-            return True
-    return True
-
-
-def _give_to(socket: Path, group: str) -> None:
-    try:
-        os.chown(socket, -1, grp.getgrnam(group).gr_gid)
-    except KeyError:
-        raise SiteStateError(f"there is no group `{group}` here. Make it, or leave --group out.") from None
-    except OSError as error:
-        raise SiteStateError(f"cannot give {socket} to the group `{group}`: {error.strerror}.") from None

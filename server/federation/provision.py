@@ -192,7 +192,8 @@ def _site_kit(
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # From the coordinator's kit: `ca/` may be in a safe by the time a site is added.
     write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
-    _common_files(kit, file, own, {"SITE_KIT": ".", "SITE_DATA": "./site", "COORDINATOR_ADDRESS": address})
+    variables = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_DESK_PORT": "8600", "COORDINATOR_ADDRESS": address}
+    _common_files(kit, file, own, variables)
     write_public(kit / "compose.gpu.yaml", (ROOT / "deploy" / "compose.gpu.yaml").read_bytes())
     _readme(kit, "kit_site.md.j2", study=study, site=site, address=address)
     return kit

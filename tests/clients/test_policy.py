@@ -130,6 +130,7 @@ def test_the_hash_of_a_policy_changes_with_every_key() -> None:
         "privacy_required": True,
         "epsilon_cap": 1.0,
         "expires": date(2030, 1, 1),
+        "approvals_needed": 2,
     }
     assert others.keys() == Policy.model_fields.keys()
     hashes = {Policy().hash(), *(Policy.model_validate({key: value}).hash() for key, value in others.items())}

@@ -134,7 +134,7 @@ def test_a_task_stops_when_the_worker_stops(tmp_path: Path, north: Hospital, stu
 
 
 def test_a_second_server_at_the_socket_or_on_the_state_is_refused(socket: Path, north: Hospital) -> None:
-    with pytest.raises(SiteStateError, match="another worker already listens"), serving(north.worker, socket):
+    with pytest.raises(SiteStateError, match="another process already listens"), serving(north.worker, socket):
         pass
     with (
         north.state.locked(),

@@ -1,0 +1,184 @@
+"""What each page of the desk shows: plain data for a template, in the order in which a privacy officer reads."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from clients.data.contact_sheet import FOLDERS
+from clients.desk.changes import changes
+from clients.desk.desk import Case, Desk, DeskError, latest_other
+from clients.desk.gate import FIELD
+from clients.governance.accountant import Accountant, smaller_cap
+from clients.governance.approval_words import declared, of_budget, signature, what_it_tells
+from clients.governance.disclosure import explain
+from clients.governance.fit import kept_back
+from clients.governance.ledger import read, verify
+from clients.governance.proposal import Proposal
+from common.components import MEANINGS, component_of
+from common.fingerprint import fingerprint
+from common.tasks import TASKS
+
+#: Messages of the ledger on a page; `crossprobe ledger show` has all.
+MOST_MESSAGES = 200
+MOST_NUMBERS = 6
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader([Path(__file__).parent, *FOLDERS]),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+#: What a page says after a form was sent, by the word in its address.
+DONE = {
+    "checking": "The data check has begun.",
+    "trying": "The dry run has begun. Nothing is sent.",
+    "approved": "Approved. The coordinator's next message about this study will be answered.",
+    "half": "Written down. It holds once another person has approved it too.",
+    "withdrawn": "Taken back. Nothing more of this study leaves from now on, also not from a running task.",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A privacy budget: epsilon spent, and with a study added, of a cap, at a delta."""
+
+    words: str
+    spent: float
+    after: float
+    cap: float
+    delta: float
+
+    def share(self, epsilon: float) -> float:
+        """Return how much of the bar an epsilon fills, in percent."""
+        return round(100 * min(epsilon / self.cap, 1.0), 2)
+
+
+def render(template: str, desk: Desk, csrf: str, **content: Any) -> bytes:
+    """Return a page with what all pages have."""
+    site = desk.checked.site if desk.checked else None
+    common = {"desk": desk, "csrf": csrf, "field": FIELD, "name": site.config.name if site else desk.folder.name}
+    return ENVIRONMENT.get_template(template).render({"notice": "", **common, **content}).encode()
+
+
+def style() -> bytes:
+    """Return the desk's style sheet."""
+    return ENVIRONMENT.get_template("desk.css.j2").render().encode()
+
+
+def overview(desk: Desk) -> dict[str, Any]:
+    """Return site, studies, privacy budget and the latest messages."""
+    cases, problems = desk.cases()
+    days, count, _ = timeline(read(desk.state.ledger), cases, most=4)
+    return {"cases": cases, "problems": problems, "days": days, "count": count} | budget(desk, cases)
+
+
+def study(desk: Desk, study_hash: str) -> dict[str, Any]:
+    """Return all of one study. Raises DeskError if it is not known."""
+    cases, _ = desk.cases()
+    case = next((case for case in cases if case.hash == study_hash), None)
+    if case is None:
+        raise DeskError("This study is not known here: it has neither a file in the kit nor an approval.")
+    before = latest_other(cases, case)
+    shown: dict[str, Any] = {"case": case, "before": before, "changed": {}, "tried": desk.tried.get(study_hash)}
+    proposal = case.proposal
+    if proposal is None:
+        return shown
+    if before is not None and before.proposal is not None:
+        shown["changed"] = changes(before.proposal, proposal)
+    own, site = proposal.budget, desk.checked.site if desk.checked else None
+    return shown | {
+        "two": site is not None and site.config.policy.approvals_needed > 1,
+        "signature": signature(fingerprint(desk.key) if desk.key else None),
+        "tells": what_it_tells(proposal),
+        "declared": declared(proposal),
+        "networks": _networks(proposal),
+        "numbers": explain(proposal.metrics),
+        "kept": kept_back(case.study, site) if site else [],
+        "meanings": {name: TASKS[name].meaning for name in dict.fromkeys(stage.task for stage in proposal.stages)},
+        "budget": list(of_budget(own)) if own else [],
+        "bar": Bar("all studies together", own.before, own.after, own.cap, own.settings.delta) if own else None,
+    }
+
+
+def ledger(desk: Desk) -> dict[str, Any]:
+    """Return the ledger as a timeline, newest first, with whether its chain is whole."""
+    cases, _ = desk.cases()
+    entries = read(desk.state.ledger)
+    days, count, sent = timeline(entries, cases, most=MOST_MESSAGES)
+    verdict = verify(desk.state.ledger)
+    return {"days": days, "count": count, "sent": sent, "verdict": verdict} | budget(desk, cases)
+
+
+def budget(desk: Desk, cases: Sequence[Case]) -> dict[str, Any]:
+    """Return the site's budget at cap and delta of each study with privacy, and how many it answered without."""
+    accountant, bars = Accountant(desk.state.accountant), []
+    site = desk.checked.site if desk.checked else None
+    for case in cases:
+        privacy = case.study.privacy
+        if privacy is not None:
+            cap = smaller_cap(privacy, site.config.policy.epsilon_cap if site else None)
+            spent = accountant.epsilon(privacy.delta)
+            bars.append(Bar(f"study {case.study.name}", spent, spent, cap, privacy.delta))
+    return {"bars": bars, "unbounded": len(accountant.unbounded)}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One message in words."""
+
+    time: str
+    out: bool
+    study: str
+    what: str
+    details: tuple[str, ...]
+    refused: bool
+
+
+def timeline(
+    entries: Sequence[dict[str, Any]], cases: Iterable[Case], *, most: int
+) -> tuple[list[tuple[str, list[Moment]]], int, str]:
+    """Return the latest messages by day, newest first; how many there are; and what left in all."""
+    names = {case.hash: case.study.name for case in cases}
+    days: dict[str, list[Moment]] = {}
+    for entry in reversed(entries[-most:] if most else entries):
+        days.setdefault(entry["time"][:10], []).append(_moment(entry, names))
+    left = [entry for entry in entries if entry["direction"] == "out"]
+    return list(days.items()), len(entries), f"{len(left)} messages, {sum(entry['bytes'] for entry in left):,} bytes"
+
+
+def _moment(entry: dict[str, Any], names: dict[str, str]) -> Moment:
+    study_hash = entry["study"] or ""
+    out = entry["direction"] == "out"
+    details = [
+        f"changes to {name}" if out else name for name in dict.fromkeys(component_of(name) for name in entry["tensors"])
+    ]
+    numbers = [f"{name} {value:.4g}" for name, value in entry["metrics"].items()]
+    details += numbers[:MOST_NUMBERS]
+    if len(numbers) > MOST_NUMBERS:
+        details.append(f"and {len(numbers) - MOST_NUMBERS} more numbers")
+    if entry["epsilon"] is not None:
+        details.append(f"epsilon {entry['epsilon']:.4g} after it")
+    if entry.get("unwritten"):
+        details.append(f"before it {entry['unwritten']} messages refused as too many")
+    where = "" if entry["round"] is None else f", round {entry['round']}"
+    return Moment(
+        time=entry["time"][11:16],
+        out=out,
+        study=names.get(study_hash, study_hash[:12]),
+        what=f"{entry['refusal'] or entry['task'] or entry['kind']}{where}, {entry['bytes']:,} bytes",
+        details=tuple(details),
+        refused=entry["refusal"] is not None,
+    )
+
+
+def _networks(proposal: Proposal) -> list[tuple[str, str, int, int, list[str]]]:
+    """Return component, meaning, tensors, numbers, and the tensors' names."""
+    return [
+        (name, MEANINGS[name], len(shapes), sum(map(prod, shapes.values())), list(shapes))
+        for name, shapes in proposal.tensors.items()
+    ]

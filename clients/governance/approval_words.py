@@ -1,0 +1,57 @@
+"""The sentences that a hospital reads before it approves a study, the same on a terminal and on the desk's page."""
+
+from collections.abc import Iterator
+
+from clients.governance.proposal import Budget, Proposal
+
+
+def declared(proposal: Proposal) -> str:
+    """Return what the site tells of itself."""
+    tested = "takes part in the evaluation" if proposal.labelled_test else "has too few labelled test patients for it"
+    return f"Your site declares {proposal.patients} training patients, fixed for the study, and {tested}."
+
+
+def what_it_tells(proposal: Proposal) -> str:
+    """Return what never leaves, and what that which leaves could still tell."""
+    return "No image, label, file name or patient number leaves. " + (
+        "What the changes to the networks could still tell about single patients is not bounded in this study: it "
+        "has no differential privacy. A coordinator who sends networks made for it can rebuild images of your "
+        "patients from such changes; the policy's bounds make that harder and do not rule it out. Approve only if you "
+        "trust the coordinator as you would with the images, or ask for a study with differential privacy."
+        if proposal.budget is None
+        else "What the changes to the networks could tell about single patients is bounded by its differential privacy."
+    )
+
+
+def signature(fingerprint: str | None) -> str:
+    """Return whose requests will be answered, by the fingerprint of the coordinator's key if there is one."""
+    if fingerprint:
+        return f"Requests must be signed by the coordinator's key {fingerprint}.\nCompare it over the telephone."
+    return (
+        "Requests need no signature: another hospital, or whoever stands between the coordinator and you, can make "
+        "some.\nAsk for the coordinator's key; give it with --coordinator-key."
+    )
+
+
+def of_budget(budget: Budget) -> Iterator[str]:
+    """Yield what a study spends of the privacy budget, and what that does not cover, a sentence or two each."""
+    yield (
+        f"Epsilon {budget.alone:.3f} for all rounds of this study, {budget.after:.3f} with the {budget.before:.3f} of "
+        f"other rounds before, at delta {budget.settings.delta:g}. The cap is {budget.cap:g}"
+        + (
+            f": your site stops after {budget.rounds_in_cap} of {budget.rounds} training rounds."
+            if budget.rounds_in_cap < budget.rounds
+            else ", which all of its rounds keep."
+        )
+    )
+    if budget.unbounded:
+        yield (
+            f"This site answered {budget.unbounded} study or studies without differential privacy. No epsilon bounds "
+            "what all of its replies together tell about a patient; the above counts the noisy ones alone."
+        )
+    yield (
+        "No number that is measured on your patients leaves while training, and your declared patient count is the "
+        "study's public number, not yours. Not covered: when and how long your site answers, and that it takes part."
+    )
+    if budget.settings.evaluation == "outside":
+        yield "Not covered either: the closing evaluation, whose numbers about your `test` patients have no noise."

@@ -1,0 +1,91 @@
+"""What a browser sends to the desk, by hand: each header can be another one, as an attacker's would be."""
+
+import contextlib
+import re
+import socket as sockets
+import time
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPMessage
+from pathlib import Path
+from urllib.parse import urlencode
+
+from clients.desk.desk import Desk
+from clients.desk.gate import COOKIE, FIELD, Gate
+
+HOST = "127.0.0.1:8600"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: HTTPMessage
+    text: str
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("unused", timeout=30)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        self.sock.settimeout(30)
+        self.sock.connect(str(self.path))
+
+
+@dataclass
+class Visitor:
+    """A browser at the desk; `cookie` as after the printed address was opened."""
+
+    socket: Path
+    gate: Gate
+    desk: Desk
+    headers: dict[str, str] = field(default_factory=lambda: {"Host": HOST})
+
+    def signed_in(self) -> "Visitor":
+        return Visitor(
+            self.socket, self.gate, self.desk, self.headers | {"Cookie": f"{COOKIE}={self.gate.session}; other=1"}
+        )
+
+    def get(self, path: str, method: str = "GET", **headers: str | None) -> Answer:
+        return self.send(method, path, b"", headers)
+
+    def post(
+        self, path: str, headers: dict[str, str | None] | None = None, *, body: bytes | None = None, **form: str
+    ) -> Answer:
+        """Send a form as the desk's own page would, but for what is given; a header of None is left out."""
+        content = urlencode({FIELD: self.gate.csrf} | form).encode() if body is None else body
+        own: dict[str, str | None] = {
+            "Origin": f"http://{HOST}",
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Content-Length": str(len(content)),
+        }
+        return self.send("POST", path, content, own | (headers or {}))
+
+    def send(self, method: str, path: str, body: bytes, headers: dict[str, str | None]) -> Answer:
+        connection = _Connection(self.socket)
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in (self.headers | headers).items():
+            if value is not None:
+                connection.putheader(name, value)
+        connection.endheaders()
+        with contextlib.suppress(BrokenPipeError):  # a form that is too long is answered before it was read
+            connection.send(body)
+        reply = connection.getresponse()
+        answer = Answer(reply.status, reply.headers, reply.read().decode())
+        connection.close()
+        return answer
+
+    def seen(self, path: str) -> str:
+        """What the approval's form on a page says was read."""
+        found = re.search(r'name="seen" value="([0-9a-f]{64})"', self.get(path).text)
+        assert found, "the page has no form to approve"
+        return found[1]
+
+
+def wait_for(desk: Desk, seconds: float = 120.0) -> None:
+    """Wait until the work in the background has ended."""
+    deadline = time.monotonic() + seconds
+    while desk.busy:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
