@@ -68,7 +68,7 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
 
     Of up to 24 labelled patients, evenly spaced, shown are those whose middle frame has the best Dice, the worst and
     evenly between, by rank. A site without labels on `test` shows evenly spaced patients, without Dice and truth. Of
-    more than six sites only each role's best, median and worst are looked at. A study of one branch has nothing to show.
+    more than six sites only each role's best, median and worst are looked at. A study of one branch has nothing.
 
     Raises:
         RunError: if the run has no final model.

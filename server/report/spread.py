@@ -44,7 +44,7 @@ def spread(values: Sequence[float]) -> Spread:
 def spreads(
     matrix: Matrix, participants: Mapping[str, Participant], predictors: Sequence[str], scale: float
 ) -> dict[Role, dict[str, Spread]]:
-    """Return role -> predictor -> the spread of a measure's means over the role's sites; what none reports is left out."""
+    """Return role -> predictor -> the spread of a measure's means over the role's sites, where any reports it."""
     found: dict[Role, dict[str, Spread]] = {}
     for role in ROLES[::-1]:
         own = [cells for site, cells in matrix.items() if participants[site].role == role]
@@ -117,9 +117,12 @@ def presence(rows: Sequence[Attendance]) -> list[Presence]:
     for role in ROLES[::-1]:
         own = [row for row in rows if row.role == role]
         times = [row.seconds for row in own if row.seconds is not None]
-        counts = [sum(getattr(row, name) for row in own) for name in Presence._fields[2:-1]]
+        counts = {
+            name: sum(getattr(row, name) for row in own)
+            for name in ("patients", "asked", "ok", "refused", "late", "failed")
+        }
         if own:
-            found.append(Presence(role, len(own), *counts, float(np.median(times)) if times else None))
+            found.append(Presence(role, len(own), **counts, seconds=float(np.median(times)) if times else None))
     return found
 
 

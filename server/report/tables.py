@@ -111,7 +111,7 @@ def traffic(records: Sequence[RoundRecord]) -> list[Traffic]:
 
 
 def whole_time(*runs: Sequence[RoundRecord]) -> float:
-    """Return the seconds from the beginning of the first round of these runs to the end of the last, pauses included."""
+    """Return the seconds from the beginning of these runs' first round to the end of their last, pauses included."""
     records = [record for records in runs for record in records]
     begins = [datetime.fromisoformat(record.started).timestamp() for record in records]
     ends = [begin + record.seconds for begin, record in zip(begins, records, strict=True)]

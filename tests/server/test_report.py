@@ -16,7 +16,7 @@ from common.run_folder import RunFolder
 from common.study import baseline_of
 from server.history import SiteRecord
 from server.report.charts import axis_over
-from server.report.conclusions import score_sentence
+from server.report.conclusions import average_sentence, score_sentence
 from server.report.page import Example, render_report
 from server.state import Participant
 
@@ -207,8 +207,17 @@ def test_replies_that_did_not_count_and_undone_rounds_are_listed(tmp_path: Path)
 def test_release_is_explained_by_score_and_tolerance(tmp_path: Path) -> None:
     html = page(fabricate(tmp_path / "run"))
     assert "received in round 3, the latest\nwhose label-free score (63.0 %) is at most 5 points below the best" in html
-    assert "so it fuses by the plain average" in html  # round 3 comes before `infuse`
     assert "Released if it ended now" in page(fabricate(tmp_path / "short", done=4))
+
+
+def test_a_sentence_says_where_infusion_equals_average(tmp_path: Path) -> None:
+    results = evaluation((0.05, 0.02, 0.08))
+    untrained = page(fabricate(tmp_path / "run", evaluated={"east": results}))  # round 3 comes before `infuse`
+    assert "Infusion equals average here: no round before the released one trained the infusion head" in untrained
+    summary = {"dice": {"east": {"average": {"mean": 0.8}, "infusion": {"mean": 0.8002}}}}
+    assert "to a tenth of a Dice point at every site" in average_sentence(summary, head_trained=True)
+    summary["dice"]["north"] = {"average": {"mean": 0.8}, "infusion": {"mean": 0.81}}
+    assert average_sentence(summary, head_trained=True) == ""
 
 
 def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:

@@ -26,13 +26,17 @@ def study_with_baseline() -> Study:
     return tiny_study(initial={"baseline": {"file": f"{SECRET}/baseline.safetensors", "sha256": "0" * 64}})
 
 
-def evaluation(difference: tuple[float, float, float] | None) -> dict[str, float]:
-    """What a site answers to `evaluate`; `difference` is (mean, low, high) of every predictor, None: no baseline."""
+def evaluation(difference: tuple[float, float, float] | None, *, dice: float = 0.8) -> dict[str, float]:
+    """What a site answers to `evaluate`; `difference` is (mean, low, high) of every predictor, None: no baseline.
+
+    The means of Dice and the other shares are `dice`, the baseline's lower by the difference.
+    """
     metrics: dict[str, float] = {}
-    for predictor in PREDICTORS if difference else PREDICTORS[1:]:
+    for predictor in list(PREDICTORS) if difference else list(PREDICTORS)[1:]:
         metrics |= {f"{predictor}/empty_truth_share": 0.0, f"{predictor}/empty_prediction_share": 0.0}
         for measure in MEASURES:
-            mean = 4.2 if measure == "hd95" else 0.8
+            behind = difference[0] if difference and predictor == "baseline" else 0.0
+            mean = 4.2 if measure == "hd95" else dice - behind
             numbers = {"mean": mean, "low": mean - 0.04, "high": mean + 0.03, "patients": 36.0}
             if difference and predictor != "baseline":
                 numbers |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
