@@ -1,0 +1,223 @@
+"""The page on a run that goes on, from its folder alone: where it stands, who is in, what did not count."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median
+from time import sleep
+from typing import Any, Literal, NamedTuple, Self
+
+from common.errors import CrossProbeError
+from common.run_folder import RunFolder
+from common.study import Study, read_study_of_run
+from server import history, pause
+from server.history import RoundRecord
+from server.pause import Pause
+from server.report import curves, tables
+from server.report.environment import environment
+from server.report.page import MOST_PROBLEMS
+from server.report.spread import MANY_SITES
+from server.state import Participant, ServerState, load_state
+
+TEMPLATE = "live.html.j2"
+#: Of a round's deadline; a site that takes longer than this share may well miss the next one.
+SLOW_SHARE = 0.5
+#: Beyond its deadline a round still aggregates and saves; a run that is silent for longer has most likely ended.
+SILENT_S = 120.0
+
+SiteState = Literal["in", "slow", "lost", "paused", "refused", "not asked yet"]
+
+
+@dataclass(frozen=True)
+class SiteNow:
+    """How a site does, as far as the run's folder tells.
+
+    Attributes:
+        state: `in` (its last reply counted), `slow` (late, or after half the deadline), `lost` (its last reply never
+            came), `refused` (it said no, or its reply broke the contract), `paused` (the run waits for it).
+        why: of a state that is not `in`.
+    """
+
+    name: str
+    participant: Participant
+    state: SiteState
+    why: str
+    last_round: int | None
+    seconds: float
+
+
+class StageNow(NamedTuple):
+    """A stage of the study: how many of its rounds are done and how long they took."""
+
+    name: str
+    rounds: int
+    done: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says at one moment; `study` is None until the run has written it."""
+
+    study: Study | None
+    state: ServerState | None
+    records: Sequence[RoundRecord]
+    paused: Pause | None
+    error: str
+    finished: bool
+
+    @classmethod
+    def read(cls, run: Path) -> Self:
+        """Read it. Raises CrossProbeError or OSError if it is damaged, or while the server replaces its files."""
+        folder = RunFolder(run)
+        error = folder.error.read_text(encoding="utf-8") if folder.error.exists() else ""
+        if not folder.study.exists():
+            return cls(None, None, [], None, error, finished=False)
+        study = read_study_of_run(run)
+        state = load_state(folder.checkpoint, study.hash())
+        return cls(study, state, history.read(run), pause.read(run), error, folder.model.exists())
+
+
+def live_page(run: Run, now: datetime) -> str:
+    """Return the page on a run at the time `now` (UTC)."""
+    content: dict[str, Any] = {"study": run.study, "headline": _headline(run, now), "error": run.error}
+    content |= {"updated": f"{now:%Y-%m-%d %H:%M:%S}", "paused": run.paused, "most_problems": MOST_PROBLEMS}
+    if run.study is not None:
+        content |= _content(run, run.study, run.state or ServerState(round=0, components={}), now)
+    return environment().get_template(TEMPLATE).render(content)
+
+
+def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[str, Any]:
+    rounds = curves.rounds(state, run.records)
+    every = list(study.rounds())
+    sites = sites_now(study, state, run.records, run.paused)
+    return {
+        "state": state,
+        "total": len(every),
+        "stages": stages_now(study, run.records),
+        "round_began": began(run.records),
+        "deadline": _deadline(study, run.records),
+        "left_s": time_left(study, state.round, run.records, now),
+        "counts": Counter(site.state for site in sites),
+        "sites": [site for site in sites if site.state != "in"][:MANY_SITES] if len(sites) > MANY_SITES else sites,
+        "site_count": len(sites),
+        "score_chart": curves.score_chart(study, state, rounds, curves.percent_axis(rounds)),
+        "loss_charts": curves.loss_charts(study, state, run.records),
+        "bands": curves.bands(study),
+        "last": rounds[-1] if rounds else None,
+        "problems": tables.problems(run.records)[::-1],
+        "traffic": tables.traffic(run.records),
+    }
+
+
+def _headline(run: Run, now: datetime) -> str:
+    if run.error:
+        return "Ended with an error. What was saved is whole: mend the cause, then go on with --resume."
+    if run.study is None or run.state is None:
+        return "Sites are being enrolled; no round has begun."
+    every = list(run.study.rounds())
+    if run.state.round >= len(every):
+        return "All rounds are done; the model is being written."
+    where = f"Round {run.state.round + 1} of {len(every)}, stage {every[run.state.round].stage.name}"
+    if run.paused is not None:
+        return f"{where}: paused until {' and '.join(run.paused.sites)} can be reached again."
+    deadline = _deadline(run.study, run.records)
+    if deadline is not None and now > deadline + timedelta(seconds=SILENT_S):
+        return f"{where}: nothing was written since the round's deadline; the run has most likely ended. See its log."
+    return f"{where}, goes on."
+
+
+def began(records: Sequence[RoundRecord]) -> datetime | None:
+    """Return when the round that goes on began, as the end of the one before tells, or None in the first."""
+    if not records:
+        return None
+    last = records[-1]
+    return datetime.fromisoformat(last.started).astimezone(UTC) + timedelta(seconds=last.seconds)
+
+
+def _deadline(study: Study, records: Sequence[RoundRecord]) -> datetime | None:
+    start = began(records)
+    return start + timedelta(seconds=study.participation.deadline_s) if start else None
+
+
+def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], now: datetime) -> float | None:
+    """Return the seconds that the rounds from `next_round` on will take, or None before the first round has ended.
+
+    A round takes as long as the median one of its stage, where the stage has any, else as the median of all.
+    """
+    counted = [record for record in records if record.counted]
+    if not counted:
+        return None
+    of_all = median(record.seconds for record in counted)
+
+    def expected(stage: str) -> float:
+        own = [record.seconds for record in counted if record.stage == stage]
+        return median(own) if own else of_all
+
+    coming = [expected(round_.stage.name) for round_ in list(study.rounds())[next_round:]]
+    start = began(records)
+    if coming and start:
+        coming[0] = max(0.0, coming[0] - (now - start).total_seconds())
+    return sum(coming)
+
+
+def stages_now(study: Study, records: Sequence[RoundRecord]) -> list[StageNow]:
+    """Return every stage of the study in order, the engine's closing ones included."""
+    return [
+        StageNow(
+            band.name,
+            band.rounds,
+            sum(record.stage == band.name and record.counted for record in records),
+            sum(record.seconds for record in records if record.stage == band.name),
+        )
+        for band in curves.bands(study)
+    ]
+
+
+def sites_now(study: Study, state: ServerState, records: Sequence[RoundRecord], paused: Pause | None) -> list[SiteNow]:
+    """Return all participants, those first that the coordinator should look at."""
+    last: dict[str, RoundRecord] = {}
+    for record in records:
+        last |= dict.fromkeys(record.sites, record)
+    away: Mapping[str, str] = paused.sites if paused else {}
+    found = [
+        _site(name, participant, last.get(name), away, study.participation.deadline_s)
+        for name, participant in state.participants.items()
+    ]
+    order: tuple[SiteState, ...] = ("paused", "lost", "refused", "slow", "not asked yet", "in")
+    return sorted(found, key=lambda site: (order.index(site.state), site.name))
+
+
+def _site(
+    name: str, participant: Participant, last: RoundRecord | None, away: Mapping[str, str], deadline_s: float
+) -> SiteNow:
+    if last is None:
+        return SiteNow(name, participant, "not asked yet", "", None, 0.0)
+    own = last.sites[name]
+    state: SiteState
+    why = own.detail
+    if name in away:
+        state, why = "paused", away[name]
+    elif own.status == "failed":
+        state = "lost"
+    elif own.status == "refused":
+        state = "refused"
+    elif own.status == "late":
+        state = "slow"
+    elif own.seconds > SLOW_SHARE * deadline_s:
+        state, why = "slow", "its last reply took more than half the deadline"
+    else:
+        state = "in"
+    return SiteNow(name, participant, state, why, last.round, own.seconds)
+
+
+def read_patiently(run: Path, tries: int = 3) -> Run:
+    """Return `Run.read`, once more where the server was just replacing the checkpoint. Raises as it does."""
+    for _ in range(tries - 1):
+        try:
+            return Run.read(run)
+        except (CrossProbeError, OSError):
+            sleep(0.2)
+    return Run.read(run)
