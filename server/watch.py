@@ -6,17 +6,19 @@ HEAD. There is one address, `/`: no path ever names a file.
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import re
 import secrets
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from common.errors import CrossProbeError, RunError
 from common.run_folder import RunFolder
@@ -79,8 +81,9 @@ class Watcher:
         run = self.known[1]
         if not run.finished:
             return live_page(run, now)
-        if self.folder.report.exists():  # with the pictures that only who reads the images could draw
-            return self.folder.report.read_text(encoding="utf-8")
+        report, model = self.folder.report, self.folder.model
+        if report.exists() and report.stat().st_mtime_ns >= model.stat().st_mtime_ns:
+            return report.read_text(encoding="utf-8")  # with the pictures that only who reads the images could draw
         return report_page(self.folder.path)
 
 
@@ -109,6 +112,11 @@ class WatchServer(ThreadingHTTPServer):
             raise RunError(f"cannot listen on port {port}: {error.strerror}. Give another --port, or none.") from None
         self.hosts = {f"{name}:{self.server_port}" for name in (LOOPBACK, "localhost")}
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep quiet about a browser that went away; anything else is a mistake of ours and shown."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
     @property
     def url(self) -> str:
         """The address to open, token included: whoever has it and is on this machine sees the page."""
@@ -121,13 +129,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        asked = urlsplit(self.path)
-        given = parse_qs(asked.query).get("token", [])
+        path, _, query = self.path.partition("?")
+        given = parse_qs(query).get("token", [])
         if self.headers.get_all("Host") not in [[host] for host in self.server.hosts]:
             self._say(HTTPStatus.MISDIRECTED_REQUEST, "This address is not served here.")
         elif len(given) != 1 or not hmac.compare_digest(given[0].encode(), self.server.token.encode()):
             self._say(HTTPStatus.FORBIDDEN, "Open the whole address that `crossprobe study watch` printed.")
-        elif asked.path != "/":
+        elif path != "/":
             self._say(HTTPStatus.NOT_FOUND, "There is one page only, at /.")
         else:
             self._page()
@@ -179,7 +187,5 @@ def watch(run: Path, port: int, tell: Callable[[str], None]) -> None:
     """
     with WatchServer(run, port) as server:
         tell(server.url)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass

@@ -13,6 +13,7 @@ from common.errors import CrossProbeError
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history, pause
+from server.federation.deployment import SLOW_SHARE
 from server.history import RoundRecord
 from server.pause import Pause
 from server.report import curves, tables
@@ -22,8 +23,6 @@ from server.report.spread import MANY_SITES
 from server.state import Participant, ServerState, load_state
 
 TEMPLATE = "live.html.j2"
-#: Of a round's deadline; a site that takes longer than this share may well miss the next one.
-SLOW_SHARE = 0.5
 #: Beyond its deadline a round still aggregates and saves; a run that is silent for longer has most likely ended.
 SILENT_S = 120.0
 
@@ -59,7 +58,13 @@ class StageNow(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says at one moment; `study` is None until the run has written it."""
+    """What a run's folder says at one moment.
+
+    Attributes:
+        study: None until the run has written it; `state`: until all sites are enrolled.
+        begun: when the run was last started from `crossprobe study run`, if it was.
+        touched: when a file in the folder was last made, replaced or removed, such as that of a pause.
+    """
 
     study: Study | None
     state: ServerState | None
@@ -67,17 +72,42 @@ class Run:
     paused: Pause | None
     error: str
     finished: bool
+    begun: datetime | None
+    touched: datetime
 
     @classmethod
     def read(cls, run: Path) -> Self:
         """Read it. Raises CrossProbeError or OSError if it is damaged, or while the server replaces its files."""
         folder = RunFolder(run)
         error = folder.error.read_text(encoding="utf-8") if folder.error.exists() else ""
+        begun = _changed(folder.flower) if folder.flower.exists() else None
+        touched = _changed(folder.path)
         if not folder.study.exists():
-            return cls(None, None, [], None, error, finished=False)
+            return cls(None, None, [], None, error, finished=False, begun=begun, touched=touched)
         study = read_study_of_run(run)
         state = load_state(folder.checkpoint, study.hash())
-        return cls(study, state, history.read(run), pause.read(run), error, folder.model.exists())
+        records, paused = history.read(run), pause.read(run)
+        return cls(study, state, records, paused, error, folder.model.exists(), begun, touched)
+
+    @property
+    def round_began(self) -> datetime | None:
+        """When the round that goes on began, at about: the one before had ended and the run had been started."""
+        if not self.records:
+            return self.begun
+        last = self.records[-1]
+        ended = datetime.fromisoformat(last.started).astimezone(UTC) + timedelta(seconds=last.seconds)
+        return max(ended, self.begun or ended)
+
+    def silent(self, now: datetime) -> bool:
+        """Return whether the round that goes on should have ended, and nothing tells of it."""
+        if self.study is None or self.round_began is None:
+            return False
+        patience = timedelta(seconds=self.study.participation.deadline_s + SILENT_S)
+        return now > max(self.round_began, self.touched) + patience
+
+
+def _changed(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def live_page(run: Run, now: datetime) -> str:
@@ -91,15 +121,16 @@ def live_page(run: Run, now: datetime) -> str:
 
 def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[str, Any]:
     rounds = curves.rounds(state, run.records)
-    every = list(study.rounds())
+    every, began = list(study.rounds()), run.round_began
+    again = bool(run.records) and not run.records[-1].counted  # asked again after a pause that may have been long
     sites = sites_now(study, state, run.records, run.paused)
     return {
         "state": state,
         "total": len(every),
         "stages": stages_now(study, run.records),
-        "round_began": began(run.records),
-        "deadline": _deadline(study, run.records),
-        "left_s": time_left(study, state.round, run.records, now),
+        "round_began": began,
+        "deadline": began + timedelta(seconds=study.participation.deadline_s) if began and not again else None,
+        "left_s": time_left(study, state.round, run.records, now - began if began else timedelta()),
         "counts": Counter(site.state for site in sites),
         "sites": [site for site in sites if site.state != "in"][:MANY_SITES] if len(sites) > MANY_SITES else sites,
         "site_count": len(sites),
@@ -123,27 +154,16 @@ def _headline(run: Run, now: datetime) -> str:
     where = f"Round {run.state.round + 1} of {len(every)}, stage {every[run.state.round].stage.name}"
     if run.paused is not None:
         return f"{where}: paused until {' and '.join(run.paused.sites)} can be reached again."
-    deadline = _deadline(run.study, run.records)
-    if deadline is not None and now > deadline + timedelta(seconds=SILENT_S):
+    if run.silent(now):
         return f"{where}: nothing was written since the round's deadline; the run has most likely ended. See its log."
     return f"{where}, goes on."
 
 
-def began(records: Sequence[RoundRecord]) -> datetime | None:
-    """Return when the round that goes on began, as the end of the one before tells, or None in the first."""
-    if not records:
-        return None
-    last = records[-1]
-    return datetime.fromisoformat(last.started).astimezone(UTC) + timedelta(seconds=last.seconds)
-
-
-def _deadline(study: Study, records: Sequence[RoundRecord]) -> datetime | None:
-    start = began(records)
-    return start + timedelta(seconds=study.participation.deadline_s) if start else None
-
-
-def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], now: datetime) -> float | None:
+def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], passed: timedelta) -> float | None:
     """Return the seconds that the rounds from `next_round` on will take, or None before the first round has ended.
+
+    Args:
+        passed: since `next_round` began.
 
     A round takes as long as the median one of its stage, where the stage has any, else as the median of all.
     """
@@ -157,9 +177,8 @@ def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], now
         return median(own) if own else of_all
 
     coming = [expected(round_.stage.name) for round_ in list(study.rounds())[next_round:]]
-    start = began(records)
-    if coming and start:
-        coming[0] = max(0.0, coming[0] - (now - start).total_seconds())
+    if coming:
+        coming[0] = max(0.0, coming[0] - passed.total_seconds())
     return sum(coming)
 
 
