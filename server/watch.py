@@ -101,9 +101,7 @@ class WatchServer(ThreadingHTTPServer):
 
     def __init__(self, run: Path, port: int = 0) -> None:
         if not run.is_dir():
-            raise RunError(
-                f"{run} is not there; expected the folder of a run. Give the --out of `crossprobe study run`."
-            )
+            raise RunError(f"{run} is not there; expected a run's folder. Give the --out of `crossprobe study run`.")
         self.watcher = Watcher(run)
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
         try:
@@ -185,7 +183,6 @@ def watch(run: Path, port: int, tell: Callable[[str], None]) -> None:
     Raises:
         RunError: see `WatchServer`.
     """
-    with WatchServer(run, port) as server:
+    with contextlib.suppress(KeyboardInterrupt), WatchServer(run, port) as server:
         tell(server.url)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()

@@ -48,12 +48,12 @@ class SiteNow:
 
 
 class StageNow(NamedTuple):
-    """A stage of the study: how many of its rounds are done and how long they took."""
+    """A stage of the study: how many of its rounds are done, and seconds and bytes of all attempts, None before one."""
 
     name: str
     rounds: int
     done: int
-    seconds: float
+    used: tables.Traffic | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[
         "bands": curves.bands(study),
         "last": rounds[-1] if rounds else None,
         "problems": tables.problems(run.records)[::-1],
-        "traffic": tables.traffic(run.records),
+        "seconds": sum(record.seconds for record in run.records),
     }
 
 
@@ -184,13 +184,9 @@ def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], pas
 
 def stages_now(study: Study, records: Sequence[RoundRecord]) -> list[StageNow]:
     """Return every stage of the study in order, the engine's closing ones included."""
+    used = {row.stage: row for row in tables.traffic(records)}
     return [
-        StageNow(
-            band.name,
-            band.rounds,
-            sum(record.stage == band.name and record.counted for record in records),
-            sum(record.seconds for record in records if record.stage == band.name),
-        )
+        StageNow(band.name, band.rounds, own.rounds if (own := used.get(band.name)) else 0, own)
         for band in curves.bands(study)
     ]
 
