@@ -151,7 +151,7 @@ def _headline(run: Run, now: datetime) -> str:
     every = list(run.study.rounds())
     if run.state.round >= len(every):
         return "All rounds are done; the model is being written."
-    where = f"Round {run.state.round + 1} of {len(every)}, stage {every[run.state.round].stage.name}"
+    where = f"Round {run.state.round}, stage {every[run.state.round].stage.name}"
     if run.paused is not None:
         return f"{where}: paused until {' and '.join(run.paused.sites)} can be reached again."
     if run.silent(now):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from server.state import Participant, ServerState, save_state
 
 SECRET = "/archive/of-anna-meier"
 SOURCE, TARGET = Participant("source", 120, True), Participant("target", 40, True)
+#: When a fabricated run's rounds begin; each takes 12.5 s.
+FIRST_ROUND, EVERY = datetime(2026, 11, 23, 3, 50, 11, tzinfo=UTC), timedelta(seconds=15)
 PAIR = {"north": SOURCE, "east": TARGET}
 
 
@@ -36,7 +39,7 @@ def evaluation(difference: tuple[float, float, float] | None, *, dice: float = 0
         metrics |= {f"{predictor}/empty_truth_share": 0.0, f"{predictor}/empty_prediction_share": 0.0}
         for measure in MEASURES:
             behind = difference[0] if difference and predictor == "baseline" else 0.0
-            mean = 4.2 if measure == "hd95" else dice - behind
+            mean = 4.2 if measure == "hd95" else min(1.0, dice - behind)
             numbers = {"mean": mean, "low": mean - 0.04, "high": mean + 0.03, "patients": 36.0}
             if difference and predictor != "baseline":
                 numbers |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
@@ -89,7 +92,7 @@ def fabricate(
         record = RoundRecord(
             round_.index,
             round_.stage.name,
-            "2026-11-23T03:50:11+00:00",
+            (FIRST_ROUND + round_.index * EVERY).isoformat(),
             12.5,
             sites,
             score=scores[0] if scores else None,
