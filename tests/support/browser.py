@@ -35,23 +35,30 @@ addEventListener("load", () => {
     const pair = [rgb(element.closest("svg") ? style.fill : style.color), ground(element)].map(luminance);
     return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
   };
-  const words = [...document.querySelectorAll("body *")].filter(one => !one.closest("script,style")
+  const words = [...document.querySelectorAll("body *")].filter(one => !one.closest("script,style,noscript,title")
     && [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim()));
   const beyond = [...document.querySelectorAll("table, svg, p, figure, dl, pre")].filter(one => !one.closest(".scroll")
     && one.getBoundingClientRect().right > width + 0.5).map(one => one.outerHTML.slice(0, 80));
   const target = document.querySelector(":target")?.getBoundingClientRect();
-  const measured = document.createElement("pre");
-  measured.id = "measured";
-  measured.textContent = JSON.stringify({
+  parent.postMessage(JSON.stringify({
     width, scroll: document.documentElement.scrollWidth, beyond, words: words.length,
     faint: words.filter(one => contrast(one) < 4.5).map(one => one.outerHTML.slice(0, 80)),
     ground: getComputedStyle(document.body).backgroundColor, target: target && [target.width, target.height],
     nameless: [...document.querySelectorAll("a, summary, svg, img, progress")].filter(one =>
       !(one.textContent.trim() || one.getAttribute("aria-label") || one.alt || one.querySelector("img[alt]"))).length,
-  });
-  document.body.append(measured);
+  }), "*");
 });
 </script>
+"""
+#: Shows a page as wide as asked for, a phone's width too: a window of its own is never narrower than 500 px.
+FRAME = """<!DOCTYPE html><body><script>
+addEventListener("message", message => {
+  const measured = document.createElement("pre");
+  measured.id = "measured";
+  measured.textContent = message.data;
+  document.body.append(measured);
+});
+</script><iframe src="WHERE" width="WIDTH" height="700" style="border: 0"></iframe></body>
 """
 
 
@@ -59,7 +66,14 @@ def dom(url: str, *, width: int, height: int = 800, dark: bool = False, wait_ms:
     """Return a page's DOM once it was shown, and after `wait_ms` of its own time."""
     assert CHROMIUM
     with tempfile.TemporaryDirectory() as profile:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom"]
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            "--dump-dom",
+        ]
         command += [f"--window-size={width},{height}", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
         command += [f"--virtual-time-budget={wait_ms}"] if wait_ms else []
         found = subprocess.run([*command, url], capture_output=True, text=True, timeout=240, check=True)
@@ -68,10 +82,12 @@ def dom(url: str, *, width: int, height: int = 800, dark: bool = False, wait_ms:
 
 def measured(page: str, folder: Path, *, width: int, dark: bool = False, fragment: str = "") -> dict[str, Any]:
     """Return what `MEASURE` finds on a page; its own policy, which allows no script, is left out for that."""
-    page, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
     copy = folder / "measured.html"
     copy.write_text(page.replace("</body>", f"{MEASURE}</body>"), encoding="utf-8")
-    text = dom(f"{copy.as_uri()}{fragment}", width=width, dark=dark)
+    frame = folder / "frame.html"
+    frame.write_text(FRAME.replace("WHERE", f"measured.html{fragment}").replace("WIDTH", str(width)), encoding="utf-8")
+    text = dom(frame.as_uri(), width=width + 100, dark=dark, wait_ms=500)
     found = re.search(r'<pre id="measured">(.*?)</pre>', text, re.DOTALL)
     assert found, text[-2000:]
     content: dict[str, Any] = json.loads(unescape(found[1]))
