@@ -29,7 +29,7 @@ from server.report.page import Example, PatientDice
 from server.report.summary import summarise
 from server.state import load_state
 
-PANEL_WIDTH_PX = 440
+PANEL_WIDTH_PX = 400
 #: A page with pictures of more sites takes minutes to make and seconds to open, and nobody looks at them all.
 MOST_SITES = 6
 #: Patients among which examples are picked; more would cost minutes and show nothing else.
@@ -38,7 +38,7 @@ CONTOUR_PX = 3
 FILL = 0.35
 LEGEND_PX = 14
 #: Of WebP: outlines stay sharp, and a panel takes a tenth of its PNG.
-QUALITY = 82
+QUALITY = 70
 
 Colour = tuple[int, int, int]
 #: Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart with any colour vision.
@@ -68,7 +68,8 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
 
     Of up to 24 labelled patients, evenly spaced, shown are those whose middle frame has the best Dice, the worst and
     evenly between, by rank. A site without labels on `test` shows evenly spaced patients, without Dice and truth. Of
-    more than six sites only each role's best, median and worst are looked at. A study of one branch has nothing.
+    more than six sites only each role's best, median and worst are looked at, and of these the middle patient is shown.
+    A study of one branch has nothing to show.
 
     Raises:
         RunError: if the run has no final model.
@@ -78,6 +79,7 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
     # On tiles this small a second thread costs more than it brings, several times over on a busy machine.
     torch.set_num_threads(1)
     networks = _networks(study, run)
+    per_site = per_site if len(sites) <= MOST_SITES else 1
     pictures, patients = [], []
     for site in _worth_a_look(run, sites):
         data = Dataset(site, study)
@@ -158,7 +160,7 @@ def _picked(candidates: Sequence[Candidate], count: int) -> list[tuple[Candidate
     """Return the candidates to show, each with how it ranks by the released model's Dice."""
     last = len(candidates) - 1
     picked = []
-    for index in _evenly(len(candidates), count):
+    for index in _evenly(len(candidates), count) if count > 1 else [last // 2] if candidates else []:
         if candidates[index].dice is None:
             rank = "not labelled"
         elif index in (0, last):

@@ -11,16 +11,19 @@ from PIL import Image
 from safetensors.numpy import save
 from tiny import study as tiny_study
 
+from clients.data.dataset import Dataset
 from clients.data.site import Site, load_site
+from clients.learning.evaluate import measure_patients
 from common.components import BASELINE, COMPONENTS
 from common.errors import RunError
 from common.metric_name import PREDICTORS
+from common.metrics import mean_by_patient, measure_frame
 from common.networks import initial_networks
 from common.run_folder import RunFolder
 from common.study import Study, baseline_of
 from server.report.page import Example, render_report
 from server.state import ServerState, fused_tensors, save_state
-from simulations.examples import draw_examples
+from simulations.examples import _networks, _worth_a_look, draw_examples
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_pictures_show_best_median_and_worst_of_each_site(examples: list[Example
 def test_same_run_gives_the_same_pictures(
     untrained: tuple[Study, Path], sites: list[Site], examples: list[Example]
 ) -> None:
-    assert draw_examples(*untrained, sites[:1], per_site=1).pictures == examples[:1]
+    assert draw_examples(*untrained, sites[:1], per_site=1).pictures == examples[1:2]
 
 
 def test_panels_keep_the_aspect_ratio_and_name_what_they_show(examples: list[Example]) -> None:
@@ -73,9 +76,35 @@ def test_panels_keep_the_aspect_ratio_and_name_what_they_show(examples: list[Exa
         "Infusion over truth, outlines",
     ]
     for _, content in example.panels:
-        assert Image.open(io.BytesIO(content)).size == (440, round(440 * 40 / 48))
+        assert Image.open(io.BytesIO(content)).size == (400, round(400 * 40 / 48))
     truth = np.asarray(Image.open(io.BytesIO(example.panels[6][1]))).astype(int)
     assert (abs(truth - (240, 228, 66)) < 25).all(-1).any()
+
+
+def test_dice_by_patient_has_the_mean_that_the_site_reports(untrained: tuple[Study, Path], sites: list[Site]) -> None:
+    study, run = untrained
+    networks = _networks(study, run)
+    for site, drawn in zip(sites, draw_examples(*untrained, sites).patients, strict=True):
+        measured = measure_patients(networks, study, Dataset(site, study), list(PREDICTORS), measure_frame)
+        assert drawn.site == site.config.name
+        for name, of_patients in drawn.dice.items():
+            assert of_patients == pytest.approx(mean_by_patient(measured[name], "dice").tolist())
+            assert len(of_patients) == len(site.patients("test", labelled=True))
+
+
+def test_of_many_sites_the_best_median_and_worst_are_shown(tmp_path: Path, sites: list[Site]) -> None:
+    many = [
+        replace(site, config=site.config.model_copy(update={"name": f"{site.config.name}-{i}"}))
+        for site in sites
+        for i in range(5)
+    ]
+    dice = {"north": (0.7, 0.9, 0.5, 0.8, 0.6), "east": (0.5, 0.6, 0.7, 0.8, 0.9)}
+    evaluated = {f"{name}-{i}": evaluation(None, dice=d) for name, own in dice.items() for i, d in enumerate(own)}
+    participants = {site.config.name: PAIR[site.config.name[:-2]] for site in many}
+    run = fabricate(tmp_path / "run", participants, evaluated, study=tiny_study())
+    chosen = [site.config.name for site in _worth_a_look(run, many)]
+    assert chosen == ["north-1", "north-0", "north-2", "east-4", "east-2", "east-0"]
+    assert _worth_a_look(run, many[:3] + many[5:8]) == many[:3] + many[5:8]
 
 
 def test_site_without_test_labels_gets_pictures_without_truth(untrained: tuple[Study, Path], sites: list[Site]) -> None:

@@ -43,7 +43,7 @@ addEventListener("load", () => {
   parent.postMessage(JSON.stringify({
     width, scroll: document.documentElement.scrollWidth, beyond, words: words.length,
     faint: words.filter(one => contrast(one) < 4.5).map(one => one.outerHTML.slice(0, 80)),
-    ground: getComputedStyle(document.body).backgroundColor, target: target && [target.width, target.height],
+    ground: getComputedStyle(document.body).backgroundColor, target: target ? [target.width, target.height] : null,
     nameless: [...document.querySelectorAll("a, summary, svg, img, progress")].filter(one =>
       !(one.textContent.trim() || one.getAttribute("aria-label") || one.alt || one.querySelector("img[alt]"))).length,
   }), "*");
@@ -66,15 +66,12 @@ def dom(url: str, *, width: int, height: int = 800, dark: bool = False, wait_ms:
     """Return a page's DOM once it was shown, and after `wait_ms` of its own time."""
     assert CHROMIUM
     with tempfile.TemporaryDirectory() as profile:
-        command = [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--hide-scrollbars",
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--hide-scrollbars", "--dump-dom"]
+        command += [
             f"--user-data-dir={profile}",
-            "--dump-dom",
+            f"--window-size={width},{height}",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
         ]
-        command += [f"--window-size={width},{height}", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
         command += [f"--virtual-time-budget={wait_ms}"] if wait_ms else []
         found = subprocess.run([*command, url], capture_output=True, text=True, timeout=240, check=True)
     return found.stdout
