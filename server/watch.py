@@ -62,7 +62,11 @@ class _Files(NamedTuple):
 
     @classmethod
     def of(cls, folder: RunFolder) -> "_Files":
-        files = (folder.study, folder.state, folder.history, folder.paused, folder.error, folder.model, folder.report)
+        files = [
+            file
+            for one in (folder, folder.baseline)
+            for file in (one.study, one.state, one.history, one.paused, one.error, one.model)
+        ]
         return cls(tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -64,6 +64,7 @@ class Run:
         study: None until the run has written it; `state`: until all sites are enrolled.
         begun: when the run was last started from `crossprobe study run`, if it was.
         touched: when a file in the folder was last made, replaced or removed, such as that of a pause.
+        of_baseline: it is the run of a simulation's baseline, after which the study's own begins.
     """
 
     study: Study | None
@@ -74,11 +75,14 @@ class Run:
     finished: bool
     begun: datetime | None
     touched: datetime
+    of_baseline: bool = False
 
     @classmethod
     def read(cls, run: Path) -> Self:
         """Read it. Raises CrossProbeError or OSError if it is damaged, or while the server replaces its files."""
         folder = RunFolder(run)
+        if not folder.study.exists() and folder.baseline.study.exists():
+            return replace(cls.read(folder.baseline.path), of_baseline=True, finished=False)
         error = folder.error.read_text(encoding="utf-8") if folder.error.exists() else ""
         begun = _changed(folder.flower) if folder.flower.exists() else None
         touched = _changed(folder.path)
@@ -149,9 +153,10 @@ def _headline(run: Run, now: datetime) -> str:
     if run.study is None or run.state is None:
         return "Sites are being enrolled; no round has begun."
     every = list(run.study.rounds())
+    first = "The baseline first: " if run.of_baseline else ""
     if run.state.round >= len(every):
-        return "All rounds are done; the model is being written."
-    where = f"Round {run.state.round}, stage {every[run.state.round].stage.name}"
+        return f"{first}all rounds are done; the model is being written.".capitalize()
+    where = f"{first}Round {run.state.round}, stage {every[run.state.round].stage.name}"
     if run.paused is not None:
         return f"{where}: paused until {' and '.join(run.paused.sites)} can be reached again."
     if run.silent(now):

@@ -17,6 +17,7 @@ from fabricated import PAIR, SOURCE, TARGET, entry, evaluation, fabricate, study
 
 from common.errors import RunError
 from common.run_folder import RunFolder
+from common.study import baseline_of
 from server import pause
 from server.history import SiteRecord
 from server.pause import Pause
@@ -230,6 +231,15 @@ def test_refused_replies_and_bytes_are_shown_and_hostile_text_is_escaped(tmp_pat
 
 def test_run_that_enrols_has_a_page(tmp_path: Path) -> None:
     assert "Sites are being enrolled" in shown(tmp_path)
+
+
+def test_a_simulations_baseline_is_followed_before_its_study(tmp_path: Path) -> None:
+    fabricate(
+        tmp_path / "run" / "baseline", {"north": SOURCE}, study=baseline_of(study_with_baseline(), rounds=4), done=3
+    )
+    html = shown(tmp_path / "run")
+    assert "The baseline first: Round 3, stage baseline, goes on." in html
+    assert "3 of 4 rounds are done" in html
 
 
 def test_of_many_sites_only_those_that_are_not_in_are_listed(tmp_path: Path) -> None:
