@@ -127,6 +127,7 @@ def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[
     rounds = curves.rounds(state, run.records)
     every, began = list(study.rounds()), run.round_began
     again = bool(run.records) and not run.records[-1].counted  # asked again after a pause that may have been long
+    traffic = tables.traffic(run.records)
     sites = sites_now(study, state, run.records, run.paused)
     return {
         "state": state,
@@ -143,6 +144,9 @@ def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[
         "bands": curves.bands(study),
         "last": rounds[-1] if rounds else None,
         "problems": tables.problems(run.records)[::-1],
+        # the checkpoint counts attempts that a resumed run dropped, and not yet those at the round that goes on
+        "to_sites": max(state.bytes_to_sites, sum(row.to_sites for row in traffic)),
+        "from_sites": max(state.bytes_from_sites, sum(row.from_sites for row in traffic)),
         "seconds": sum(record.seconds for record in run.records),
     }
 
