@@ -202,7 +202,7 @@ def test_replies_that_did_not_count_and_undone_rounds_are_listed(tmp_path: Path)
         3: {"sites": {"north": good, "east": late}, "rolled_back": True},
     }
     html = page(fabricate(tmp_path / "run", changes=changes))
-    assert "<td class="word">late</td><td>no reply within 5 s</td><td>2–3</td>" in html
+    assert '<td class="word">late</td><td>no reply within 5 s</td><td>2–3</td>' in html
     assert "Undone because the score fell (roll-back): round 3." in html
     assert '<td class="n" data-label="late">2</td>' in html
 
