@@ -33,6 +33,9 @@ def predict(
     model: Annotated[Path, typer.Option(metavar="DIR", help="a release, or the finished run that holds it")],
     images: Annotated[Path, typer.Option(help="a file, a folder, or a CSV with `image` and `spacing_mm`")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder to write to")],
+    coordinator_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="use only a release that this key signed")
+    ] = None,
     spacing_mm: Annotated[
         float | None, typer.Option(callback=finite, help="side of a pixel in mm, where neither file nor CSV tells it")
     ] = None,
@@ -44,8 +47,9 @@ def predict(
     """
     from clients.predict import predict
     from clients.released import load_model
+    from common.signing import read_public_key
 
-    trained = load_model(model)
+    trained = load_model(model, read_public_key(coordinator_key) if coordinator_key else None)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
         outcome = predict(

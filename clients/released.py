@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -42,17 +43,18 @@ class Model:
         return from_grid(maps["infusion" if self.fused else "source_branch"], place).numpy()
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, key: Ed25519PublicKey | None = None) -> Model:
     """Return the model of a release: exactly the tensors of its study, in float32, all finite.
 
     Args:
         folder: a release, or the finished run that holds it, see `common.release`.
+        key: the coordinator's, who must have signed it.
 
     Raises:
         StudyError: if its study cannot be read.
         RunError: if there is no release, it is not whole, or the study beside the model is not the one of the run.
     """
-    release = find_release(folder)
+    release = find_release(folder, key)
     study = read_study_of_run(release)
     try:
         recorded = read_yaml(release / STUDY)["hash"]  # type: ignore[index]

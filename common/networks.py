@@ -253,8 +253,8 @@ class Networks(nn.Module):
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Load tensors by contract name; components that are not in `tensors` stay as they are."""
         for name in {component_of(key) for key in tensors}:
-            own = {k.partition("/")[2]: torch.from_numpy(v) for k, v in tensors.items() if component_of(k) == name}
-            self.component(name).load_state_dict(own)
+            state = {k.partition("/")[2]: torch.from_numpy(v) for k, v in tensors.items() if component_of(k) == name}
+            self.component(name).load_state_dict(state)
 
 
 def initial_networks(study: Study) -> Networks:

@@ -4,6 +4,7 @@
     study.yaml          the study that made them, with its hash
     card.md             what the model is, for whom, and what was not shown
     SHA256SUMS          the hash of each; `sha256sum -c SHA256SUMS` reads it too
+    SHA256SUMS.sig      the coordinator's signature of this list, see `common.signing`; not in every release
 
 It holds no number of a single site, unlike the folder of the run that it comes from.
 """
@@ -13,11 +14,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.errors import RunError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from common.errors import ContractError, RunError
+from common.signing import Sealed
 
 #: In a run's folder.
 RELEASE = "release"
 WEIGHTS, STUDY, CARD, SUMS = "model.safetensors", "study.yaml", "card.md", "SHA256SUMS"
+SIGNATURE = f"{SUMS}.sig"
 _LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
 
 
@@ -26,20 +31,34 @@ def sums_of(contents: Mapping[str, bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(blob).hexdigest()}  {name}\n" for name, blob in sorted(contents.items())).encode()
 
 
-def find_release(folder: Path) -> Path:
+def find_release(folder: Path, key: Ed25519PublicKey | None = None) -> Path:
     """Return the release that a folder is, or that a run's folder holds.
+
+    Args:
+        key: the coordinator's; with it, a release that it did not sign is refused.
 
     Raises:
         RunError: if there is none, or anything in it is not as it was written; all of it at once.
     """
     found = folder if (folder / SUMS).exists() else folder / RELEASE
-    problems = list(_problems(found))
+    problems = _problems(found)
+    if key is not None and not problems:
+        problems = _unsigned(found, key)
     if problems:
         raise RunError(
             f"{found} is not a whole release:\n" + "\n".join(f"  {problem}" for problem in problems) + "\nAsk the "
             "coordinator for the release again. In the folder of a finished run: crossprobe study release RUN"
         )
     return found
+
+
+def _unsigned(folder: Path, key: Ed25519PublicKey) -> list[str]:
+    try:
+        signature = (folder / SIGNATURE).read_bytes() if (folder / SIGNATURE).exists() else b""
+        Sealed((folder / SUMS).read_bytes(), signature).check(key, "release")
+    except (OSError, ContractError) as error:
+        return [f"{SIGNATURE}: {error}"]
+    return []
 
 
 def _problems(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ docs/method.md.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from pydantic_core import PydanticUndefined
@@ -30,8 +30,15 @@ Artefact = Literal[
     "depth_setting",
     "field_of_view",
 ]
-#: Artefact -> strength in [0, 1].
-Artefacts = dict[Artefact, Annotated[float, Field(gt=0, le=1)]]
+
+
+def _whole_bank(value: object) -> object:
+    """Give every artefact the strength that a study writes as a single number."""
+    return dict.fromkeys(get_args(Artefact), value) if isinstance(value, int | float) else value
+
+
+#: Artefact -> strength in [0, 1]; a number stands for all of them at that strength.
+Artefacts = Annotated[dict[Artefact, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_whole_bank)]
 
 
 def unset(value: object) -> bool:

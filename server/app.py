@@ -20,6 +20,8 @@ from common.run_folder import RunFolder
 from common.study import load_study
 from server.federation.grid import GridTransport
 from server.run import run_study
+from server.signed import Keys, SignedTransport
+from server.transport import Transport
 
 log = logging.getLogger("crossprobe.server")
 app = ServerApp()
@@ -28,6 +30,8 @@ app = ServerApp()
 STOPPED_S = 90.0
 #: How long a role that has too few sites when a run starts is waited for, in seconds: they may still be starting.
 START_S = 20.0
+#: Names the folder of the coordinator's and the sites' signing keys; without it nothing is signed.
+KEYS = "CROSSPROBE_SIGNING_KEYS"
 #: Holds the id of a process whose end is to end this one; set by the simulation.
 END_WITH = "CROSSPROBE_END_WITH"
 
@@ -61,7 +65,9 @@ def main(grid: Grid, context: Context) -> None:
 
     try:
         study = load_study(Path(str(config["study"])))
-        transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
+        transport: Transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
+        if os.environ.get(KEYS) and not config["sites"]:
+            transport = SignedTransport(transport, Keys.read(Path(os.environ[KEYS])))
         enrol_s = 0.0 if config["sites"] else START_S  # nobody joins a simulation later
         run_study(study, transport, run.path, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
     except CrossProbeError as error:

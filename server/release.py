@@ -6,6 +6,7 @@ The same run gives the same bytes. Nothing in it is of a single site: no name, n
 from pathlib import Path
 
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jinja2 import Environment, StrictUndefined
 from safetensors.numpy import save
 
@@ -13,8 +14,9 @@ from common.components import ROLES, Tensors
 from common.errors import RunError
 from common.files import PUBLIC, private_folder, write_atomically
 from common.messages import digest
-from common.release import CARD, STUDY, SUMS, WEIGHTS, find_release, sums_of
+from common.release import CARD, SIGNATURE, STUDY, SUMS, WEIGHTS, find_release, sums_of
 from common.run_folder import RunFolder
+from common.signing import sign
 from common.study import Study, read_study_of_run
 from common.version import software_version
 from server.state import ServerState, fused_tensors, load_state
@@ -31,7 +33,7 @@ _CARD = """\
 | study | `{{ study.name }}`, SHA-256 `{{ study.hash() }}`; all its settings are in `{{ files.study }}` |
 | weights | `{{ files.weights }}`, SHA-256 `{{ weights }}`, {{ "{:,}".format(parameters) }} numbers, float32 |
 | software | CrossProbe {{ software }} |
-| network | {{ study.network.kind }}, features {{ study.network.features | join(", ") }} |
+| network | {{ study.network.kind }}, channels {{ study.network.channels | join(", ") }} |
 | input | one grey image, {{ grid }} |
 | output | probability in [0, 1] of each pixel; the mask is above 0.5 |
 | sites | {% for role, count in sites.items() %}{{ count }} {{ role }}{{ ", " if not loop.last }}{% endfor %} |
@@ -80,8 +82,11 @@ def write_release(run: RunFolder, study: Study, state: ServerState) -> Path:
     return run.release
 
 
-def export_release(run: RunFolder, out: Path | None = None) -> Path:
+def export_release(run: RunFolder, out: Path | None = None, key: Ed25519PrivateKey | None = None) -> Path:
     """Return a finished run's release, checked, or a checked copy of it in a new folder.
+
+    Args:
+        key: the coordinator's, which then signs it.
 
     Raises:
         RunError: if the run is not finished, the release was changed, or the copy cannot be written.
@@ -93,11 +98,13 @@ def export_release(run: RunFolder, out: Path | None = None) -> Path:
     if not (run.release / SUMS).exists():
         write_release(run, study, state)
     folder = find_release(run.release)
+    if key is not None:
+        write_atomically(folder / SIGNATURE, sign((folder / SUMS).read_bytes(), key, "release"))
     if out is None:
         return folder
     try:
         out.mkdir(parents=True)
-        for name in (SUMS, CARD, STUDY, WEIGHTS):
+        for name in (*([SIGNATURE] if (folder / SIGNATURE).exists() else []), SUMS, CARD, STUDY, WEIGHTS):
             write_atomically(out / name, (folder / name).read_bytes(), then="run the command again", mode=PUBLIC)
     except FileExistsError:
         raise RunError(f"{out} is there already. Choose a new folder with --out; nothing was changed.") from None

@@ -179,7 +179,7 @@ def audit(
         Path | None, typer.Option(metavar="DIR", help="a release or finished run that these sites trained")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="what was found, JSON")] = Path("runs/audit.json"),
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="replies that each attack reads")] = 4,
+    rounds: Annotated[int, typer.Option(min=0, max=100, help="replies that each attack reads; 0: membership only")] = 4,
     seed: Seed = 0,
     publish_to: Annotated[
         Path | None,
@@ -194,7 +194,7 @@ def audit(
     """
     from rich.markdown import Markdown
 
-    from common.files import write_atomically
+    from common.files import PUBLIC, write_atomically
     from simulations.audit.audit import audit_sites
     from simulations.audit.page import publish, tables
 
@@ -204,7 +204,7 @@ def audit(
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1)
-    write_atomically(out, f"{text}\n".encode())
+    write_atomically(out, f"{text}\n".encode(), mode=PUBLIC)
     if publish_to is not None:
         publish(publish_to, out.parent)
     if as_json:

@@ -30,6 +30,7 @@ class Approval:
         study, study_hash: the approved study, with every default written out.
         policy_hash, site, role, software: what it was approved for; see `void`.
         patients: training patients as declared, fixed for the study.
+        coordinator: public key that signs the study's requests, in one line; empty: they need no signature.
     """
 
     by: str
@@ -41,6 +42,7 @@ class Approval:
     role: str
     software: str
     patients: int
+    coordinator: str = ""
 
     def void(self, config: SiteConfig) -> list[Finding]:
         """Return why this approval does not hold any more; nothing if it does."""
@@ -62,8 +64,8 @@ class Approval:
         ]
 
 
-def approve(state: State, site: Site, study: Study, *, by: str) -> Approval:
-    """Record an approval and return it. Raises SiteStateError if it cannot be written."""
+def approve(state: State, site: Site, study: Study, *, by: str, coordinator: str = "") -> Approval:
+    """Record an approval and return it, see `Approval`. Raises SiteStateError if it cannot be written."""
     config = site.config
     approval = Approval(
         by=by,
@@ -75,6 +77,7 @@ def approve(state: State, site: Site, study: Study, *, by: str) -> Approval:
         role=config.role,
         software=software_version(),
         patients=config.policy.declared_in(study, len(site.patients("train"))),
+        coordinator=coordinator,
     )
     content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}
     write(state.approval(approval.study_hash), json.dumps(content, indent=1).encode())

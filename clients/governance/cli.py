@@ -134,6 +134,16 @@ def keygen(
     print(f"tell the coordinator its fingerprint by another way, such as the telephone:\n  {made}")
 
 
+@app.command(epilog=examples("crossprobe site signing-key --state /srv/crossprobe"))
+def signing_key(state_folder: StateFolder, as_json: Json = False) -> None:
+    """Print the key by which the coordinator knows your replies."""
+    from clients.governance.state import State
+    from common.signing import text_of
+
+    text = text_of(State(state_folder).signing_key().public_key())
+    print(json.dumps({"key": text}) if as_json else text)
+
+
 @app.command(epilog=examples("crossprobe site disclosure", "crossprobe site disclosure study.yaml --role source"))
 def disclosure(
     study_file: Annotated[
@@ -169,6 +179,9 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="approve without being asked")] = False,
     by: Annotated[str | None, typer.Option(help="who approves (default: the user who runs this)")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="let the study begin again at its first round")] = False,
+    coordinator_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="take requests signed by this key only")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a study would do and send here, and allow it."""
@@ -178,20 +191,29 @@ def approve(
     from clients.governance.approval_page import show
     from clients.governance.proposal import propose
     from clients.governance.state import State
+    from common.fingerprint import fingerprint
+    from common.signing import read_public_key, text_of
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
     site = load_site(site_folder)
+    key = read_public_key(coordinator_key) if coordinator_key else None
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
     if not as_json:
         show(proposal, Console())
+        print(
+            f"Requests must be signed by the coordinator's key {fingerprint(key)}.\nCompare it over the telephone."
+            if key
+            else "Requests need no signature: another hospital, or whoever stands between the coordinator and you, can "
+            "make some.\nAsk for the coordinator's key; give it with --coordinator-key."
+        )
     _complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
         if restart:
             with state.locked():
                 state.start_over(proposal.study_hash)
-        approval = approve(state, site, study, by=by or getpass.getuser())
+        approval = approve(state, site, study, by=by or getpass.getuser(), coordinator=text_of(key) if key else "")
     if as_json:
         content = {"approved": approval is not None, "by": approval and approval.by, "when": approval and approval.when}
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))

@@ -18,10 +18,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from common.errors import RunError, SiteStateError
 from common.files import PRIVATE, exclusive, private_folder, write_atomically
 from common.messages import digest
 from common.seeds import derive
+from common.signing import key_of
 from common.strict_text import parse_json
 
 SECRET_BYTES = 32
@@ -131,6 +134,10 @@ class State:
         the two replies would be free of it.
         """
         return self._secret_bytes if start == 0 else derive(self._secret_bytes, "start", start)
+
+    def signing_key(self) -> Ed25519PrivateKey:
+        """Return the key by which the coordinator knows this site's replies; the same for all studies."""
+        return key_of(derive(self._secret_bytes, "signing"))
 
     def answered(self, study_hash: str) -> Answered:
         """Return how far a study has come here.

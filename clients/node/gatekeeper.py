@@ -23,6 +23,7 @@ from clients.node.refusals import ROUND_SPENT, refusal
 from clients.node.worker import Worker, enrolment
 from common.errors import ContractError, SiteStateError
 from common.messages import EnrolRequest, Message, Refusal, TaskReply, TaskRequest
+from common.signing import Sealed, public_key_of, seal, unseal
 from common.tasks import TASKS
 
 log = logging.getLogger("crossprobe.worker")
@@ -50,6 +51,7 @@ class Gatekeeper:
         self.site, self.state, self.busy_wait_s, self.witness = site, state, busy_wait_s, witness
         self.ledger = Ledger(state.ledger)
         self._config = _site_yaml(site)
+        self._signing_key = state.signing_key()
         self.accountant = Accountant(state.accountant)
         check_rollback(state, self.accountant)
         self.rate_limit = RateLimit()
@@ -69,21 +71,27 @@ class Gatekeeper:
         A study without a valid approval gets `not-approved`, without a ledger head, whatever else might
         be wrong. Where the ledger cannot be written, nothing leaves but `ledger-unwritable`. Beyond the
         rate limit every message gets `too-many-messages`, unread and always in the same bytes; the first
-        of these is in the ledger, and how many followed is in its next line.
+        of these is in the ledger, and how many followed is in its next line. A signed message gets a signed answer.
         """
+        request = unseal(payload)
+        reply = self._answered(request, cancelled).payload
+        return seal(reply, self._signing_key, "reply") if request.signature else reply
+
+    def _answered(self, request: Sealed, cancelled: Callable[[], bool]) -> Message:
         try:
             with self._writing:
                 if not self.rate_limit.left():
-                    return self._turn_away(payload).payload
-            return self._logged(payload, cancelled).payload
+                    return self._turn_away(request.payload)
+            return self._logged(request, cancelled)
         except LedgerError as error:
             log.error("%s", error)
-            return Message.of(refusal("ledger-unwritable")).payload
+            return Message.of(refusal("ledger-unwritable"))
         except Exception:
             log.exception("%s: a message could not be handled", self.site.config.name)
-            return Message.of(refusal("task-failed")).payload
+            return Message.of(refusal("task-failed"))
 
-    def _logged(self, payload: bytes, cancelled: Callable[[], bool]) -> Message:
+    def _logged(self, sealed: Sealed, cancelled: Callable[[], bool]) -> Message:
+        payload = sealed.payload
         request: Message | None = None
         try:
             request = Message.parse(payload)
@@ -97,7 +105,7 @@ class Gatekeeper:
             self._turned_away = 0
         approval = self._approval(request)
         if approval is not None and request is not None:
-            reply = self._of_approved(approval, request, head, cancelled)
+            reply = self._of_approved(approval, request, sealed, head, cancelled)
         elif wrong and valid_approvals(self.state, self.site.config):
             reply = Message.of(refusal(wrong, ledger_head=head))
         else:
@@ -151,9 +159,13 @@ class Gatekeeper:
             return None
         return approval
 
-    def _of_approved(self, approval: Approval, request: Message, head: str, cancelled: Callable[[], bool]) -> Message:
+    def _of_approved(
+        self, approval: Approval, request: Message, sealed: Sealed, head: str, cancelled: Callable[[], bool]
+    ) -> Message:
         """Return the reply to a request of an approved study; raises nothing."""
         try:
+            if approval.coordinator:
+                sealed.check(public_key_of(approval.coordinator), "request")
             self.site.config.policy.check_date(self.ledger.now().date())
             if not isinstance(request.header, TaskRequest):  # an enrolment needs no image, and waits for no task
                 declared = enrolment(self.site, approval.study)

@@ -18,6 +18,8 @@ SENTENCES = {
     "site-error": "the site's data do not fit the study; see its log",
     "ledger-unwritable": "the site cannot write its ledger, so nothing leaves; see the site's log",
     "state-failed": "the site cannot read or write its state, so nothing leaves; see the site's log",
+    "not-signed": "this site takes signed requests only, since its approval names the coordinator's key",
+    "bad-signature": "the request is not signed by the key that this site's approval names",
     "no-worker": "the site's app does not know its worker: set `socket` in the node's configuration",
     "worker-unreachable": "the site's worker is down or restarting; its data manager finds more in its log",
     "worker-timeout": "the site's worker did not finish before the round's deadline",

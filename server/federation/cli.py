@@ -295,10 +295,27 @@ def release(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="new folder for weights, study, card and hashes")
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="sign it with the coordinator's key, see keygen")
+    ] = None,
 ) -> None:
     """Check a finished run's model, or copy it to be passed on."""
     from common import run_folder as names
+    from common.signing import read_private_key
     from server.release import export_release
 
-    folder = export_release(names.RunFolder(run_folder), out)
+    folder = export_release(names.RunFolder(run_folder), out, read_private_key(key) if key else None)
     print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")
+
+
+@study.command(epilog=examples("crossprobe study keygen signing"))
+def keygen(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder for the keys; keep it private")]) -> None:
+    """Make the coordinator's signing key, once."""
+    from common.fingerprint import fingerprint
+    from common.signing import PRIVATE_KEY, PUBLIC_KEY, make_keys
+
+    found = fingerprint(make_keys(folder))
+    print(f"made {folder / PRIVATE_KEY}, which stays here, and {folder / PUBLIC_KEY} for the hospitals.")
+    print(f"Tell each its fingerprint by another way, such as the telephone:\n  {found}")
+    print(f"Put each hospital's `crossprobe site signing-key` into {folder / 'sites'}/NAME.pub, and start the")
+    print("ServerApp with CROSSPROBE_SIGNING_KEYS naming this folder.")

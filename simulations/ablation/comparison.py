@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import wilcoxon
 
+from common.metrics import bootstrap_interval
+
 #: A true difference of this many half-widths of a 95 % interval is found in 80 % of studies: (1.96 + 0.84) / 1.96.
 DETECTABLE = 1.43
-#: Bootstrap draws.
-DRAWS = 2000
 #: patient -> Dice in [0, 1], frames averaged; one mapping a seed.
 BySeed = Sequence[Mapping[str, float]]
 
@@ -63,38 +63,32 @@ def difference(row: BySeed, reference: BySeed, *, same_patients: bool) -> Differ
             raise ValueError("the rows were measured on different patients")
         seeds.append(np.array([dice[p] - other[p] for p in sorted(dice)]))
     means = tuple(float(values.mean()) for values in seeds)
-    values = np.mean(seeds, axis=0) if same_patients else np.concatenate(seeds)
-    drawn = _redrawn_patients([values] if same_patients else seeds)
-    low, high = _interval(drawn)
+    if same_patients:
+        values = np.mean(seeds, axis=0)
+        low, high = bootstrap_interval(values)
+    else:
+        values = np.concatenate(seeds)
+        low, high = bootstrap_interval(*seeds)
     p = 1.0 if not values.any() else float(wilcoxon(values).pvalue)
     gaining = int((values > 0).sum())
+    median = float(np.median(values))
     runs: tuple[float | None, ...] = (None, None, None)
     if len(means) > 1:
-        runs = (float(np.std(means, ddof=1)), *_interval(drawn + _redrawn_runs(means)))
-    return Difference(float(np.mean(means)), low, high, means, p, len(values), float(np.median(values)), gaining, *runs)
+        runs = (float(np.std(means, ddof=1)), *_over_runs([values] if same_patients else seeds, means))
+    return Difference(float(np.mean(means)), low, high, means, p, len(values), median, gaining, *runs)
 
 
-def _interval(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _redrawn_patients(groups: Sequence[np.ndarray]) -> np.ndarray:
-    """Return `DRAWS` means of the groups' means, patients redrawn within each group (Efron 1979)."""
-    generator = np.random.default_rng(0)
-    drawn = [values[generator.integers(0, len(values), (DRAWS, len(values)))].mean(1) for values in groups]
-    return np.asarray(np.mean(drawn, axis=0))
-
-
-def _redrawn_runs(means: Sequence[float]) -> np.ndarray:
-    """Return `DRAWS` deviations of the mean of redrawn training runs from the mean of all of them.
+def _over_runs(groups: Sequence[np.ndarray], means: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean of the groups' means, patients and training runs both redrawn.
 
     Few runs redrawn vary less than new ones would, by (n - 1) / n in variance: that is put right. Each run's mean
     holds some of the patients' chance too, which then counts twice: the interval is rather too wide.
     """
-    values = np.array(means)
-    picks = np.random.default_rng(1).integers(0, len(values), (DRAWS, len(values)))
-    return (values[picks].mean(1) - values.mean()) * np.sqrt(len(values) / (len(values) - 1))
+    patients, runs, values = np.random.default_rng(0), np.random.default_rng(1), np.array(means)
+    drawn = np.mean([own[patients.integers(0, len(own), (draws, len(own)))].mean(1) for own in groups], axis=0)
+    luck = values[runs.integers(0, len(values), (draws, len(values)))].mean(1) - values.mean()
+    low, high = np.quantile(drawn + luck * np.sqrt(len(values) / (len(values) - 1)), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def holm(values: Sequence[float]) -> list[float]:

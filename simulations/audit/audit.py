@@ -15,15 +15,21 @@ from clients.node.worker import Worker
 from clients.released import load_model
 from common.study import Study
 from simulations.audit.ask import Refused, ask, hostile_study
-from simulations.audit.gates import GatedTrap
+from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.matching import match_gradient
 from simulations.audit.membership import membership
-from simulations.audit.similarity import Gallery, Match
-from simulations.audit.trap import MimTrap, SuperviseTrap, Trap
+from simulations.audit.similarity import Match
+from simulations.audit.trap import MimTrap, SuperviseTrap, Trap, matches
 from simulations.simulate import hardware
 
 #: Settings of a policy that let every attack of the audit through.
-LIFTED = {"min_update_patients": 1, "min_update_draws": 1, "max_mask_ratio": 1.0, "max_mask_side": 1.0}
+LIFTED = {
+    "min_update_patients": 1,
+    "min_update_draws": 1,
+    "max_mask_ratio": 1.0,
+    "max_mask_side": 1.0,
+    "implausible_weights": "report",
+}
 #: What counts as rebuilt: like the patient's image, and more like it than like any other patient's.
 REBUILT, MARGIN = 0.95, 0.01
 #: Under noise 1 the update of one step is noise but for what many rounds have in common.
@@ -56,8 +62,9 @@ class Finding:
         noise: multiplier of differential privacy; None without.
         answer: of the site under its own policy: `answered`, or the code of its refusal.
         lifted: the numbers are from a site whose policy has no limits, since its own refused.
-        correlation: the best of all rounds' rebuilt images with a training image.
-        other: the same rebuilt image with its best match among all other patients: the reference.
+        correlation: of a rebuilt image with the training image it is most like; of the image for which the next
+            number is the furthest below.
+        other: of the same rebuilt image with its best match among all other patients: the reference.
         rebuilt: different patients with a correlation above `REBUILT`, at least `MARGIN` above any other's.
         drawn: images behind all rounds' updates, on average.
     """
@@ -97,6 +104,7 @@ def audit_sites(
 
     Args:
         model: a release, or the finished run that holds it; None: none.
+        rounds: replies that each attack reads; 0: no attack on images.
         command: as it was typed, for the record.
 
     Raises:
@@ -107,7 +115,7 @@ def audit_sites(
     logging.getLogger("crossprobe.worker").setLevel(logging.ERROR)  # refusals are in the table
     released = load_model(model) if model is not None else None
     sites = [load_site(folder) for folder in folders]
-    work = [(site, attack) for site in sites for attack in attacks_on(site, rounds, seed)]
+    work = [(site, attack) for site in sites for attack in attacks_on(site, rounds, seed)] if rounds else []
     findings = []
     for done, (site, attack) in enumerate(work):
         on_progress(done, len(work))
@@ -131,7 +139,7 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
     trap: Callable[[Study], Trap] = MimTrap if target else SuperviseTrap
     network = {"features": (16, 16, 32, 64, 64, 16 if target else 64)}
     plain: dict[str, Any] = {"network": network, "size": 64 if target else 32, "learning_rate": 0.01, "seed": seed}
-    privacy = {"nominal_patients": len(site.patients("train")), "delta": 1e-3, "epsilon_cap": 1e9}
+    privacy = {"nominal_patients": len(site.patients("train")), "delta": 1e-5, "epsilon_cap": 1e9}
     for patients in (1, 2, 8):
         yield Attack("trap", hostile_study(task, batch_size=patients, rounds=rounds, **plain), rounds, trap)
     if target:
@@ -139,6 +147,9 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
         for patients, ratio in ((8, 0.99), (32, 0.8)):
             study = hostile_study(task, batch_size=patients, rounds=rounds, mask_ratio=ratio, **wide)
             yield Attack("gates", study, rounds, GatedTrap)
+        for patients in (32, 128):
+            study = hostile_study(task, batch_size=patients, rounds=rounds, mask_ratio=0.8, **wide)
+            yield Attack("gates, weights that look trained", study, rounds, TileTrap)
     for noise in (0.1, 1.0):
         own = privacy | {"noise_multiplier": noise}
         yield Attack("trap", hostile_study(task, rounds=rounds, privacy=own, **plain), rounds, trap)
@@ -154,12 +165,14 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
 def run_attack(attack: Attack, site: Site, seed: int = 0) -> Finding:
     """Return what an attack gets from a site; where the site's own policy refuses, from one without limits."""
     answer, lifted = "answered", False
+    trap = attack.trap(attack.study) if attack.trap is not None else None
     try:
-        found = _matches(attack, open_worker(site, attack.study), seed)
+        found = _matches(attack, trap, open_worker(site, attack.study), seed)
     except Refused as refusal:
         answer, lifted = refusal.code, True
-        found = _matches(attack, open_worker(site, attack.study, lifted=True), seed)
-    best = max(found, key=lambda match: match.correlation)
+        found = _matches(attack, trap, open_worker(site, attack.study, lifted=True), seed)
+    # not the highest correlation: a mean of many images is like all of them
+    best = max(found, key=lambda match: match.correlation - match.other, default=Match(0.0, "", 0.0))
     privacy = attack.study.privacy
     return Finding(
         site=site.config.name,
@@ -181,14 +194,12 @@ def rebuilt_patients(found: Sequence[Match]) -> set[str]:
     return {m.patient for m in found if m.correlation > REBUILT and m.correlation > m.other + MARGIN}
 
 
-def _matches(attack: Attack, worker: Worker, seed: int) -> list[Match]:
+def _matches(attack: Attack, trap: Trap | None, worker: Worker, seed: int) -> list[Match]:
     study, rounds = attack.study, list(islice(attack.study.rounds(), attack.rounds))
-    gallery = Gallery(worker.data)
-    if attack.trap is None:
+    if trap is None:
         images = [match_gradient(worker, study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:
-        trap = attack.trap(study)
         images = [image for r in rounds for image in trap.read(ask(worker, study, r, trap.tensors), r)]
     if attack.averaged:
         images = [torch.stack(images).mean(0)]
-    return [gallery.match(image) for image in images]
+    return matches(images, worker.data)

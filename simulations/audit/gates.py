@@ -5,6 +5,8 @@ pixels that are not hidden, is compared with many thresholds; the difference of 
 through is the images between them, and mostly there is only one.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,48 @@ from common.networks import initial_networks
 from common.study import Round, Study
 from simulations.audit.step import filled, gradient_of, small
 from simulations.audit.weights import GROUPS, carry_through, noise
+
+
+class TileTrap:
+    """Single tiles out of a batch, with weights that look as if training had made them.
+
+    All filters of `mim_decoder.mix` are the same random one and differ in their bias, the threshold. A value belongs to
+    one position of one image, so what a gate lets through is a tile of stride x stride pixels. All that is out of
+    the ordinary is the last normalisation's scale, which brings the gradient near AdamW's eps.
+
+    Args:
+        reach: thresholds lie evenly in +- this; in it were the values of all images, breast and phantom wrist.
+    """
+
+    def __init__(self, study: Study, reach: float = 0.6) -> None:
+        self.study = study
+        networks = initial_networks(study)
+        decoder, factor = networks.mim_decoder, small(study)
+        encoder: Any = networks.target_branch.encoder
+        with torch.no_grad():
+            decoder.mix.weight[:] = decoder.mix.weight[:1].clone()
+            assert decoder.mix.bias is not None
+            decoder.mix.bias[:] = -factor * torch.linspace(-reach, reach, decoder.mix.out_channels)
+            for parameter in encoder.down_4.convs.conv_1.adn.N.parameters():
+                parameter *= factor
+            assert decoder.out.bias is not None
+            decoder.out.bias.zero_()  # so that what it predicts is next to 0
+        self.tensors = networks.export(("target_branch.encoder", "mim_decoder"))
+
+    def read(self, updates: Tensors, round_: Round) -> list[Tensor]:
+        """Return a tile for each gate that something went through."""
+        gradient = gradient_of(updates["mim_decoder/out.weight"], self.study, round_)[:, :, 0, 0]
+        return _opened(gradient.T.reshape(-1, self.study.network.stride, self.study.network.stride), least=0.1)
+
+
+def _opened(by_gate: Tensor, least: float) -> list[Tensor]:
+    """Return what lies between neighbouring thresholds, of gates [G, h, w] that let through `least` of the most.
+
+    The second difference of `leaky(value - threshold)` is a hat: 0 but for values next to the threshold.
+    """
+    images = -(by_gate[:-2] - 2 * by_gate[1:-1] + by_gate[2:])
+    strength = images.flatten(1).norm(dim=1)
+    return list(filled(images[strength > least * strength.max()]))
 
 
 class GatedTrap:
@@ -54,9 +98,6 @@ class GatedTrap:
         """Return an image for each gate that something went through."""
         gradient = gradient_of(updates["mim_decoder/out.weight"], self.study, round_)[:, :, 0, 0]
         by_gate = gradient.reshape(-1, self.gates, self.positions).transpose(0, 1)  # [gates, stride^2, positions]
-        # the second difference of `leaky(value - threshold)` is a hat: 0 but for values next to the threshold
-        between = by_gate[:-2] - 2 * by_gate[1:-1] + by_gate[2:]
         stride, size = self.study.network.stride, self.study.image.size
-        images = -F.pixel_shuffle(between.reshape(len(between), stride**2, size // stride, -1), stride)[:, 0]
-        strength = images.flatten(1).norm(dim=1)
-        return list(filled(images[strength > 0.02 * strength.max()]))
+        cells = by_gate.reshape(self.gates, stride**2, size // stride, -1)
+        return _opened(F.pixel_shuffle(cells, stride)[:, 0], least=0.02)

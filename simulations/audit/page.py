@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import RunError
-from common.files import write_atomically
+from common.files import PUBLIC, write_atomically
 from simulations.audit.audit import MARGIN, REBUILT
 
 BEGIN, END = "<!-- begin: crossprobe audit -->", "<!-- end: crossprobe audit -->"
@@ -22,34 +22,37 @@ def tables(records: Sequence[Record]) -> str:
 
 def _of_one(own: Record) -> list[str]:
     lines = [f"`{own['command']}`", "", f"Seed {own['seed']}; {own['hardware']}.", ""]
-    lines += [
-        "| site | attack | patients a step | noise | under the site's own policy | rounds | best correlation | "
-        f"of the same with any other patient | rebuilt (> {REBUILT:g}, {MARGIN:g} above any other), of draws |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in own["reconstruction"]:
+    if own["reconstruction"]:
+        lines += [*_reconstruction(own["reconstruction"]), ""]
+    if own["membership"]:
+        lines += [f"Membership, of the model `{own['model']}`:", "", *_membership(own["membership"]), ""]
+    return lines
+
+
+def _reconstruction(rows: Sequence[Record]) -> Iterator[str]:
+    yield (
+        "| site | attack | patients a step | noise | under the site's own policy | rounds | correlation | of the same "
+        f"with any other patient | rebuilt (> {REBUILT:g}, {MARGIN:g} above any other), of draws |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in rows:
         noise = "-" if row["noise"] is None else f"{row['noise']:g}"
         answer = f"refused, `{row['answer']}`; limits lifted" if row["lifted"] else row["answer"]
-        lines.append(
+        yield (
             f"| {row['site']} | {row['attack']} | {row['patients']} | {noise} | {answer} | {row['rounds']} | "
             f"{row['correlation']:.3f} | {row['other']:.3f} | {row['rebuilt']} of {row['drawn']} |"
         )
-    lines.append("")
-    if own["membership"]:
-        lines += [
-            f"Membership, of the model `{own['model']}`:",
-            "",
-            "| site | attack | members, others | AUC [95 %] | found at 1 % false positives, % [95 %] |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for row in own["membership"]:
-            lines.append(
-                f"| {row['site']} | {row['attack']} | {row['members']}, {row['non_members']} | "
-                f"{row['auc']:.2f} [{row['auc_ci95'][0]:.2f}, {row['auc_ci95'][1]:.2f}] | "
-                f"{100 * row['tpr']:.0f} [{100 * row['tpr_ci95'][0]:.0f}, {100 * row['tpr_ci95'][1]:.0f}] |"
-            )
-        lines.append("")
-    return lines
+
+
+def _membership(rows: Sequence[Record]) -> Iterator[str]:
+    yield "| site | attack | members, others | AUC [95 %] | found at 1 % false positives, % [95 %] |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in rows:
+        yield (
+            f"| {row['site']} | {row['attack']} | {row['members']}, {row['non_members']} | "
+            f"{row['auc']:.2f} [{row['auc_ci95'][0]:.2f}, {row['auc_ci95'][1]:.2f}] | "
+            f"{100 * row['tpr']:.0f} [{100 * row['tpr_ci95'][0]:.0f}, {100 * row['tpr_ci95'][1]:.0f}] |"
+        )
 
 
 def publish(document: Path, records: Path) -> None:
@@ -63,4 +66,4 @@ def publish(document: Path, records: Path) -> None:
     if not pattern.search(text):
         raise RunError(f"{document} has no place for the tables: expected {BEGIN} and {END}. Add both lines.")
     found = tables([json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))])
-    write_atomically(document, pattern.sub(lambda _: f"{BEGIN}\n{found}\n{END}", text).encode())
+    write_atomically(document, pattern.sub(lambda _: f"{BEGIN}\n{found}\n{END}", text).encode(), mode=PUBLIC)

@@ -1,5 +1,6 @@
 """How like a site's images is what was rebuilt, and how like them would anything be that shows the same anatomy."""
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class Match:
 
 
 class Gallery:
-    """A site's letterboxed training images [N, S, S] as networks see them, to compare with."""
+    """A site's letterboxed training images [N, S, S] as networks see them, or tiles of them, to compare with."""
 
     def __init__(self, data: Dataset) -> None:
         frames = data.site.frames_of("train")
@@ -35,6 +36,21 @@ class Gallery:
         self.valid = torch.stack([sample.valid for sample in samples])
         images = torch.stack([sample.image for sample in samples])
         self.images = standardise(images[:, None], self.valid[:, None])[:, 0]
+
+    def cut(self, side: int) -> "Gallery":
+        """Return the gallery of all tiles of `side` x `side` pixels without padding; of itself if that is its size."""
+        count, size = len(self.images), self.images.shape[-1]
+        if side == size:
+            return self
+
+        def tiles(x: Tensor) -> Tensor:
+            return x.unfold(1, side, side).unfold(2, side, side).reshape(-1, side, side)
+
+        own = copy(self)
+        whole = tiles(self.valid).flatten(1).all(1)
+        own.images, own.valid = tiles(self.images)[whole], tiles(self.valid)[whole]
+        own.patients = np.repeat(self.patients, len(whole) // count)[whole.numpy()]
+        return own
 
     def match(self, rebuilt: Tensor) -> Match:
         """Return the best match of a rebuilt image [S, S], whatever its scale and offset."""

@@ -6,6 +6,7 @@ Fowl et al. 2022 (arXiv 2110.13057) and Boenisch et al. 2023 (arXiv 2112.02918);
 image: what masked-image modelling missed, and what a segmentation that repeats the image got wrong.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clients.data.dataset import Dataset
 from clients.node.worker import Worker
 from common.components import HALVES, Tensors
 from common.networks import initial_networks
@@ -118,6 +120,14 @@ def trap_for(study: Study) -> Trap:
     return SuperviseTrap(study) if training_task(study).task == "supervise" else MimTrap(study)
 
 
+def matches(rebuilt: Sequence[Tensor], data: Dataset) -> list[Match]:
+    """Return the best match of each rebuilt image or tile, all of one size, among a site's training images."""
+    if not rebuilt:
+        return []
+    gallery = Gallery(data).cut(rebuilt[0].shape[-1])
+    return [gallery.match(image) for image in rebuilt]
+
+
 def reconstruct(worker: Worker, study: Study, rounds: int = 1, trap: Trap | None = None) -> list[Match]:
     """Return how like the site's images is what each of the first rounds' replies gives away.
 
@@ -132,5 +142,4 @@ def reconstruct(worker: Worker, study: Study, rounds: int = 1, trap: Trap | None
         for round_ in islice(study.rounds(), rounds)
         for image in trap.read(ask(worker, study, round_, trap.tensors), round_)
     ]
-    gallery = Gallery(worker.data)
-    return [gallery.match(image) for image in rebuilt]
+    return matches(rebuilt, worker.data)

@@ -98,7 +98,7 @@ def test_an_approval_is_void_once_site_yaml_is_another_even_before_a_restart(tmp
     north = hospital(tmp_path / "state", load_site(folder), STUDY)
     assert north.code(ENROL) == "ok"
     with (folder / "site.yaml").open("a") as file:
-        file.write("policy: {max_rounds: 1}\n")
+        file.write("  max_rounds: 1\n")  # in the policy, which stands last
     assert north.worker.handle(ENROL) == NOTHING_ELSE
     north = north.reopened(load_site(folder))
     assert north.worker.handle(ENROL) == NOTHING_ELSE

@@ -5,6 +5,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -396,7 +397,6 @@ def test_shipped_code_reaches_its_supernode_and_nothing_else(story: Story) -> No
     assert {len(places) for places in reached} == {1}
     for found in story.found:
         assert found["ipv6"] == "" or found["ipv6"].split()[-1] == "lo"
-        assert "00000000" not in [line.split()[1] for line in found["routes"].splitlines()[1:]]  # no way out
 
 
 def test_shipped_code_tells_nothing_by_the_names_that_it_asks_for(story: Story) -> None:
@@ -423,12 +423,13 @@ def test_shipped_code_gets_no_more_rights_than_it_has(story: Story) -> None:
         for attempt in ("mount", "remount", "new_user", "new_net"):
             assert "not permitted" in found[attempt], attempt
         assert found["forks"] < 512
-        assert not [line for line in found["processes"] if "worker" in line or "supernode" in line.split()[0]]
+        assert not [line for line in found["processes"] if "crossprobe worker" in line or "flower-supernode" in line]
+        assert not [name for name in found["environment"] if re.search("KEY|SECRET|TOKEN|PASS|KIT|DATA|ADDRESS", name)]
 
 
 def test_shipped_code_hears_no_more_from_the_worker_than_the_contract_has(story: Story) -> None:
     for found in story.found:
-        assert "not-approved" in found["junk"]
+        assert '"kind":"refused","code":"not-a-message"' in found["junk"]
         assert "UNIMPLEMENTED" in found["other_method"]
 
 

@@ -22,10 +22,16 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from tiny import content, request, write_study
 
+from clients.data.site import load_site
+from clients.governance.approval import approve
+from clients.governance.state import State
 from common.messages import EnrolRequest, digest, pack
 from common.payload import fields_of
 from common.run_folder import RunFolder
+from common.signing import make_keys, text_of
 from common.study import load_study
+from server.app import KEYS
+from server.signed import SITES
 
 pytestmark = pytest.mark.faults
 
@@ -79,32 +85,52 @@ class Neighbour:
         )
 
 
-def test_what_a_neighbour_sends_as_if_it_were_the_coordinator(
-    pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_a_neighbours_instruction_arrives_and_only_a_signature_keeps_it_from_being_followed(
+    signed: bool, pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = [stage | {"rounds": 6 if stage["name"] == "refine" else 1} for stage in content()["stages"]]
     study = write_study(tmp_path / "study.yaml", stages=stages)
-    foreign = pack(EnrolRequest(study="ab" * 32))
     of = load_study(study)
-    ahead = request(of, "refine", "source", step=5)
+    foreign, ahead = pack(EnrolRequest(study="ab" * 32)), request(of, "refine", "source", step=5)
     with Federation(tmp_path, study, pair) as federation:
+        if signed:
+            keys = tmp_path / "signing"
+            key = text_of(make_keys(keys))
+            (keys / SITES).mkdir()
+            for name in federation.names:
+                state = State(federation.kits / name / "state")
+                (keys / SITES / f"{name}.pub").write_text(text_of(state.signing_key().public_key()))
+                approve(state, load_site(federation.data[name]), of, by="anna", coordinator=key)
+            monkeypatch.setenv(KEYS, str(keys))
         federation.start_coordinator()
         federation.register()
         federation.start_sites()
+
+        def answers(payload: bytes) -> list[str]:
+            """What north's ledger says it answered to a request: the code of a refusal, else the kind."""
+            lines = federation.ledger("north")
+            follows = [lines[i + 1 :] for i, line in enumerate(lines) if line["sha256"] == digest(payload)]
+            outs = [[line for line in rest if line["direction"] == "out"] for rest in follows]
+            return [out[0]["refusal"] or f"{out[0]['kind']} {out[0]['round']}" for out in outs if out]
+
         with federation.running():
             wait_until(lambda: len(federation.records()) > 0, "the first round", 180)
             east = Neighbour.of(federation, "east")
             for name in ("_run_id", "_node_id", "_task_id"):
                 monkeypatch.setattr(TaskIdentity, name, east.run if name == "_run_id" else SUPERLINK)
             north = int(json.loads(RunFolder(federation.run_folder).nodes.read_text())["north"])
-            for payload, kind in ((foreign, "query"), (ahead, "train.supervise")):
-                east.instruct(north, payload, kind)
-
-            def arrived() -> bool:
-                seen = {line["sha256"] for line in federation.ledger("north")}
-                return {digest(foreign), digest(ahead)} <= seen
-
-            wait_until(arrived, "the neighbour's instructions are in the ledger", 90)
-        for line in federation.ledger("north"):
-            print(line["direction"], line["kind"], line["round"], line["refusal"], line["sha256"][:8])
-        print(federation.logs()[-100:])
+            east.instruct(north, foreign, "query")
+            wait_until(lambda: answers(foreign), "the neighbour's first instruction is answered", 90)
+            for _ in range(5):  # the worker may be at work for the coordinator
+                told = len(answers(ahead))
+                east.instruct(north, ahead, "train.supervise")
+                wait_until(lambda told=told: len(answers(ahead)) > told, "its second is answered", 90)
+                if answers(ahead)[-1] != "busy":
+                    break
+            assert answers(foreign) == ["not-approved"]
+            assert answers(ahead)[-1] == ("not-signed" if signed else "done 7")
+            if signed:  # and the run goes on
+                done = len(federation.records())
+                wait_until(lambda: len(federation.records()) > done, "another round", 90)
+                assert federation.records()[-1].sites["north"].status == "ok", federation.records()[-1]

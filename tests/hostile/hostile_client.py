@@ -18,8 +18,8 @@ from flwr.clientapp import ClientApp
 app = ClientApp()
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-#: Of Linux: clone flags, ptrace requests.
-_NEW_USER, _NEW_NET, _ATTACH = 0x10000000, 0x40000000, 16
+#: Of Linux: flags of `unshare`.
+_NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _MOST_PROCESSES = 700
 
 
@@ -60,8 +60,8 @@ def write(folder: str) -> str:
 
 
 def files() -> dict[str, list[str]]:
-    """Return what looks like images, keys or secrets anywhere, and programs that would run as another user."""
-    found: dict[str, list[str]] = {"images": [], "keys": [], "other_user": []}
+    """Return what looks like images, keys or secrets anywhere."""
+    found: dict[str, list[str]] = {"images": [], "keys": []}
     for folder, folders, names in os.walk("/"):
         folders[:] = [name for name in folders if os.path.join(folder, name) not in ("/proc", "/sys", "/dev")]
         for name in names:
@@ -71,9 +71,6 @@ def files() -> dict[str, list[str]]:
                 found["images"].append(path)
             if not installed and (name.endswith((".key", ".secret", ".pem")) or name in ("node", "secret")):
                 found["keys"].append(path)
-            with contextlib.suppress(OSError):
-                if os.lstat(path).st_mode & 0o6000:
-                    found["other_user"].append(path)
     return found
 
 
@@ -135,7 +132,6 @@ def attack(message: Message, context: Context) -> Message:
     found: dict[str, Any] = {
         "interfaces": [name for _, name in socket.if_nameindex()],
         "ipv6": outcome(Path("/proc/net/if_inet6").read_text),
-        "routes": outcome(Path("/proc/net/route").read_text),
         "connect": each(connect, plan["addresses"]),
         "names": each(lambda name: bool(socket.getaddrinfo(name, 443)), plan["names"]),
         "read": each(lambda path: Path(path).read_bytes()[:1] != b"", plan["files"]),
@@ -153,7 +149,6 @@ def attack(message: Message, context: Context) -> Message:
         "remount": system(lambda: _LIBC.mount(None, b"/", None, 0x20, None)),
         "new_user": system(lambda: _LIBC.unshare(_NEW_USER)),
         "new_net": system(lambda: _LIBC.unshare(_NEW_NET)),
-        "trace": system(lambda: _LIBC.ptrace(_ATTACH, 1, None, None)),
         "chroot": outcome(lambda: os.chroot("/tmp")),
         "device": outcome(lambda: os.mknod("/tmp/disk", 0o60600, os.makedev(254, 0))),
         "junk": ask(worker, "/crossprobe.Worker/Ask", b"junk"),

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tiny import one_stage
 
 from common.networks import initial_networks
-from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, find_release
+from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, find_release, sums_of
 from common.run_folder import RunFolder
 from common.study import read_study_of_run
 from crossprobe import main
@@ -35,11 +35,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def predicts(model: Path, tmp_path: Path) -> bool:
+def predicts(model: Path, tmp_path: Path, *more: str) -> bool:
     (tmp_path / "scans").mkdir(exist_ok=True)
     Image.new("L", (40, 40), 90).save(tmp_path / "scans" / "a.png")
     out = tmp_path / "out"
-    code = main(["predict", "--model", str(model), "--images", str(tmp_path / "scans"), "--out", str(out)])
+    code = main(["predict", "--model", str(model), "--images", str(tmp_path / "scans"), "--out", str(out), *more])
     assert (code == 0) == (out / "masks" / "a.png").exists()
     return code == 0
 
@@ -145,3 +145,22 @@ def test_nothing_is_exported_over_another_folder_or_from_a_changed_release(
     assert main(["study", "release", str(run), "--out", str(tmp_path / "new")]) == 1
     assert "model.safetensors: expected SHA-256" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_signed_release_is_taken_and_one_that_was_changed_or_signed_by_another_is_not(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("own", "other"):
+        assert main(["study", "keygen", str(tmp_path / name)]) == 0
+    public, private = (str(tmp_path / "own" / f"coordinator.{end}") for end in ("pub", "key"))
+    assert not predicts(run, tmp_path, "--coordinator-key", public)
+    assert "not-signed" in capsys.readouterr().err
+    out = tmp_path / "passed-on"
+    assert main(["study", "release", str(run), "--out", str(out), "--key", private]) == 0
+    assert predicts(out, tmp_path, "--coordinator-key", public)
+    shutil.rmtree(tmp_path / "out")
+    assert not predicts(out, tmp_path, "--coordinator-key", str(tmp_path / "other" / "coordinator.pub"))
+    (out / CARD).write_text("This model is safe for every patient.")
+    (out / SUMS).write_bytes(sums_of({name: (out / name).read_bytes() for name in (CARD, STUDY, WEIGHTS)}))
+    assert not predicts(out, tmp_path, "--coordinator-key", public)
+    assert "bad-signature" in capsys.readouterr().err

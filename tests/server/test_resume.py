@@ -231,7 +231,7 @@ def edited(saved: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 1}, "version 1"),
         ({"study": "0" * 64}, "another study"),
         ({"tensors": "round-00099.safetensors"}, "round-00099"),
         ({"participants": {"north": {}}}, "cannot read"),
@@ -239,7 +239,8 @@ def edited(saved: Path, **changes: Any) -> None:
         ({"round": -1}, "round\n"),
         ({"released_round": 99}, "cannot be released"),
         ({"best_score": 1.5}, "best_score\n"),
-        ({"foreground_prior": float("nan")}, "foreground_prior\n"),
+        ({"foreground_prior": 1.5}, "foreground_prior\n"),
+        ({"foreground_prior": float("nan")}, "finite"),
         ({"bytes_to_sites": -1}, "bytes_to_sites\n"),
     ],
 )

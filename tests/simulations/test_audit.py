@@ -1,6 +1,7 @@
 """The audit's attacks work where nothing stops them: without that, a table of failed attacks would say nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 from tiny import write_site
 
-from clients.data.site import load_site
+from clients.data.site import Site, load_site
+from clients.governance.policy import Policy
 from common.errors import RunError
+from common.study import Study
 from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, open_worker, rebuilt_patients, run_attack
-from simulations.audit.gates import GatedTrap
+from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.membership import area_under_curve, true_positives
 from simulations.audit.page import BEGIN, END, publish, tables
 from simulations.audit.similarity import Match
@@ -35,6 +38,12 @@ def north(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_site(tmp_path_factory.mktemp("audit") / "north", "source")
 
 
+def untouched(folder: Path) -> Site:
+    """A site whose policy nobody changed; that of tiny sites has no floors."""
+    site = load_site(folder)
+    return replace(site, config=site.config.model_copy(update={"policy": Policy()}))
+
+
 def test_one_reply_of_one_unlabelled_patient_is_that_patients_image(east: Path) -> None:
     study = hostile_study("self_supervise", rounds=3)
     found = reconstruct(open_worker(east, study, lifted=True), study, rounds=3)
@@ -46,7 +55,7 @@ def test_one_reply_of_one_labelled_patient_is_that_patients_image(north: Path) -
     study = hostile_study("supervise", rounds=3, **SMALL)
     found = reconstruct(open_worker(north, study, lifted=True), study, rounds=3)
     assert min(match.correlation for match in found) > 0.9
-    assert min(match.correlation - match.other for match in found) > 0.1
+    assert min(match.correlation - match.other for match in found) > 0.05
 
 
 def test_gates_take_single_images_out_of_a_batch_of_eight(east: Path) -> None:
@@ -54,6 +63,22 @@ def test_gates_take_single_images_out_of_a_batch_of_eight(east: Path) -> None:
     worker = open_worker(east, study, lifted=True)
     assert len(rebuilt_patients(reconstruct(worker, study))) == 0
     assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedTrap(study)))) >= 4
+
+
+def test_gates_of_weights_that_look_trained_take_tiles_and_a_policy_that_nobody_changed_refuses_them(
+    tmp_path: Path,
+) -> None:
+    many = untouched(write_site(tmp_path / "many", "target", patients={"train": 40, "test": 5}))
+    network = {"features": (16, 16, 32, 64, 256, 16)}
+
+    def asked(patients: int) -> Study:
+        return hostile_study("self_supervise", batch_size=patients, size=32, mask_ratio=0.8, network=network)
+
+    few = asked(32)
+    assert len(rebuilt_patients(reconstruct(open_worker(many, few, lifted=True), few, trap=TileTrap(few)))) >= 2
+    for study, code in ((few, "policy-limit"), (asked(128), "implausible-weights")):
+        with pytest.raises(Refused, match=code):
+            reconstruct(open_worker(many, study), study, trap=TileTrap(study))
 
 
 @pytest.mark.parametrize("task", ["self_supervise", "supervise"])
@@ -66,7 +91,7 @@ def test_noise_hides_the_image_even_where_one_patient_is_drawn(task: str, east: 
 @pytest.mark.parametrize("task", ["self_supervise", "supervise"])
 def test_a_policy_that_nobody_changed_refuses_a_study_made_for_the_trap(task: str, east: Path, north: Path) -> None:
     study = hostile_study(task, **SMALL)
-    worker = open_worker(north if task == "supervise" else east, study)
+    worker = open_worker(untouched(north if task == "supervise" else east), study)
     with pytest.raises(Refused) as refusal:
         reconstruct(worker, study)
     assert refusal.value.code == "policy-limit"
@@ -74,12 +99,12 @@ def test_a_policy_that_nobody_changed_refuses_a_study_made_for_the_trap(task: st
 
 def test_the_audit_tells_both_the_refusal_and_what_the_limits_held_back(east: Path, north: Path) -> None:
     trap = Attack("trap", hostile_study("self_supervise"), rounds=1, trap=MimTrap)
-    found = run_attack(trap, load_site(east))
+    found = run_attack(trap, untouched(east))
     assert (found.answer, found.lifted, found.drawn) == ("policy-limit", True, 1)
     assert found.correlation > 0.9
-    many = Attack("trap", hostile_study("supervise", batch_size=32, **SMALL), rounds=1, trap=SuperviseTrap)
-    found = run_attack(many, load_site(north))
-    assert (found.answer, found.lifted, found.rebuilt) == ("answered", False, 0)
+    many = Attack("trap", hostile_study("supervise", batch_size=128, **SMALL), rounds=1, trap=SuperviseTrap)
+    found = run_attack(many, untouched(north))
+    assert (found.answer, found.lifted, found.rebuilt) == ("implausible-weights", True, 0)
 
 
 def test_a_mean_that_is_like_everybody_is_nobody() -> None:

@@ -1,0 +1,131 @@
+"""Signatures beside messages: who sent these very bytes. Ed25519; torch-free.
+
+A sealed message is `MAGIC`, the signature and the message as it would travel without one, so that its bytes, and with
+them its hash in ledgers and replies, are the same. Study, round and request stand in those bytes. What is signed also
+says what for: a signed request is no reply, nor a release.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_public_key,
+)
+
+from common.errors import ContractError, RunError
+from common.files import PUBLIC, private_folder, write_atomically
+
+MAGIC, SIGNATURE_BYTES = b"XPRS", 64
+Purpose = Literal["request", "reply", "release"]
+#: The coordinator's, in a folder of its own.
+PRIVATE_KEY, PUBLIC_KEY = "coordinator.key", "coordinator.pub"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A message and the signature that came with it, not checked yet; an empty one where none came."""
+
+    payload: bytes = field(repr=False)
+    signature: bytes = b""
+
+    def check(self, key: Ed25519PublicKey, purpose: Purpose) -> None:
+        """Check that the holder of `key` signed the message for this purpose.
+
+        Raises:
+            ContractError: `not-signed` or `bad-signature`.
+        """
+        if not self.signature:
+            raise ContractError("not-signed", "expected a signature, found none")
+        try:
+            key.verify(self.signature, _signed(purpose, self.payload))
+        except InvalidSignature:
+            raise ContractError("bad-signature", "the signature is not that of the key that was agreed on") from None
+
+
+def seal(payload: bytes, key: Ed25519PrivateKey, purpose: Purpose) -> bytes:
+    """Return a message with its signature."""
+    return MAGIC + sign(payload, key, purpose) + payload
+
+
+def unseal(blob: bytes) -> Sealed:
+    """Return the message in `blob`, sealed or not."""
+    if not blob.startswith(MAGIC) or len(blob) < len(MAGIC) + SIGNATURE_BYTES:
+        return Sealed(blob)
+    end = len(MAGIC) + SIGNATURE_BYTES
+    return Sealed(blob[end:], blob[len(MAGIC) : end])
+
+
+def sign(payload: bytes, key: Ed25519PrivateKey, purpose: Purpose) -> bytes:
+    """Return the signature of bytes, 64 bytes."""
+    return key.sign(_signed(purpose, payload))
+
+
+def _signed(purpose: Purpose, payload: bytes) -> bytes:
+    return f"crossprobe {purpose} 1 {hashlib.sha256(payload).hexdigest()}".encode()
+
+
+def key_of(seed: bytes) -> Ed25519PrivateKey:
+    """Return the key that 32 secret bytes stand for: a site's are derived from its secret."""
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def text_of(key: Ed25519PublicKey) -> str:
+    """Return a public key in one line, as OpenSSH writes it."""
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def public_key_of(text: str) -> Ed25519PublicKey:
+    """Return the public key in a line. Raises ValueError if it is none, or of another kind."""
+    try:
+        key = load_ssh_public_key(text.strip().encode())
+    except Exception:
+        raise ValueError("expected one line that begins with ssh-ed25519") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("expected an Ed25519 key, one line that begins with ssh-ed25519")
+    return key
+
+
+def read_public_key(file: Path) -> Ed25519PublicKey:
+    """Return the public key in a file. Raises RunError."""
+    try:
+        return public_key_of(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} holds no public signing key: {error}. Ask for the file again.") from None
+
+
+def read_private_key(file: Path) -> Ed25519PrivateKey:
+    """Return the private key in a file. Raises RunError, also if others can read it."""
+    try:
+        mode = file.stat().st_mode
+        key = load_pem_private_key(file.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{file} holds no private signing key: {error}. Restore it from your backup.") from None
+    if mode & 0o077:
+        raise RunError(f"others can read {file}. Close it with: chmod 600 {file}")
+    if not isinstance(key, Ed25519PrivateKey):
+        raise RunError(f"{file} holds a key of another kind; expected Ed25519.")
+    return key
+
+
+def make_keys(folder: Path) -> Ed25519PublicKey:
+    """Make the coordinator's key pair in a folder, once, and return the public one. Raises RunError."""
+    key = Ed25519PrivateKey.generate()
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise RunError(f"cannot make {folder}: {error.strerror}. Choose another folder.") from None
+    if (folder / PRIVATE_KEY).exists():
+        raise RunError(f"{folder / PRIVATE_KEY} is there already; hospitals have approved it. Nothing was changed.")
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_atomically(folder / PRIVATE_KEY, pem, then="run it again", new=True)
+    write_atomically(folder / PUBLIC_KEY, (text_of(key.public_key()) + "\n").encode(), then="run it again", mode=PUBLIC)
+    return key.public_key()
