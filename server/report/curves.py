@@ -102,18 +102,25 @@ def score_chart(study: Study, state: ServerState, found: Sequence[RoundNumbers],
     )
 
 
-def baseline_chart(study: Study, found: Sequence[RoundNumbers], axis: Axis) -> Markup | None:
-    """Return the baseline's validation Dice over the rounds of its own run, in percent, or None where it has none.
+def baseline_charts(study: Study, found: Sequence[RoundNumbers], percent: Axis) -> list[tuple[str, Markup]]:
+    """Return what the baseline's run measured over its own rounds, with a heading each: validation Dice and mean loss.
 
     Args:
         study: the baseline's.
-        axis: that of `score_chart`.
+        percent: the axis of `score_chart`.
     """
-    dice = tuple((float(r.round), 100 * r.val_dice) for r in found if r.val_dice is not None)
-    if not dice:
-        return None
-    curve = Curve("the baseline's Dice on validation patients", "baseline", (dice,))
-    return round_chart(bands(study), [curve], axis, title="Validation Dice of the baseline over its rounds, in percent")
+    dice = [(r.stage, (float(r.round), 100 * r.val_dice)) for r in found if r.val_dice is not None]
+    losses = [(r.stage, (float(r.round), loss)) for r in found if (loss := r.loss["source"]) is not None]
+    axis = axis_over([loss for _, (_, loss) in losses])
+    curves = [("validation Dice, percent", dice, percent), ("training loss, labelled sites", losses, axis)]
+    return [
+        (
+            f"The baseline's {name}",
+            round_chart(bands(study), [Curve(name, "baseline", _segments(values))], own, title=name),
+        )
+        for name, values, own in curves
+        if values
+    ]
 
 
 def loss_charts(study: Study, state: ServerState, records: Sequence[RoundRecord]) -> list[LossChart]:

@@ -160,13 +160,13 @@ def _course(
     """Return how the training went, the baseline's beside it where the run has one."""
     rounds, of_baseline = curves.rounds(state, records), curves.rounds(state, baseline)
     axis = curves.percent_axis(rounds, of_baseline)
-    baseline_chart = curves.baseline_chart(read_study_of_run(baseline_run), of_baseline, axis) if baseline else None
+    baseline_charts = curves.baseline_charts(read_study_of_run(baseline_run), of_baseline, axis) if baseline else []
     return {
         "rounds": rounds,
         "rounds_csv": csv_links.rounds(rounds),
         "stages": curves.bands(study),
         "score_chart": curves.score_chart(study, state, rounds, axis),
-        "baseline_chart": baseline_chart,
+        "baseline_charts": baseline_charts,
         "loss_charts": curves.loss_charts(study, state, records),
         "released_score": next((r.score for r in rounds if r.round == state.released_round), None),
         "rolled_back": [record for record in records if record.rolled_back],

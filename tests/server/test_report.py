@@ -278,6 +278,7 @@ def test_the_baselines_curve_time_and_bytes_are_its_own(tmp_path: Path) -> None:
     chart = re.search(r"The baseline's validation Dice, percent</h3>(<svg.*?</svg>)", html)
     assert chart
     assert chart[1].count('<circle class="dot baseline"') == 3
+    assert html.count("The baseline's training loss, labelled sites</h3><svg") == 1
     assert "The baseline's own run is not in the total: 6.00 MB to sites, 3.00 MB from sites, 38 s." in html
 
 
