@@ -103,7 +103,7 @@ def score_chart(study: Study, state: ServerState, found: Sequence[RoundNumbers],
 
 
 def baseline_charts(study: Study, found: Sequence[RoundNumbers], percent: Axis) -> list[tuple[str, Markup]]:
-    """Return what the baseline's run measured over its own rounds, with a heading each: validation Dice and mean loss.
+    """Return what the baseline's run measured over its own rounds, named: validation Dice and mean loss.
 
     Args:
         study: the baseline's.
@@ -113,11 +113,9 @@ def baseline_charts(study: Study, found: Sequence[RoundNumbers], percent: Axis) 
     losses = [(r.stage, (float(r.round), loss)) for r in found if (loss := r.loss["source"]) is not None]
     axis = axis_over([loss for _, (_, loss) in losses])
     curves = [("validation Dice, percent", dice, percent), ("training loss, labelled sites", losses, axis)]
+    stages = bands(study)
     return [
-        (
-            f"The baseline's {name}",
-            round_chart(bands(study), [Curve(name, "baseline", _segments(values))], own, title=name),
-        )
+        (name, round_chart(stages, [Curve(name, "baseline", _segments(values))], own, title=f"Baseline: {name}"))
         for name, values, own in curves
         if values
     ]
