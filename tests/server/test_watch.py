@@ -4,6 +4,8 @@ import http.client
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -107,6 +109,26 @@ def test_nothing_can_be_changed(server: WatchServer, method: str) -> None:
     assert ask(server, method=method)[0] == 405
     assert ask(server)[0] == 200
     assert {file: file.stat().st_mtime_ns for file in server.watcher.folder.path.rglob("*")} == before
+
+
+def test_neither_a_silent_nor_a_garbled_nor_a_broken_connection_keeps_others_out(
+    server: WatchServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = ("127.0.0.1", server.server_port)
+    with socket.create_connection(address), socket.create_connection(address) as garbled:
+        garbled.sendall(b"\x16\x03\x01 <script>\r\n\r\n")
+        assert b"<script>" not in garbled.recv(4096)
+        with socket.create_connection(address) as broken:
+            broken.sendall(f"GET /?token={server.token} HTTP/1.1\r\nHost: 127.0.0.1:{address[1]}\r\n\r\n".encode())
+            broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        assert ask(server)[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_head_has_no_body(server: WatchServer) -> None:
+    status, headers, body = ask(server, method="HEAD")
+    assert (status, body) == (200, "")
+    assert int(headers["Content-Length"]) > 1000
 
 
 def test_only_loopback_is_listened_on(server: WatchServer) -> None:
