@@ -328,6 +328,8 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
             for stage, task in supervised
         ]
     else:
+        # no more rounds than the study supervises in: a short study's steps, spread over ten, would be too few for one
+        rounds = min(rounds, sum(stage.rounds for stage, _ in supervised))
         task = supervised[0][1].model_copy(
             update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
         )

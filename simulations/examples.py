@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from safetensors.numpy import load
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site
-from common.components import BASELINE, select
+from clients.learning.evaluate import measure_patients
+from common.components import BASELINE, ROLES, select
 from common.errors import RunError
 from common.geometry import from_grid
 from common.infusion import predict_maps
@@ -22,15 +24,21 @@ from common.metrics import frame_dice
 from common.networks import Networks
 from common.run_folder import RunFolder
 from common.study import Study
-from server.report.page import Example
+from server.report.conclusions import RELEASED
+from server.report.page import Example, PatientDice
+from server.report.summary import summarise
 from server.state import load_state
 
-PANEL_WIDTH_PX = 220
+PANEL_WIDTH_PX = 400
+#: A page with pictures of more sites takes minutes to make and seconds to open, and nobody looks at them all.
+MOST_SITES = 6
 #: Patients among which examples are picked; more would cost minutes and show nothing else.
 CANDIDATES = 24
-CONTOUR_PX = 2
+CONTOUR_PX = 3
 FILL = 0.35
-LEGEND_PX = 8
+LEGEND_PX = 14
+#: Of WebP: outlines stay sharp, and a panel takes a tenth of its PNG.
+QUALITY = 70
 
 Colour = tuple[int, int, int]
 #: Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart with any colour vision.
@@ -48,27 +56,63 @@ class Candidate:
     dice: float | None
 
 
-def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: int = 3) -> list[Example]:
-    """Return pictures of `per_site` test patients of each site, the same ones every time.
+class Drawn(NamedTuple):
+    """What a report shows of the images."""
 
-    Of up to 24 labelled patients, evenly spaced, the middle frame is predicted; shown are those whose
-    Dice is the best, the worst and evenly between, by rank. A site without labels on `test` shows
-    evenly spaced patients, without Dice and truth. A study of one branch has nothing to show.
+    pictures: list[Example]
+    patients: list[PatientDice]
+
+
+def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: int = 3) -> Drawn:
+    """Return pictures of `per_site` test patients of each site, the same ones every time, and the Dice of all of them.
+
+    Of up to 24 labelled patients, evenly spaced, shown are those whose middle frame has the best Dice, the worst and
+    evenly between, by rank. A site without labels on `test` shows evenly spaced patients, without Dice and truth. Of
+    more than six sites only each role's best, median and worst are looked at, and of these the middle patient is shown.
+    A study of one branch has nothing to show.
 
     Raises:
         RunError: if the run has no final model.
     """
     if not study.fused:
-        return []
+        return Drawn([], [])
     # On tiles this small a second thread costs more than it brings, several times over on a busy machine.
     torch.set_num_threads(1)
     networks = _networks(study, run)
-    examples = []
-    for site in sites:
+    per_site = per_site if len(sites) <= MOST_SITES else 1
+    pictures, patients = [], []
+    for site in _worth_a_look(run, sites):
         data = Dataset(site, study)
-        for candidate, rank in _picked(_candidates(networks, study, data), per_site):
-            examples.append(_example(networks, study, data, candidate, rank))
-    return examples
+        measured = measure_patients(networks, study, data, _predictors(study), _dice)
+        if any(measured.values()):
+            dice = {name: [float(np.mean(of_patient)) for of_patient in own.values()] for name, own in measured.items()}
+            patients.append(PatientDice(site.config.name, site.config.role, dice))
+        for candidate, rank in _picked(_candidates(data, measured), per_site):
+            pictures.append(_example(networks, study, data, candidate, rank))
+    return Drawn(pictures, patients)
+
+
+def _predictors(study: Study) -> list[str]:
+    return [name for name in PREDICTORS if name != "baseline" or study.compares]
+
+
+def _dice(probability: np.ndarray, truth: np.ndarray, spacing_mm: float | None) -> float:
+    """Return a frame's Dice; as `measure_patients` calls it."""
+    return frame_dice(probability, truth)
+
+
+def _worth_a_look(run: Path, sites: Sequence[Site]) -> list[Site]:
+    """Return all sites if they are few, else each role's best, median and worst, by the released model's Dice."""
+    if len(sites) <= MOST_SITES:
+        return list(sites)
+    dice = {name: own[RELEASED]["mean"] for name, own in summarise(run)["dice"].items() if RELEASED in own}
+    chosen = []
+    for role in ROLES:
+        own = [site for site in sites if site.config.role == role]
+        ranked = sorted(own, key=lambda site: (-dice.get(site.config.name, -1.0), site.config.name))
+        known = [site for site in ranked if site.config.name in dice] or ranked
+        chosen += [known[index] for index in _evenly(len(known), MOST_SITES // len(ROLES))]
+    return chosen
 
 
 def _networks(study: Study, run: Path) -> Networks:
@@ -88,23 +132,20 @@ def _networks(study: Study, run: Path) -> Networks:
 def _maps(networks: Networks, study: Study, data: Dataset, frame: Frame) -> dict[str, np.ndarray]:
     """Return every predictor's probability and the weight, [H, W] in [0, 1] on the frame's own pixels."""
     sample = data.sample(frame)
-    maps = predict_maps(networks, study, sample.image, sample.valid, baseline="baseline" in study.initial)
+    maps = predict_maps(networks, study, sample.image, sample.valid, baseline=study.compares)
     return {name: from_grid(values, sample.place).numpy() for name, values in maps.items()}
 
 
-def _candidates(networks: Networks, study: Study, data: Dataset) -> list[Candidate]:
+def _candidates(data: Dataset, measured: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Candidate]:
     """Return the frames to pick from: by falling Dice where there are labels, else by patient."""
     labelled = data.site.frames_of("test", labelled=True)
     frames = by_patient(labelled or data.site.frames_of("test"))
     found = []
     for index in _evenly(len(frames), CANDIDATES):
-        own = frames[sorted(frames)[index]]
-        frame = own[len(own) // 2]
-        dice = None
-        if labelled:
-            fused = _maps(networks, study, data, frame)["infusion"]
-            dice = frame_dice(fused, read_mask(frame))
-        found.append(Candidate(frame, index + 1, dice))
+        patient = sorted(frames)[index]
+        middle = len(frames[patient]) // 2
+        dice = measured[RELEASED][patient][middle] if labelled else None
+        found.append(Candidate(frames[patient][middle], index + 1, dice))
     return sorted(found, key=lambda candidate: -(candidate.dice or 0.0))
 
 
@@ -119,7 +160,7 @@ def _picked(candidates: Sequence[Candidate], count: int) -> list[tuple[Candidate
     """Return the candidates to show, each with how it ranks by the released model's Dice."""
     last = len(candidates) - 1
     picked = []
-    for index in _evenly(len(candidates), count):
+    for index in _evenly(len(candidates), count) if count > 1 else [last // 2] if candidates else []:
         if candidates[index].dice is None:
             rank = "not labelled"
         elif index in (0, last):
@@ -148,22 +189,22 @@ def _example(networks: Networks, study: Study, data: Dataset, candidate: Candida
 
 
 def _panels(image: np.ndarray, maps: Mapping[str, np.ndarray], truth: np.ndarray | None) -> list[tuple[str, bytes]]:
-    """Return captions and PNGs of one image [H, W] in [0, 1] and its maps."""
+    """Return captions and WebP pictures of one image [H, W] in [0, 1] and its maps."""
     ground = np.repeat(_resized(image)[..., None] * 255, 3, axis=-1)
     masks = {name: _resized(maps[name]) > 0.5 for name in COLOURS if name in maps}
-    panels = [("Image", _png(ground))]
+    panels = [("Image", _encoded(ground))]
     panels += [
-        (name.replace("_", " ").capitalize(), _png(_overlaid(ground, masks[name], COLOURS[name])))
+        (name.replace("_", " ").capitalize(), _encoded(_overlaid(ground, masks[name], COLOURS[name])))
         for name in ("baseline", "source_branch", "target_branch")
         if name in masks
     ]
-    panels.append((f"Infusion weight, mean {maps['weight'].mean():.2f}", _png(_weight_picture(maps["weight"]))))
-    panels.append(("Infusion (released)", _png(_overlaid(ground, masks["infusion"], GREEN))))
+    panels.append((f"Infusion weight, mean {maps['weight'].mean():.2f}", _encoded(_weight_picture(maps["weight"]))))
+    panels.append(("Infusion (released)", _encoded(_overlaid(ground, masks["infusion"], GREEN))))
     if truth is not None:
         true = _resized(truth.astype(np.float32)) > 0.5
         outlined = _outlined(ground, true, YELLOW)
-        panels.append(("Truth, outline", _png(outlined)))
-        panels.append(("Infusion over truth, outlines", _png(_outlined(outlined, masks["infusion"], GREEN))))
+        panels.append(("Truth, outline", _encoded(outlined)))
+        panels.append(("Infusion over truth, outlines", _encoded(_outlined(outlined, masks["infusion"], GREEN))))
     return panels
 
 
@@ -210,8 +251,8 @@ def _diverging(share: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(share, [0, 0.5, 1], stops[:, channel]) for channel in range(3)], axis=-1)
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    """Return the PNG of [H, W, 3] in [0, 255]."""
+def _encoded(pixels: np.ndarray) -> bytes:
+    """Return the WebP of [H, W, 3] in [0, 255]."""
     buffer = BytesIO()
-    Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(buffer, "WebP", quality=QUALITY)
     return buffer.getvalue()

@@ -116,7 +116,7 @@ def simulate(
     extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware()}
     extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
-    render_report(out, examples)
+    render_report(out, *examples)
     return summary
 
 

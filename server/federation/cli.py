@@ -40,6 +40,7 @@ study = commands(
         "crossprobe study register north-clinic sites/north-clinic.pub --address localhost:8443 --ca ca.crt",
         "crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt",
         "crossprobe study status runs/first",
+        "crossprobe study watch runs/first",
         "crossprobe study stop runs/first",
         "crossprobe study release runs/first --out model-of-first",
         note=f"{ADDRESS_VARIABLE} and {CA_VARIABLE} stand for --address and --ca where these are not given.",
@@ -259,6 +260,22 @@ def status(run_folder: RunFolder, as_json: Json = False, address: Address = "", 
         print(found.paused.sentence())
     if found.error:
         print(found.error, file=sys.stderr)
+
+
+@study.command(epilog=examples("crossprobe study watch runs/first", "crossprobe study watch runs/first --port 8765"))
+def watch(
+    run_folder: RunFolder,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on this machine's loopback; 0 takes a free one")] = 0,
+) -> None:
+    """Watch a run in the browser; after the run it is the report.
+
+    Serves a page on loopback from RUN's files, for whoever has the address with its token. It reads only. From another
+    machine, through a tunnel to the same port number: ssh -L PORT:127.0.0.1:PORT COORDINATOR.
+    """
+    from server.watch import watch as serve
+
+    serve(run_folder, port, lambda url: print(f"open {url}\nCtrl-C ends this page; the run goes on.", flush=True))
+    print("\nno longer watching; the run goes on")
 
 
 @study.command(epilog=examples("crossprobe study stop runs/first"))

@@ -37,7 +37,7 @@ class Axis:
 
 
 def axis_over(values: Sequence[float], *, intervals: int = 5) -> Axis:
-    """Return an axis with round ticks that holds all values, in at most about `intervals` steps."""
+    """Return an axis with round ticks that holds all values and little else, in at most about `intervals` steps."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
@@ -78,18 +78,18 @@ def interval_chart(
 
     parts = []
     for tick in axis.ticks:
-        parts.append(_line(x(tick), "2", x(tick), f"{bottom}", "grid"))
-        parts.append(_text(x(tick), f"{bottom + 16}", f"{tick:g}", "middle", "tick"))
+        parts.append(line(x(tick), "2", x(tick), f"{bottom}", "grid"))
+        parts.append(text(x(tick), f"{bottom + 16}", f"{tick:g}", "middle", "tick"))
     if reference is not None:
-        parts.append(_line(x(reference), "2", x(reference), f"{bottom}", "reference"))
+        parts.append(line(x(reference), "2", x(reference), f"{bottom}", "reference"))
     for number, row in enumerate(rows):
         y = row_height * (number + 0.5) + 4
         middle = f"{y + 4:.1f}"
-        parts.append(_text(f"{label_width - 10}", middle, row.label, "end", "label"))
-        parts.append(_line(x(row.low), f"{y}", x(row.high), f"{y}", f"whisker {row.kind}"))
-        parts.append(_circle(x(row.mean), f"{y}", "4.5", f"dot {row.kind}"))
-        parts.append(_text(f"{width - 2}", middle, f"{row.mean:.1f}", "end", "value"))
-    return _svg(parts, bottom + 22, title, width)
+        parts.append(text(f"{label_width - 10}", middle, row.label, "end", "label"))
+        parts.append(line(x(row.low), f"{y}", x(row.high), f"{y}", f"whisker {row.kind}"))
+        parts.append(circle(x(row.mean), f"{y}", "4.5", f"dot {row.kind}"))
+        parts.append(text(f"{width - 2}", middle, f"{row.mean:.1f}", "end", "value"))
+    return svg(parts, bottom + 22, title, width)
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,16 @@ def round_chart(
                 number % 2, left, top, width, plot, band.name
             )
         )
-        parts.append(_text(f"{left + width / 2:.1f}", f"{top - 6}", name, "middle", "tick"))
+        parts.append(text(f"{left + width / 2:.1f}", f"{top - 6}", name, "middle", "tick"))
     for tick in axis.ticks:
-        parts.append(_line(f"{LEFT}", y(tick), f"{WIDTH - RIGHT}", y(tick), "grid"))
-        parts.append(_text(f"{LEFT - 6}", f"{float(y(tick)) + 4:.1f}", f"{tick:g}", "end", "tick"))
+        parts.append(line(f"{LEFT}", y(tick), f"{WIDTH - RIGHT}", y(tick), "grid"))
+        parts.append(text(f"{LEFT - 6}", f"{float(y(tick)) + 4:.1f}", f"{tick:g}", "end", "tick"))
     for index in range(0, total, max(1, -(-total // 12))):
-        parts.append(_text(x(index), f"{bottom + 16}", f"{index}", "middle", "tick"))
+        parts.append(text(x(index), f"{bottom + 16}", f"{index}", "middle", "tick"))
     if released is not None:
-        parts.append(_line(x(released), f"{top}", x(released), f"{bottom}", "released"))
+        parts.append(line(x(released), f"{top}", x(released), f"{bottom}", "released"))
         anchor, shift = ("end", -5) if released > total / 2 else ("start", 5)
-        parts.append(_text(f"{float(x(released)) + shift:.1f}", f"{bottom - 6}", "released", anchor, "label"))
+        parts.append(text(f"{float(x(released)) + shift:.1f}", f"{bottom - 6}", "released", anchor, "label"))
     for curve in curves:
         marked = len(curve.values) <= MOST_MARKERS
         for segment in curve.segments:
@@ -168,25 +168,29 @@ def round_chart(
                 )
             )
             if marked or len(segment) == 1:
-                parts += [_circle(x(at), y(value), "2.2", f"dot {curve.kind}") for at, value in segment]
+                parts += [circle(x(at), y(value), "2.2", f"dot {curve.kind}") for at, value in segment]
     for at, value in undone:
-        parts.append(_text(x(at), f"{float(y(value)) + 5:.1f}", "×", "middle", "undone"))
-    return _svg(parts, bottom + 22, title)
+        parts.append(text(x(at), f"{float(y(value)) + 5:.1f}", "×", "middle", "undone"))
+    return svg(parts, bottom + 22, title)
 
 
-def _svg(parts: Sequence[Markup], height: int, title: str, width: int = WIDTH) -> Markup:
+def svg(parts: Sequence[Markup], height: int, title: str, width: int = WIDTH) -> Markup:
+    """Return a picture that a screen reader announces by its title."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, title, Markup("").join(parts)
     )
 
 
-def _line(x1: str, y1: str, x2: str, y2: str, kind: str) -> Markup:
+def line(x1: str, y1: str, x2: str, y2: str, kind: str) -> Markup:
+    """Return a straight line; `kind` is its CSS class here and below."""
     return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, x1, y1, x2, y2)
 
 
-def _circle(x: str, y: str, radius: str, kind: str) -> Markup:
+def circle(x: str, y: str, radius: str, kind: str) -> Markup:
+    """Return a filled circle."""
     return Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(kind, x, y, radius)
 
 
-def _text(x: str, y: str, text: str, anchor: str, kind: str) -> Markup:
-    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, escape(text))
+def text(x: str, y: str, words: str, anchor: str, kind: str) -> Markup:
+    """Return words that start, end or have their middle at `x`."""
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, escape(words))

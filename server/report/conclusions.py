@@ -13,6 +13,9 @@ from server.state import Participant
 #: The predictor that is released: both branches under the infusion head.
 RELEASED = "infusion"
 
+#: Means of Dice in [0, 1] that differ by less are written alike, as percent with one digit.
+SAME_DICE = 5e-4
+
 Outcome = Literal["better", "worse", "no difference shown", "no baseline", "not validated"]
 
 
@@ -127,6 +130,26 @@ def labelled_sentence(sites: Sequence[Conclusion]) -> str:
             f"({points(low)} to {points(high)})."
         )
     return f"On the {len(compared)} labelled sites with a comparison: {_counts(compared)}."
+
+
+def average_sentence(summary: Mapping[str, Any], *, head_trained: bool) -> str:
+    """Return that the released model is the plain average where its training or its numbers say so, else nothing."""
+    pairs = [
+        (own["average"]["mean"], own[RELEASED]["mean"])
+        for own in summary["dice"].values()
+        if {"average", RELEASED} <= own.keys()
+    ]
+    if not head_trained:
+        return (
+            "Infusion equals average here: no round before the released one trained the infusion head, and untrained "
+            "it weighs both branches alike."
+        )
+    if pairs and all(abs(average - infused) < SAME_DICE for average, infused in pairs):
+        return (
+            "Infusion equals average here to a tenth of a Dice point at every site: the infusion head was trained and "
+            "changed next to nothing."
+        )
+    return ""
 
 
 def score_sentence(score: Mapping[str, Any] | None) -> str:

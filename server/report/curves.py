@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 from common.components import ROLES, Role
@@ -12,9 +13,8 @@ from common.study import Study
 from server.algorithm import weighted
 from server.history import RoundRecord
 from server.report.charts import Axis, Band, Curve, Point, axis_over, round_chart
+from server.report.spread import MANY_SITES
 from server.state import ServerState
-
-PERCENT = Axis((0.0, 20.0, 40.0, 60.0, 80.0, 100.0))
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RoundNumbers:
 
 
 class LossChart(NamedTuple):
-    """The training losses of the sites of a role."""
+    """The training losses of the sites of a role; of many sites the mean and the quartiles."""
 
     role: Role
     sites: int
@@ -76,9 +76,14 @@ def rounds(state: ServerState, records: Sequence[RoundRecord]) -> list[RoundNumb
     return found
 
 
-def score_chart(study: Study, state: ServerState, records: Sequence[RoundRecord]) -> Markup | None:
+def percent_axis(*runs: Sequence[RoundNumbers]) -> Axis:
+    """Return the axis in percent of all scores and validation Dice of these runs, which are compared by it."""
+    found = [value for numbers in runs for r in numbers for value in (r.score, r.val_dice) if value is not None]
+    return axis_over([100 * value for value in found])
+
+
+def score_chart(study: Study, state: ServerState, found: Sequence[RoundNumbers], axis: Axis) -> Markup | None:
     """Return label-free score and validation Dice over the rounds, in percent, or None before the first of either."""
-    found = rounds(state, records)
     score = tuple((float(r.round), 100 * r.score) for r in found if r.score is not None)
     dice = tuple((float(r.round), 100 * r.val_dice) for r in found if r.val_dice is not None)
     if not score and not dice:
@@ -90,25 +95,53 @@ def score_chart(study: Study, state: ServerState, records: Sequence[RoundRecord]
     return round_chart(
         bands(study),
         [curve for curve in curves if curve.values],
-        PERCENT,
+        axis,
         title="Label-free score and validation Dice over the rounds, in percent",
         released=state.released_round,
         undone=[(r.round, 100 * r.score) for r in found if r.rolled_back and r.score is not None],
     )
 
 
+def baseline_charts(study: Study, found: Sequence[RoundNumbers], percent: Axis) -> list[tuple[str, Markup]]:
+    """Return what the baseline's run measured over its own rounds, named: validation Dice and mean loss.
+
+    Args:
+        study: the baseline's.
+        percent: the axis of `score_chart`.
+    """
+    dice = [(r.stage, (float(r.round), 100 * r.val_dice)) for r in found if r.val_dice is not None]
+    losses = [(r.stage, (float(r.round), loss)) for r in found if (loss := r.loss["source"]) is not None]
+    axis = axis_over([loss for _, (_, loss) in losses])
+    curves = [("validation Dice, percent", dice, percent), ("training loss, labelled sites", losses, axis)]
+    stages = bands(study)
+    return [
+        (name, round_chart(stages, [Curve(name, "baseline", _segments(values))], own, title=f"Baseline: {name}"))
+        for name, values, own in curves
+        if values
+    ]
+
+
 def loss_charts(study: Study, state: ServerState, records: Sequence[RoundRecord]) -> list[LossChart]:
     """Return one chart a role: every site's training loss, and their mean where there are several.
 
-    Lines break between stages, since the loss of another task is another quantity.
+    Of many sites it shows the quartiles instead of each. Lines break between stages, since the loss of another task is
+    another quantity.
     """
     counted = [record for record in records if record.counted]
     charts = []
     for role in ROLES:
         sites = [site for site, participant in state.participants.items() if participant.role == role]
-        curves = [
-            Curve(site, f"{role} thin" if len(sites) > 1 else role, _segments(_losses(site, counted))) for site in sites
-        ]
+        if len(sites) > MANY_SITES:
+            curves = [
+                Curve(words, f"{role} thin", _segments(_quantiles(role, counted, share)))
+                for words, share in (
+                    ("a quarter of the sites is below", 0.25),
+                    ("a quarter of the sites is above", 0.75),
+                )
+            ]
+        else:
+            kind = f"{role} thin" if len(sites) > 1 else role
+            curves = [Curve(site, kind, _segments(_losses(site, counted))) for site in sites]
         if len(sites) > 1:
             numbers = rounds(state, counted)
             means = [(r.stage, (float(r.round), loss)) for r in numbers if (loss := r.loss[role]) is not None]
@@ -126,6 +159,15 @@ def _losses(site: str, records: Sequence[RoundRecord]) -> list[tuple[str, Point]
         (record.stage, (float(record.round), record.sites[site].metrics["loss"]))
         for record in records
         if site in record.sites and "loss" in record.sites[site].metrics
+    ]
+
+
+def _quantiles(role: Role, records: Sequence[RoundRecord], share: float) -> list[tuple[str, Point]]:
+    """Return the loss below which a share of a role's sites lies, for each round."""
+    return [
+        (record.stage, (float(record.round), float(np.quantile(losses, share))))
+        for record in records
+        if (losses := [s.metrics["loss"] for s in record.sites.values() if s.role == role and "loss" in s.metrics])
     ]
 
 

@@ -1,6 +1,5 @@
 """report.html: one self-contained page on a run, from the run's own files, finished or not."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from common.files import write_atomically
 from common.metric_name import MEASURES, PREDICTORS
@@ -18,15 +17,25 @@ from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
 from server.history import RoundRecord
-from server.report import curves, tables
+from server.report import csv_links, curves, spread, tables
 from server.report.charts import Interval, axis_over, interval_chart
-from server.report.conclusions import conclusions, headline, labelled_sentence, points, score_sentence
+from server.report.conclusions import (
+    RELEASED,
+    average_sentence,
+    conclusions,
+    headline,
+    labelled_sentence,
+    score_sentence,
+)
+from server.report.dots import Pair, paired_chart
+from server.report.environment import environment
 from server.report.summary import summarise
 from server.state import ServerState, load_state
 
 TEMPLATE = "report.html.j2"
 
-ROLE_WORDS = {"source": "source, labelled", "target": "target, unlabelled"}
+#: Reasons that the page lists; its CSV has all.
+MOST_PROBLEMS = 50
 #: What each predictor is, in one line.
 GLOSSARY = {
     "baseline": "The reference that the study names: as a rule one branch, trained on the labelled sites alone "
@@ -45,7 +54,7 @@ class Example:
     Attributes:
         label: which image it is, without a patient's identifier or a file's name.
         dice: predictor -> Dice in [0, 1]; empty where the image has no truth.
-        panels: (caption, PNG bytes) in the order to show.
+        panels: (caption, WebP bytes) in the order to show.
     """
 
     site: str
@@ -55,100 +64,160 @@ class Example:
     panels: list[tuple[str, bytes]]
 
 
-def render_report(run: Path, pictures: Sequence[Example] = ()) -> Path:
+@dataclass(frozen=True)
+class PatientDice:
+    """Dice of each labelled test patient of a site, in [0, 1], of predictor -> patients in one order without names.
+
+    Numbers of single patients never leave a site: only who reads its folders has them.
+    """
+
+    site: str
+    role: str
+    dice: dict[str, list[float]]
+
+
+def render_report(run: Path, pictures: Sequence[Example] = (), patients: Sequence[PatientDice] = ()) -> Path:
     """Write `report.html` into a run's folder and return its path. The same files give the same bytes.
 
     Args:
         run: folder of a run, finished or not.
-        pictures: examples to show, where the caller may read the images.
+        pictures, patients: examples to show and Dice by patient, where the caller may read the images.
 
     Raises:
         RunError: if the folder holds no run, its checkpoint is damaged or the report cannot be written.
         StudyError: if its study is damaged.
     """
+    write_atomically(RunFolder(run).report, report_page(run, pictures, patients).encode())
+    return RunFolder(run).report
+
+
+def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[PatientDice] = ()) -> str:
+    """Return the page that `render_report` writes."""
     study = read_study_of_run(run)
     state = load_state(RunFolder(run).checkpoint, study.hash()) or ServerState(round=0, components={})
     by_role = sorted(state.participants.items(), key=lambda item: (item[1].role != "target", item[0]))
     state = replace(state, participants=dict(by_role))  # unlabelled sites first: they are what a study is for
     records = history.read(run)
-    finished = state.round >= len(list(study.rounds()))
-    summary = summarise(run) if finished else None
-    page = _environment().get_template(TEMPLATE).render(_content(study, state, records, summary, pictures))
-    write_atomically(RunFolder(run).report, page.encode())
-    return RunFolder(run).report
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": lambda share: f"{100 * share:.1f}",
-        "points": points,
-        "words": lambda name: name.replace("_", " "),
-        "megabytes": lambda count: f"{count / 1e6:,.2f}",
-        "duration": _duration,
-        "base64": lambda content: base64.b64encode(content).decode(),
-    }
-    return environment
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in the unit that suits it: `42 s`, `12 min`, `3.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _content(
-    study: Study,
-    state: ServerState,
-    records: Sequence[RoundRecord],
-    summary: dict[str, Any] | None,
-    pictures: Sequence[Example],
-) -> dict[str, Any]:
-    """Return all that the template shows."""
-    of_sites = conclusions(state.participants, summary, records) if summary else ()
-    shown = _predictors(summary)
-    rounds = curves.rounds(state, records)
-    return {
-        "roles": ROLE_WORDS,
+    baseline = history.read(RunFolder(run).baseline.path)
+    summary = summarise(run) if state.round >= len(list(study.rounds())) else None
+    content = {
         "study": study,
         "hash": study.hash(),
         "resolved": yaml.safe_dump(json.loads(study.resolved()), sort_keys=False),
         "software": version("crossprobe"),
-        "started": records[0].started.replace("T", " ")[:16] if records else None,
-        "seconds": sum(record.seconds for record in records),
         "state": state,
+        "summary": summary,
         "finished": summary is not None,
+        "many": len(state.participants) > spread.MANY_SITES,
+        "pictures": _by_site(pictures),
+        "patient_charts": _patient_charts(patients),
+    }
+    content |= _results(study, state, records, summary)
+    content |= _course(study, state, records, RunFolder(run).baseline.path, baseline)
+    content |= _participation(state, records, baseline)
+    return environment().get_template(TEMPLATE).render(content)
+
+
+def _results(
+    study: Study, state: ServerState, records: Sequence[RoundRecord], summary: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return what the evaluation says."""
+    of_sites = conclusions(state.participants, summary, records) if summary else ()
+    shown = _predictors(summary)
+    head_trained = _head_trained(study, state)
+    content: dict[str, Any] = {
         "headline": headline(of_sites) if summary else _progress(study, state),
         "conclusions": [conclusion for conclusion in of_sites if conclusion.role == "target"],
         "labelled_sentence": labelled_sentence(of_sites),
-        "summary": summary,
+        "score_sentence": score_sentence(summary["label_free_score"] if summary else None),
+        "average_sentence": average_sentence(summary, head_trained=head_trained) if summary and shown else "",
         "predictors": shown,
         "glossary": {name: GLOSSARY[name] for name in shown or PREDICTORS},
-        "dice_charts": _dice_charts(summary["dice"], shown, list(state.participants)) if summary else {},
         "hd95_unit": "mm" if study.image.geometry == "spacing" else "mm or pixels",
         "empty_shares": _has_empty(summary),
+    }
+    if summary is None:
+        return content
+    return content | {
+        "results_csv": csv_links.results(summary, shown),
+        "ranked": spread.ranked(of_sites),
+        "role_charts": spread.role_charts(summary["dice"], state.participants, shown),
+        "spreads": {
+            measure: spread.spreads(summary[measure], state.participants, shown, 1 if measure == "hd95" else 100)
+            for measure in MEASURES
+        },
+        "dice_charts": _dice_charts(summary["dice"], shown, list(state.participants)),
+    }
+
+
+def _course(
+    study: Study,
+    state: ServerState,
+    records: Sequence[RoundRecord],
+    baseline_run: Path,
+    baseline: Sequence[RoundRecord],
+) -> dict[str, Any]:
+    """Return how the training went, the baseline's beside it where the run has one."""
+    rounds, of_baseline = curves.rounds(state, records), curves.rounds(state, baseline)
+    axis = curves.percent_axis(rounds, of_baseline)
+    baseline_charts = curves.baseline_charts(read_study_of_run(baseline_run), of_baseline, axis) if baseline else []
+    return {
         "rounds": rounds,
-        "released_score": next((r.score for r in rounds if r.round == state.released_round), None),
-        "head_trained": _head_trained(study, state),
+        "rounds_csv": csv_links.rounds(rounds),
         "stages": curves.bands(study),
-        "score_chart": curves.score_chart(study, state, records),
+        "score_chart": curves.score_chart(study, state, rounds, axis),
+        "baseline_charts": baseline_charts,
         "loss_charts": curves.loss_charts(study, state, records),
-        "score_sentence": score_sentence(summary["label_free_score"] if summary else None),
-        "participants": tables.participants(state, records),
-        "problems": tables.problems(records),
+        "released_score": next((r.score for r in rounds if r.round == state.released_round), None),
         "rolled_back": [record for record in records if record.rolled_back],
         "short": [record for record in records if not record.counted],
-        "traffic": tables.traffic(records),
-        "unlisted": tables.unlisted(state, records),
-        "pictures": _by_site(pictures),
     }
+
+
+def _participation(
+    state: ServerState, records: Sequence[RoundRecord], baseline: Sequence[RoundRecord]
+) -> dict[str, Any]:
+    """Return who took part, for how long, and what travelled."""
+    participants, problems = tables.participants(state, records), tables.problems(records)
+    traffic = tables.traffic(records)
+    return {
+        "started": records[0].started.replace("T", " ")[:16] if records else None,
+        "seconds": sum(record.seconds for record in records),
+        "whole_seconds": tables.whole_time(records, baseline),
+        "participants": participants,
+        "presence": spread.presence(participants),
+        "troubled": spread.troubled(participants),
+        "participants_csv": csv_links.rows_of(participants),
+        "problems": problems[:MOST_PROBLEMS],
+        "problem_count": len(problems),
+        "problems_csv": csv_links.rows_of(problems),
+        "traffic": traffic,
+        "traffic_csv": csv_links.rows_of(traffic),
+        "baseline_traffic": tables.traffic(baseline),
+        "unlisted": tables.unlisted(state, records),
+    }
+
+
+def _patient_charts(patients: Sequence[PatientDice]) -> list[tuple[str, str, int, Markup]]:
+    """Return site, role, number of patients and one dot a patient, baseline beside method, all on one axis."""
+    pairs = {
+        own.site: [Pair(100 * b, 100 * m) for b, m in zip(own.dice["baseline"], own.dice[RELEASED], strict=True)]
+        for own in patients
+        if "baseline" in own.dice
+    }
+    axis = axis_over(
+        [value for of_site in pairs.values() for pair in of_site for value in (pair.baseline, pair.method)]
+    )
+    ordered = sorted((own for own in patients if own.site in pairs), key=lambda own: (own.role != "target", own.site))
+    return [
+        (
+            own.site,
+            own.role,
+            len(pairs[own.site]),
+            paired_chart(pairs[own.site], axis, title=f"Dice in percent of each test patient at {own.site}"),
+        )
+        for own in ordered
+    ]
 
 
 def _head_trained(study: Study, state: ServerState) -> bool:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 
 from server.history import RoundRecord
@@ -107,6 +108,14 @@ def traffic(records: Sequence[RoundRecord]) -> list[Traffic]:
             )
         )
     return rows
+
+
+def whole_time(*runs: Sequence[RoundRecord]) -> float:
+    """Return the seconds from the beginning of these runs' first round to the end of their last, pauses included."""
+    records = [record for records in runs for record in records]
+    begins = [datetime.fromisoformat(record.started).timestamp() for record in records]
+    ends = [begin + record.seconds for begin, record in zip(begins, records, strict=True)]
+    return max(ends) - min(begins) if records else 0.0
 
 
 def unlisted(state: ServerState, records: Sequence[RoundRecord]) -> tuple[int, int]:

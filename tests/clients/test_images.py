@@ -11,16 +11,19 @@ from PIL import Image
 from safetensors.numpy import save
 from tiny import study as tiny_study
 
+from clients.data.dataset import Dataset
 from clients.data.site import Site, load_site
+from clients.learning.evaluate import measure_patients
 from common.components import BASELINE, COMPONENTS
 from common.errors import RunError
 from common.metric_name import PREDICTORS
+from common.metrics import mean_by_patient, measure_frame
 from common.networks import initial_networks
 from common.run_folder import RunFolder
 from common.study import Study, baseline_of
 from server.report.page import Example, render_report
 from server.state import ServerState, fused_tensors, save_state
-from simulations.examples import draw_examples
+from simulations.examples import _networks, _worth_a_look, draw_examples
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def sites(pair: tuple[Path, Path]) -> list[Site]:
 
 @pytest.fixture(scope="module")
 def examples(untrained: tuple[Study, Path], sites: list[Site]) -> list[Example]:
-    return draw_examples(*untrained, sites)
+    return draw_examples(*untrained, sites).pictures
 
 
 def test_pictures_show_best_median_and_worst_of_each_site(examples: list[Example]) -> None:
@@ -59,7 +62,7 @@ def test_pictures_show_best_median_and_worst_of_each_site(examples: list[Example
 def test_same_run_gives_the_same_pictures(
     untrained: tuple[Study, Path], sites: list[Site], examples: list[Example]
 ) -> None:
-    assert draw_examples(*untrained, sites[:1], per_site=1) == examples[:1]
+    assert draw_examples(*untrained, sites[:1], per_site=1).pictures == examples[1:2]
 
 
 def test_panels_keep_the_aspect_ratio_and_name_what_they_show(examples: list[Example]) -> None:
@@ -73,14 +76,40 @@ def test_panels_keep_the_aspect_ratio_and_name_what_they_show(examples: list[Exa
         "Infusion over truth, outlines",
     ]
     for _, content in example.panels:
-        assert Image.open(io.BytesIO(content)).size == (220, round(220 * 40 / 48))
+        assert Image.open(io.BytesIO(content)).size == (400, round(400 * 40 / 48))
     truth = np.asarray(Image.open(io.BytesIO(example.panels[6][1]))).astype(int)
-    assert (truth == (240, 228, 66)).all(-1).any()
+    assert (abs(truth - (240, 228, 66)) < 25).all(-1).any()
+
+
+def test_dice_by_patient_has_the_mean_that_the_site_reports(untrained: tuple[Study, Path], sites: list[Site]) -> None:
+    study, run = untrained
+    networks = _networks(study, run)
+    for site, drawn in zip(sites, draw_examples(*untrained, sites).patients, strict=True):
+        measured = measure_patients(networks, study, Dataset(site, study), list(PREDICTORS), measure_frame)
+        assert drawn.site == site.config.name
+        for name, of_patients in drawn.dice.items():
+            assert of_patients == pytest.approx(mean_by_patient(measured[name], "dice").tolist())
+            assert len(of_patients) == len(site.patients("test", labelled=True))
+
+
+def test_of_many_sites_the_best_median_and_worst_are_shown(tmp_path: Path, sites: list[Site]) -> None:
+    many = [
+        replace(site, config=site.config.model_copy(update={"name": f"{site.config.name}-{i}"}))
+        for site in sites
+        for i in range(5)
+    ]
+    dice = {"north": (0.7, 0.9, 0.5, 0.8, 0.6), "east": (0.5, 0.6, 0.7, 0.8, 0.9)}
+    evaluated = {f"{name}-{i}": evaluation(None, dice=d) for name, own in dice.items() for i, d in enumerate(own)}
+    participants = {site.config.name: PAIR[site.config.name[:-2]] for site in many}
+    run = fabricate(tmp_path / "run", participants, evaluated, study=tiny_study())
+    chosen = [site.config.name for site in _worth_a_look(run, many)]
+    assert chosen == ["north-1", "north-0", "north-2", "east-4", "east-2", "east-0"]
+    assert _worth_a_look(run, many[:3] + many[5:8]) == many[:3] + many[5:8]
 
 
 def test_site_without_test_labels_gets_pictures_without_truth(untrained: tuple[Study, Path], sites: list[Site]) -> None:
     blind = replace(sites[1], frames=tuple(replace(frame, mask=None) for frame in sites[1].frames))
-    examples = draw_examples(*untrained, [blind], per_site=2)
+    examples = draw_examples(*untrained, [blind], per_site=2).pictures
     assert len(examples) == 2
     assert all(not e.dice and "Truth, outline" not in dict(e.panels) for e in examples)
     assert "not labelled" in examples[0].label
@@ -90,7 +119,7 @@ def test_neither_patient_nor_file_name_reaches_the_page(
     untrained: tuple[Study, Path], sites: list[Site], examples: list[Example]
 ) -> None:
     html = render_report(untrained[1], examples).read_text(encoding="utf-8")
-    assert html.count("data:image/png;base64,") == 6 * 8
+    assert html.count("data:image/webp;base64,") == 6 * 8
     for site in sites:
         for frame in site.frames:
             assert frame.patient not in html
@@ -105,4 +134,4 @@ def test_pictures_need_a_final_model(tmp_path: Path, sites: list[Site]) -> None:
 
 
 def test_study_of_one_branch_has_no_pictures(tmp_path: Path, sites: list[Site]) -> None:
-    assert draw_examples(baseline_of(tiny_study()), tmp_path, sites) == []
+    assert draw_examples(baseline_of(tiny_study()), tmp_path, sites) == ([], [])

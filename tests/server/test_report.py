@@ -1,5 +1,8 @@
 """report.html: says what the files say, in honest words, and gives nothing away."""
 
+import base64
+import csv
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from fabricated import SECRET, SOURCE, TARGET, entry, evaluation, fabricate
+from fabricated import SECRET, SOURCE, TARGET, entry, evaluation, fabricate, study_with_baseline
 from private import private
 from tiny import study as tiny_study
 
@@ -16,8 +19,8 @@ from common.run_folder import RunFolder
 from common.study import baseline_of
 from server.history import SiteRecord
 from server.report.charts import axis_over
-from server.report.conclusions import score_sentence
-from server.report.page import Example, render_report
+from server.report.conclusions import average_sentence, score_sentence
+from server.report.page import Example, PatientDice, render_report, report_page
 from server.state import Participant
 
 
@@ -199,7 +202,7 @@ def test_replies_that_did_not_count_and_undone_rounds_are_listed(tmp_path: Path)
         3: {"sites": {"north": good, "east": late}, "rolled_back": True},
     }
     html = page(fabricate(tmp_path / "run", changes=changes))
-    assert "<td>late</td><td>no reply within 5 s</td><td>2–3</td>" in html
+    assert '<td class="word">late</td><td>no reply within 5 s</td><td>2–3</td>' in html
     assert "Undone because the score fell (roll-back): round 3." in html
     assert '<td class="n" data-label="late">2</td>' in html
 
@@ -207,8 +210,17 @@ def test_replies_that_did_not_count_and_undone_rounds_are_listed(tmp_path: Path)
 def test_release_is_explained_by_score_and_tolerance(tmp_path: Path) -> None:
     html = page(fabricate(tmp_path / "run"))
     assert "received in round 3, the latest\nwhose label-free score (63.0 %) is at most 5 points below the best" in html
-    assert "so it fuses by the plain average" in html  # round 3 comes before `infuse`
     assert "Released if it ended now" in page(fabricate(tmp_path / "short", done=4))
+
+
+def test_a_sentence_says_where_infusion_equals_average(tmp_path: Path) -> None:
+    results = evaluation((0.05, 0.02, 0.08))
+    untrained = page(fabricate(tmp_path / "run", evaluated={"east": results}))  # round 3 comes before `infuse`
+    assert "Infusion equals average here: no round before the released one trained the infusion head" in untrained
+    summary = {"dice": {"east": {"average": {"mean": 0.8}, "infusion": {"mean": 0.8002}}}}
+    assert "to a tenth of a Dice point at every site" in average_sentence(summary, head_trained=True)
+    summary["dice"]["north"] = {"average": {"mean": 0.8}, "infusion": {"mean": 0.81}}
+    assert average_sentence(summary, head_trained=True) == ""
 
 
 def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:
@@ -235,6 +247,76 @@ def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:
 def test_score_is_believed_as_far_as_it_followed_dice(rho: float | None, pairs: int, words: str) -> None:
     rounds = [{"round": i, "score": 0.5, "source_val_dice": 0.6} for i in range(pairs)]
     assert words in score_sentence({"rounds": rounds, "rank_correlation_with_source_val_dice": rho})
+
+
+def test_one_dot_a_patient_beside_the_baselines_sorted_by_it(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", evaluated={"east": evaluation((0.05, 0.02, 0.08))})
+    assert "One dot a patient" not in page(run)
+    patients = [PatientDice("east", "target", {"baseline": [0.8, 0.5, 0.6], "infusion": [0.7, 0.9, 0.65]})]
+    html = report_page(run, patients=patients)
+    assert re.findall(r"<title>baseline ([\d.]+), released model ([\d.]+)</title>", html) == [
+        ("50.0", "90.0"),
+        ("60.0", "65.0"),
+        ("80.0", "70.0"),
+    ]
+    assert "east, 3 test patients" in html
+    alone = [PatientDice("east", "target", {"infusion": [0.7, 0.9]})]
+    assert "One dot a patient" not in report_page(run, patients=alone)
+
+
+def test_the_baselines_curve_time_and_bytes_are_its_own(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", evaluated={"east": evaluation((0.05, 0.02, 0.08))})
+    alone = page(run)
+    assert "102 s from the first round to the last (88 s in this study" in " ".join(alone.split())
+    assert "The baseline's validation Dice" not in alone
+    study = baseline_of(study_with_baseline(), rounds=3)
+    fabricate(run / "baseline", {"north": SOURCE}, study=study)
+    changed = RunFolder(run).baseline.history
+    changed.write_text(changed.read_text().replace("2026-11-23T03:5", "2026-11-23T03:4"))
+    html = " ".join(page(run).split())
+    assert "12 min from the first round to the last, the baseline's included (88 s in this study" in html
+    chart = re.search(r"The baseline's validation Dice, percent</h3>(<svg.*?</svg>)", html)
+    assert chart
+    assert chart[1].count('<circle class="dot baseline"') == 3
+    assert html.count("The baseline's training loss, labelled sites</h3><svg") == 1
+    assert "The baseline's own run is not in the total: 6.00 MB to sites, 3.00 MB from sites, 38 s." in html
+
+
+def test_axes_show_the_data_and_not_the_whole_range(tmp_path: Path) -> None:
+    chart = re.search(r'<svg[^>]*aria-label="Label-free score.*?</svg>', page(fabricate(tmp_path / "run")), re.S)
+    assert chart
+    ticks = [float(tick) for tick in re.findall(r'text-anchor="end">([\d.]+)</text>', chart[0])]
+    assert min(ticks) == 50.0  # the least validation Dice
+    assert max(ticks) == 75.0  # the largest is 71.0
+
+
+def test_saved_tables_hold_no_formula_and_every_number(tmp_path: Path) -> None:
+    formula = "=HYPERLINK(1)"
+    participants = {"north": SOURCE, formula: TARGET}
+    late = {3: {"sites": {"north": SiteRecord("source", "supervise", "refused", '@SUM(1), "no"')}}}
+    run = fabricate(tmp_path / "run", participants, {formula: evaluation((-0.05, -0.08, -0.02))}, changes=late)
+    links = re.findall(r'download="tiny-([a-z]+)\.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', page(run))
+    tables = {name: list(csv.reader(io.StringIO(base64.b64decode(text).decode()))) for name, text in links}
+    assert set(tables) == {"results", "rounds", "participation", "problems", "traffic"}
+    assert not [cell for rows in tables.values() for row in rows for cell in row if cell.startswith(("=", "@", "+"))]
+    assert tables["problems"][1] == ["north", "refused", '\'@SUM(1), "no"', "3"]
+    header, *rows = tables["results"]
+    found = dict(zip(header, rows[-1], strict=True))
+    assert (found["site"], found["predictor"]) == (f"'{formula}", "infusion")
+    assert (found["dice"], found["hd95"], found["test_patients"]) == ("0.8", "4.2", "36")
+    assert (found["dice_difference"], found["dice_difference_low"]) == ("-0.05", "-0.08")
+    assert [row[0] for row in tables["rounds"]] == ["round", *map(str, range(7))]
+
+
+def test_every_table_can_be_read_aloud(tmp_path: Path) -> None:
+    html = page(fabricate(tmp_path / "run", evaluated={"east": evaluation((0.05, 0.02, 0.08))}))
+    assert not re.search(r"<th(?! scope=)[ >]", html)
+    assert all('role="img" aria-label="' in chart for chart in re.findall(r"<svg[^>]*>", html))
+    assert html.count('<div class="scroll"') == html.count(
+        '<div class="scroll" tabindex="0" role="region" aria-label="'
+    )
+    assert '<a class="skip" href="#content">' in html
+    assert '<main id="content">' in html
 
 
 @pytest.mark.parametrize("values", [[], [3.0], [0.0, 0.0], [12.3, 87.6], [-1e-3, 4e-3], [0.0, 1e6]])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from server.state import Participant, ServerState, save_state
 
 SECRET = "/archive/of-anna-meier"
 SOURCE, TARGET = Participant("source", 120, True), Participant("target", 40, True)
+#: When a fabricated run's rounds begin; each takes 12.5 s.
+FIRST_ROUND, EVERY = datetime(2026, 11, 23, 3, 50, 11, tzinfo=UTC), timedelta(seconds=15)
 PAIR = {"north": SOURCE, "east": TARGET}
 
 
@@ -26,13 +29,17 @@ def study_with_baseline() -> Study:
     return tiny_study(initial={"baseline": {"file": f"{SECRET}/baseline.safetensors", "sha256": "0" * 64}})
 
 
-def evaluation(difference: tuple[float, float, float] | None) -> dict[str, float]:
-    """What a site answers to `evaluate`; `difference` is (mean, low, high) of every predictor, None: no baseline."""
+def evaluation(difference: tuple[float, float, float] | None, *, dice: float = 0.8) -> dict[str, float]:
+    """What a site answers to `evaluate`; `difference` is (mean, low, high) of every predictor, None: no baseline.
+
+    The means of Dice and the other shares are `dice`, the baseline's lower by the difference.
+    """
     metrics: dict[str, float] = {}
     for predictor in list(PREDICTORS)[0 if difference else 1 :]:
         metrics |= {f"{predictor}/empty_truth_share": 0.0, f"{predictor}/empty_prediction_share": 0.0}
         for measure in MEASURES:
-            mean = 4.2 if measure == "hd95" else 0.8
+            behind = difference[0] if difference and predictor == "baseline" else 0.0
+            mean = 4.2 if measure == "hd95" else min(1.0, dice - behind)
             numbers = {"mean": mean, "low": mean - 0.04, "high": mean + 0.03, "patients": 36.0}
             if difference and predictor != "baseline":
                 numbers |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
@@ -85,7 +92,7 @@ def fabricate(
         record = RoundRecord(
             round_.index,
             round_.stage.name,
-            "2026-11-23T03:50:11+00:00",
+            (FIRST_ROUND + round_.index * EVERY).isoformat(),
             12.5,
             sites,
             score=scores[0] if scores else None,
