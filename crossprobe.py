@@ -28,6 +28,7 @@ COMMANDS = {
     "worker": "clients.cli",
     "ledger": "clients.cli",
     "predict": "clients.cli",
+    "export": "clients.cli",
     "doctor": "clients.cli",
     "provision": "server.cli",
     "study": "server.cli",

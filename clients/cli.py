@@ -1,4 +1,4 @@
-"""The hospital's commands: `crossprobe site`, `worker`, `ledger` and `predict`."""
+"""The hospital's commands: `crossprobe site`, `worker`, `ledger`, `predict` and `export`."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from clients.export.cli import app as export
 from clients.governance.cli import app as site
 from clients.node.cli import app as node
 from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, commands, examples, finite
@@ -21,6 +22,7 @@ from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, com
 app = commands()
 app.add_typer(site, name="site")
 app.add_typer(node)
+app.add_typer(export)
 
 
 @app.command(
@@ -43,9 +45,10 @@ def predict(
     """Segment images and cine loops (PNG, JPEG, TIFF, DICOM, NIfTI, MP4 and others) with a released model.
 
     Writes OUT/masks (0 and 255), OUT/confidence (0 undecided to 255 certain) and OUT/overlays, named and sized as the
-    images.
+    images, and OUT/results.csv: area, confidence, and where a person should look again. DICOM gets a DICOM Segmentation
+    and NIfTI a NIfTI mask in OUT/segmentations, a video an overlay video.
     """
-    from clients.predict import predict
+    from clients.predict import TABLE, predict
     from clients.released import load_model
     from common.signing import read_public_key
 
@@ -59,9 +62,13 @@ def predict(
             spacing_mm=spacing_mm,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    again = sum(bool(row.look_again) for row in outcome.rows)
+    print(f"{len(outcome.rows)} images segmented, written to {out}; {again} to look at again, see {TABLE}")
+    print(f"done: {len(outcome.done)} files; skipped: {len(outcome.skipped)}; failed: {len(outcome.problems)}")
+    for name in outcome.skipped:
+        print(f"skipped, not taken for an image: {name}")
     for problem in outcome.problems:
-        print(problem, file=sys.stderr)
-    print(f"{outcome.written} images segmented, written to {out}: masks/, confidence/, overlays/")
+        print(f"failed: {problem}", file=sys.stderr)
     if outcome.problems:
         print(f"{len(outcome.problems)} files were NOT segmented, or not whole; they are named above", file=sys.stderr)
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Segment images and cine loops with a run's released model: masks, confidence maps, overlays."""
+"""Segment images and cine loops with a run's released model: masks, confidence maps, overlays, a table."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,15 +9,20 @@ import torch
 from PIL import Image
 
 from clients.data.findings import Finding, SiteFolderError
-from clients.data.formats import open_recording
+from clients.data.formats import format_of, open_recording
 from clients.data.formats.recording import b_mode
 from clients.data.frames import FIELD_MM
 from clients.data.images import PictureError, check_depth
 from clients.data.manifest import SPACING_MM
 from clients.data.table import Line, decimal, read_table
 from clients.released import Model
+from clients.results import WRITERS
+from clients.results.summary import Row, row_of, write_rows
 from common.errors import CrossProbeError, RunError
+from common.study import Study
 
+#: One line an image, in the output's folder.
+TABLE = "results.csv"
 #: Overlay colour of the mask's outline: orange is told apart from grey by colour-blind readers too.
 OUTLINE = (255, 149, 0)
 #: What lies in a folder of images and is none; every other file is segmented or named.
@@ -35,9 +40,18 @@ class Input:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many images were written, and a line for each file that was not segmented, or not whole."""
+    """What became of the files.
 
-    written: int
+    Attributes:
+        rows: one for each image that was written.
+        done: names of the files that were segmented whole.
+        skipped: names of what was not taken for an image: hidden files and those of a site's folder.
+        problems: a line for each file that was not segmented, or not whole.
+    """
+
+    rows: tuple[Row, ...]
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
     problems: tuple[str, ...]
 
 
@@ -57,8 +71,7 @@ def find_inputs(images: Path) -> list[Input]:
         return _listed(table)
     if images.is_file():
         return [Input(images, images.name, None)]
-    files = sorted(path for path in images.rglob("*") if path.is_file()) if images.is_dir() else []
-    found = [path for path in files if not _is_other(path.relative_to(images))]
+    found = [path for path in _files(images) if not _is_other(path.relative_to(images))]
     if not found:
         raise RunError(f"{images} holds no files. Give an image, a folder of images, or a table of them with --images.")
     return [Input(path, path.relative_to(images).as_posix(), None) for path in found]
@@ -86,15 +99,17 @@ def predict(
     out: Path,
     *,
     spacing_mm: float | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Segment `images`, see `find_inputs`.
 
     Writes, named after the images and in their sizes: `masks/` (0 and 255), `confidence/` (0: undecided, p = 0.5, to
-    255: certain, p = 0 or 1) and `overlays/` (the mask's outline on the image). Frames of a loop are numbered.
+    255: certain, p = 0 or 1) and `overlays/` (the mask's outline on the image), where frames of a loop are numbered;
+    what `clients.results.WRITERS` adds for the file's format; and `results.csv`, see `clients.results.summary`.
 
     Args:
         spacing_mm: for images of which neither the table nor the file itself tells it.
+        progress: called after each image with how many files are done, parts of one included, and how many there are.
 
     Raises:
         RunError: if there is nothing to segment, no image at all could be, or `out` cannot be used.
@@ -103,21 +118,24 @@ def predict(
     check_spacing(spacing_mm)
     check_places(images, out)
     inputs = find_inputs(images)
-    problems, written = [], 0
-    for done, given in enumerate(inputs, 1):
+    rows: list[Row] = []
+    done, problems = [], []
+    for index, given in enumerate(inputs):
         try:
-            for name, image, p in _segmented(model, given, spacing_mm):
-                _write(out, name, image, p)
-                written += 1
+            for row, share in _segment(model, given, spacing_mm, out):
+                rows.append(row)
+                progress(index + share, len(inputs))
+            done.append(given.name)
         except PictureError as error:
             problems.append(f"{given.name}: {error.code}: {error.message}. {error.remedy}.")
         except OSError as error:
-            raise RunError(f"cannot write to {out}: {error.strerror}. {written} images are done.") from None
-        progress(done, len(inputs))
-    if not written:
+            raise RunError(f"cannot write to {out}: {error.strerror}. {len(rows)} images are done.") from None
+        progress(index + 1, len(inputs))
+    if not rows:
         shown = "\n".join(problems[:3])
         raise RunError(f"none of {len(inputs)} files could be segmented; nothing was written. The first:\n{shown}")
-    return Outcome(written, tuple(problems))
+    write_rows(out / TABLE, rows)
+    return Outcome(tuple(rows), tuple(done), _skipped(images), tuple(problems))
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -129,21 +147,50 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _segmented(model: Model, given: Input, spacing_mm: float | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, image and probability, both [H, W] in [0, 1], of each frame of a file."""
-    recording = open_recording(given.file)
-    spacing = next((own for own in (given.spacing_mm, recording.spacing_mm, spacing_mm) if own is not None), None)
-    if model.study.image.geometry == "spacing":
-        _check_scale(spacing, max(recording.height, recording.width))
-    # Two files of one name and different suffixes are two images.
-    stem = given.name.removesuffix(".png")
-    for index, pixels in enumerate(recording.frames()):
-        grey = check_depth(b_mode(pixels), "image")
-        image = grey.astype(np.float32) / np.float32(np.iinfo(grey.dtype).max)
-        p = model.probability(image, spacing)
+class Frames:
+    """The frames of a file: name in the output and image [H, W] in [0, 1], one after the other.
+
+    Attributes:
+        spacing_mm: side of a pixel, from the table, else the file itself, else what is given for all.
+        count: how many there are, as far as the header tells.
+
+    Raises:
+        PictureError: for what cannot be read, or is no B-mode of a scale that the study can use.
+    """
+
+    def __init__(self, study: Study, given: Input, spacing_mm: float | None) -> None:
+        self.recording = open_recording(given.file)
+        known = (given.spacing_mm, self.recording.spacing_mm, spacing_mm)
+        self.spacing_mm = next((own for own in known if own is not None), None)
+        self.count, self.name = self.recording.count, given.name
+        if study.image.geometry == "spacing":
+            _check_scale(self.spacing_mm, max(self.recording.height, self.recording.width))
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        # Two files of one name and different suffixes are two images.
+        stem = self.name.removesuffix(".png")
+        for index, pixels in enumerate(self.recording.frames()):
+            grey = check_depth(b_mode(pixels), "image")
+            image = grey.astype(np.float32) / np.float32(np.iinfo(grey.dtype).max)
+            yield f"{stem}.png" if self.count == 1 else f"{stem}-{index:04d}.png", image
+
+
+def _segment(model: Model, given: Input, spacing_mm: float | None, out: Path) -> Iterator[tuple[Row, float]]:
+    """Segment and write a file; yield what is told of each frame, and the share of the file that is done."""
+    kind = WRITERS.get(format_of(given.file))
+    writer = kind(given.file, out, given.name, model.study.name) if kind is not None else None
+    frames = Frames(model.study, given, spacing_mm)
+    for index, (name, image) in enumerate(frames, 1):
+        maps = model.maps(image, frames.spacing_mm)
+        p = maps[model.predictor]
         if not np.isfinite(p).all():
             raise PictureError("not-finite", "expected probabilities, the model gave none here", "Report this image")
-        yield f"{stem}.png" if recording.count == 1 else f"{stem}-{index:04d}.png", image, p
+        _write(out, name, image, p)
+        if writer is not None:
+            writer.add(p > 0.5, overlay(image, p > 0.5))
+        yield row_of(name, maps, p, frames.spacing_mm), min(1.0, index / frames.count)
+    if writer is not None:
+        writer.close()
 
 
 def _check_scale(spacing_mm: float | None, side_px: int) -> None:
@@ -173,6 +220,18 @@ def _write(out: Path, name: str, image: np.ndarray, p: np.ndarray) -> None:
 def _save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def _files(images: Path) -> list[Path]:
+    return sorted(path for path in images.rglob("*") if path.is_file()) if images.is_dir() else []
+
+
+def _skipped(images: Path) -> tuple[str, ...]:
+    """The names of a folder's files that are no images; where a table names the images, none is skipped."""
+    if (images / "manifest.csv").is_file():
+        return ()
+    names = [path.relative_to(images) for path in _files(images)]
+    return tuple(name.as_posix() for name in names if _is_other(name))
 
 
 def _is_other(name: Path) -> bool:

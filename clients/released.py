@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from common.components import FUSED, Tensors
+from common.components import BRANCHES, FUSED, Tensors
 from common.contract import check_tensors
 from common.errors import ContractError, RunError
 from common.geometry import from_grid, placement, to_grid
@@ -30,8 +30,15 @@ class Model:
     networks: Networks
     fused: bool
 
-    def probability(self, image: np.ndarray, spacing_mm: float | None) -> np.ndarray:
-        """Return the foreground probability [H, W] in [0, 1] of an image [H, W] in [0, 1].
+    @property
+    def predictor(self) -> str:
+        """The name of the map that the model is released for."""
+        return "infusion" if self.fused else "source_branch"
+
+    def maps(self, image: np.ndarray, spacing_mm: float | None) -> dict[str, np.ndarray]:
+        """Return the foreground probability [H, W] in [0, 1] of an image [H, W] in [0, 1], by predictor.
+
+        They are `infusion` and the branches that it fuses, or the one branch there is.
 
         Raises:
             StudyError: if the study needs the image's spacing and there is none.
@@ -39,8 +46,13 @@ class Model:
         grid = self.study.image
         place = placement(image.shape[0], image.shape[1], spacing_mm, grid)
         pixels, valid = to_grid(image, place, grid, stride=self.study.network.stride)
-        maps = predict_maps(self.networks, self.study, pixels, valid)
-        return from_grid(maps["infusion" if self.fused else "source_branch"], place).numpy()
+        found = predict_maps(self.networks, self.study, pixels, valid)
+        names = (*BRANCHES, "infusion") if self.fused else ("source_branch",)
+        return {name: from_grid(found[name], place).numpy() for name in names}
+
+    def probability(self, image: np.ndarray, spacing_mm: float | None) -> np.ndarray:
+        """Return the model's own map of `maps`. Raises StudyError."""
+        return self.maps(image, spacing_mm)[self.predictor]
 
 
 def load_model(folder: Path, key: Ed25519PublicKey | None = None) -> Model:

@@ -109,10 +109,10 @@ def _stacked(networks: Networks, x: Tensor, names: tuple[str, ...], *, flips: bo
     """Return [B, len(names), H, W] for standardised tiles [B, 1, H, W]."""
     views = torch.cat([x, x.flip(-1)]) if flips else x
     fusion = fuse(networks.infusion_head, networks.source_branch(views), networks.target_branch(views))
-    own = {name: getattr(fusion, name) for name in MAPS}
+    by_name = {name: getattr(fusion, name) for name in MAPS}
     if "baseline" in names:
-        own["baseline"] = torch.sigmoid(networks.baseline(views))
-    maps = torch.cat([own[name] for name in names], 1)
+        by_name["baseline"] = torch.sigmoid(networks.baseline(views))
+    maps = torch.cat([by_name[name] for name in names], 1)
     if not flips:
         return maps
     plain, mirrored = maps.chunk(2)

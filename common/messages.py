@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from common.components import Role, Tensors
 from common.errors import ContractError
+from common.tasks import TASK_NAME
 
 MAGIC = b"XPRB"
 MAX_HEADER_BYTES = 1 << 20
@@ -30,7 +31,6 @@ SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z0-9_-]{1,40}$"
 #: Texts are shown on terminals, where other characters could move the cursor or change what stands there.
 PRINTABLE = r"^[ -~]*$"
-TASK_NAME = r"^[a-z][a-z_]{0,39}$"
 
 
 class Header(BaseModel):

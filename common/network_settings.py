@@ -3,9 +3,9 @@
 The networks themselves are built in `common.networks`, one builder for each kind.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from common.settings import Settings, by_key
 
@@ -19,6 +19,12 @@ class NetworkSettings(Settings):
     """What every kind of network declares."""
 
     kind: str
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> Self:
+        if len(self.channels) <= CONTRAST_LEVEL:
+            raise ValueError(f"expected {CONTRAST_LEVEL + 1} levels or more, found {len(self.channels)}")
+        return self
 
     @property
     def channels(self) -> tuple[int, ...]:

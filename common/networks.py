@@ -12,6 +12,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from common.components import Tensors, component_of
+from common.errors import StudyError
 from common.network_settings import CONTRAST_LEVEL, BasicUNet, Network, ResidualUNet
 from common.seeds import derive_seed
 from common.study import Study
@@ -122,6 +123,11 @@ class Branch(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.encoder, self.decoder = BUILDERS[network.kind](network)
+        if buffers := [name for name, _ in self.named_buffers()]:
+            raise StudyError(
+                f"a network of kind {network.kind} has buffers ({buffers[0]}): statistics such as BatchNorm's mix "
+                "patients and would leave the site. Use group normalisation."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
@@ -253,8 +259,8 @@ class Networks(nn.Module):
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Load tensors by contract name; components that are not in `tensors` stay as they are."""
         for name in {component_of(key) for key in tensors}:
-            own = {k.partition("/")[2]: torch.from_numpy(v) for k, v in tensors.items() if component_of(k) == name}
-            self.component(name).load_state_dict(own)
+            state = {k.partition("/")[2]: torch.from_numpy(v) for k, v in tensors.items() if component_of(k) == name}
+            self.component(name).load_state_dict(state)
 
 
 def initial_networks(study: Study) -> Networks:

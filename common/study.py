@@ -324,8 +324,8 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     trains = HALVES["source_branch"]
     if any(stage.begin for stage in study.stages):
         stages = [
-            Stage(name=own.name, rounds=own.rounds, source=task.model_copy(update={"trains": trains}))
-            for own, task in supervised
+            Stage(name=stage.name, rounds=stage.rounds, source=task.model_copy(update={"trains": trains}))
+            for stage, task in supervised
         ]
     else:
         task = supervised[0][1].model_copy(

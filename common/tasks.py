@@ -6,6 +6,7 @@ docs/method.md.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -44,6 +45,10 @@ Artefacts = Annotated[dict[Artefact, Annotated[float, Field(gt=0, le=1)]], Befor
 def unset(value: object) -> bool:
     """Whether a setting is off, and then no part of a study's resolved form: studies older than it keep their hash."""
     return not value
+
+
+#: What a task may be called; messages carry it.
+TASK_NAME = r"^[a-z][a-z_]{0,39}$"
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,20 @@ class Task(Settings):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Register the task by its name."""
+        """Register the task by its name.
+
+        Raises:
+            TypeError: if its name cannot travel, or nothing says why it is not private: the numbers of a task that
+                trains nothing have no noise, so silence here would let them out of a study with differential privacy.
+        """
         name = cls.model_fields["task"].default
-        if name is not PydanticUndefined:
-            TASKS[name] = cls
+        if name is PydanticUndefined:
+            return
+        if not re.fullmatch(TASK_NAME, name):
+            raise TypeError(f"a task's name is small letters and underscores, found {name!r}")
+        if not issubclass(cls, TrainingTask) and not cls.not_private:
+            raise TypeError(f"task {name!r} trains nothing: say in `not_private` why it cannot be private")
+        TASKS[name] = cls
 
     @field_validator("trains", mode="before")
     @classmethod

@@ -53,9 +53,9 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         more, noes = _ask(study, transport, participants)
         participants |= more
     answers = [f"  {site}: {why}" for site, why in noes.items()]
-    for role, (found, least) in short.items():
+    for role, (count, least) in short.items():
         raise RunError(
-            f"study `{study.name}` needs {least} {role} site(s), found {found}:\n"
+            f"study `{study.name}` needs {least} {role} site(s), found {count}:\n"
             + "\n".join(answers or ["  no other site answered"])
             + "\nConnect or approve the missing sites, then start again."
         )
@@ -108,20 +108,20 @@ def initial_components(study: Study) -> Tensors:
             tensors = load(blob)
         except (OSError, SafetensorError) as error:
             raise RunError(f"initial weights of `{owner}`: cannot read {weights.file}: {error}") from None
-        found = hashlib.sha256(blob).hexdigest()
-        if found != weights.sha256:
+        sha256 = hashlib.sha256(blob).hexdigest()
+        if sha256 != weights.sha256:
             raise RunError(
-                f"initial weights of `{owner}`: {weights.file} has SHA-256 {found}, the study names {weights.sha256}."
+                f"initial weights of `{owner}`: {weights.file} has SHA-256 {sha256}, the study names {weights.sha256}."
             )
         # A baseline run's model is a source branch; here it takes the place it is asked for.
         prefix = "source_branch" if owner == "baseline" else owner
-        own = {
+        renamed = {
             owner + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith((prefix + ".", prefix + "/"))
         }
         try:
-            if not own:
+            if not renamed:
                 raise RuntimeError(f"no tensor of `{prefix}` in it")
-            networks.load(own)
+            networks.load(renamed)
         except RuntimeError as error:
             raise RunError(f"initial weights of `{owner}`: {weights.file} does not fit the network: {error}") from None
     return networks.export((*COMPONENTS, *BASELINE))
@@ -226,10 +226,10 @@ def _pause(
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             break
-        found, noes = _ask(study, transport, there, min(left_s, ENROL_S))
-        there |= found.keys() & state.participants.keys()
+        back, noes = _ask(study, transport, there, min(left_s, ENROL_S))
+        there |= back.keys() & state.participants.keys()
         why |= {name: noes.get(name, "not connected") for name in away}
-        if not found:
+        if not back:
             time.sleep(min(ASK_AGAIN_S, max(0.0, deadline - time.monotonic())))
     pause.clear(run)
 

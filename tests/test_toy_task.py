@@ -20,7 +20,7 @@ from common.components import Role
 from common.errors import ContractError, StudyError
 from common.messages import TaskReply, unpack
 from common.study import Study
-from common.tasks import TASKS, Metric, TrainingTask
+from common.tasks import TASKS, Metric, Task, TrainingTask
 from server import history
 from server.report.page import render_report
 from server.run import run_study
@@ -81,6 +81,17 @@ def test_a_study_takes_it_and_gives_it_to_its_roles_only() -> None:
         study(stages=[s.model_dump() for s in toy().stages], privacy={"nominal_patients": 8, "delta": 1e-3})
 
 
+@pytest.mark.parametrize(("name", "reason", "wrong"), [("Look", "x", "small letters"), ("look", "", "not_private")])
+def test_a_task_that_cannot_travel_or_forgets_privacy_is_no_task(name: str, reason: str, wrong: str) -> None:
+    with pytest.raises(TypeError, match=wrong):
+
+        class Look(Task):
+            not_private: ClassVar[str] = reason
+            task: str = name
+
+    assert name not in TASKS
+
+
 def test_the_hospitals_tables_and_policy_know_it(folders: Sequence[Path]) -> None:
     assert "`shrink` makes a helper network smaller" in page(of_contract())
     (row,) = (row for row in of_study(toy(), ["target"]) if row.task == "shrink")
@@ -92,7 +103,7 @@ def test_the_hospitals_tables_and_policy_know_it(folders: Sequence[Path]) -> Non
     task = toy().stages[0].target
     assert task is not None
     with pytest.raises(ContractError, match="policy-task"):
-        Policy(allowed_tasks=("score",)).check_request(toy(), task)
+        Policy(allowed_tasks=("score",), min_update_draws=1).check_request(toy(), task)
 
 
 def test_a_site_does_it_and_sends_what_it_declares_of_enough_patients(folders: Sequence[Path]) -> None:

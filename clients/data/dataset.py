@@ -90,7 +90,7 @@ class Dataset:
             order += torch.randperm(len(patients), generator=generator).tolist()
         chosen = [frames[patients[i]] for i in order[:count]]
         picks = torch.rand(count, generator=generator).tolist()
-        return [own[int(pick * len(own))] for own, pick in zip(chosen, picks, strict=True)]
+        return [frames[int(pick * len(frames))] for frames, pick in zip(chosen, picks, strict=True)]
 
     def overview(self, split: Split, most: int) -> list[Frame]:
         """Return the middle frame of up to `most` patients, evenly spaced in sorted order: always the same."""
@@ -117,12 +117,12 @@ def tiles(samples: list[Sample], maps: list[Tensor], side: int, generator: Gener
         maps: [C, h, w] each, cut at the same place.
     """
     images, valids, cut_maps = [], [], []
-    for sample, own in zip(samples, maps, strict=True):
+    for sample, of_sample in zip(samples, maps, strict=True):
         room = [sample.image.shape[0] - side, sample.image.shape[1] - side]
         share = [0.5, 0.5] if generator is None else torch.rand(2, generator=generator).tolist()
         top, left = (int(s * (r + 1)) if generator is not None else r // 2 for s, r in zip(share, room, strict=True))
         window = (slice(top, top + side), slice(left, left + side))
         images.append(sample.image[window][None])
         valids.append(sample.valid[window][None].float())
-        cut_maps.append(own[(slice(None), *window)])
+        cut_maps.append(of_sample[(slice(None), *window)])
     return Batch(torch.stack(images), torch.stack(valids), torch.stack(cut_maps))

@@ -96,8 +96,8 @@ def renyi(sample_rate: float, noise_multiplier: float) -> np.ndarray:
     """Return the Renyi divergence of one step at each of `ORDERS`, [orders]."""
     from opacus.accountants.analysis import rdp
 
-    found = rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS))
-    return np.asarray(found)
+    divergence = rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS))
+    return np.asarray(divergence)
 
 
 class Accountant:

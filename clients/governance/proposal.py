@@ -164,10 +164,10 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
 
 
 def _epsilon_of_stage(study: Study, role: Role, stage: Stage, accountant: Accountant) -> tuple[float, float] | None:
-    own = {round_.index for round_ in study.rounds() if round_.stage.name == stage.name}
-    until = [charge for charge in charges_of(study, role) if charge.round <= max(own)]
-    first = [charge for charge in until if charge.round <= min(own)]
-    if study.privacy is None or not any(charge.round in own for charge in until):
+    rounds = {round_.index for round_ in study.rounds() if round_.stage.name == stage.name}
+    until = [charge for charge in charges_of(study, role) if charge.round <= max(rounds)]
+    first = [charge for charge in until if charge.round <= min(rounds)]
+    if study.privacy is None or not any(charge.round in rounds for charge in until):
         return None
     delta = study.privacy.delta
     return accountant.epsilon(delta, *first), accountant.epsilon(delta, *until)
@@ -212,7 +212,7 @@ def _least(study: Study, role: Role) -> int:
     return max(1, study.participation.quorum.get(role, 0))
 
 
-def _warnings(own: Role, quorum: Mapping[Role, int]) -> list[str]:
+def _warnings(here: Role, quorum: Mapping[Role, int]) -> list[str]:
     """Return what the least number of sites behind an aggregate means, for the person who approves."""
     sentences = []
     for role, least in quorum.items():
@@ -221,14 +221,14 @@ def _warnings(own: Role, quorum: Mapping[Role, int]) -> list[str]:
             text = f"Updates of at least {least} {role} hospitals are averaged before anybody receives them."
             if least == 2:
                 text += " With two, each of the two can subtract its own and see the other's."
-        elif role == own:
+        elif role == here:
             text = (
                 f"One {role} hospital is enough for a round. If you are the only one, every {other} hospital receives "
                 "your own model, averaged with nobody else's."
             )
         else:
             text = (
-                f"One {role} hospital is enough for a round. If there is only one, every {own} hospital, you "
+                f"One {role} hospital is enough for a round. If there is only one, every {here} hospital, you "
                 "included, receives that hospital's own model."
             )
         sentences.append(text)

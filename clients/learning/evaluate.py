@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from clients.data.dataset import Dataset, by_patient
+from clients.data.dataset import Dataset
+from clients.data.dataset import by_patient as grouped
 from clients.data.frames import read_mask
 from clients.learning.training import Measured, Numbers, TaskCancelled, TaskContext
 from common.geometry import from_grid
@@ -35,7 +36,7 @@ def measure_patients(
     Args:
         measure: of probability [H, W], truth [H, W] and spacing in mm or None, all on the image's own pixels.
     """
-    frames = by_patient(data.site.frames_of("test", labelled=True))
+    frames = grouped(data.site.frames_of("test", labelled=True))
     measured: dict[str, dict[str, list[Measure]]] = {p: defaultdict(list) for p in predictors}
     for patient in sorted(frames):
         if cancelled():
@@ -45,8 +46,8 @@ def measure_patients(
             maps = predict_maps(networks, study, sample.image, sample.valid, baseline="baseline" in predictors)
             truth = read_mask(frame)
             for predictor in predictors:
-                own = from_grid(maps[predictor], sample.place).numpy()
-                measured[predictor][patient].append(measure(own, truth, frame.spacing_mm))
+                probability = from_grid(maps[predictor], sample.place).numpy()
+                measured[predictor][patient].append(measure(probability, truth, frame.spacing_mm))
     return measured
 
 
@@ -64,18 +65,18 @@ def run(context: TaskContext) -> Numbers:
     )
     values: dict[MetricName, float] = {}
     for predictor in predictors:
-        every = [m for own in measured[predictor].values() for m in own]
+        every = [m for frames in measured[predictor].values() for m in frames]
         # To a hundredth: an exact share of few frames would tell how many there are.
         values[MetricName(predictor, "empty_truth_share")] = round(float(np.mean([m.empty_truth for m in every])), 2)
         values[MetricName(predictor, "empty_prediction_share")] = round(
             float(np.mean([m.empty_prediction for m in every])), 2
         )
         for measure in MEASURES:
-            own = mean_by_patient(measured[predictor], measure)
-            described = _described(own, ("mean", "low", "high"))
-            described["patients"] = float(context.policy.declared_patients(len(own)))
+            by_patient = mean_by_patient(measured[predictor], measure)
+            described = _described(by_patient, ("mean", "low", "high"))
+            described["patients"] = float(context.policy.declared_patients(len(by_patient)))
             if context.study.compares and predictor != "baseline":
-                difference = own - mean_by_patient(measured["baseline"], measure)
+                difference = by_patient - mean_by_patient(measured["baseline"], measure)
                 described |= _described(difference, ("difference", "difference_low", "difference_high"))
             values |= {MetricName(predictor, measure, name): value for name, value in described.items()}
     return {str(name): Measured(value, count) for name, value in values.items()}

@@ -4,7 +4,8 @@ Weights that turn an update into a copy of images (Fowl et al. 2022, arXiv 2110.
 arXiv 2112.02918) need layers that are blind, that pass an image through unchanged, or that differ in scale by
 orders. Training does none of that: it moves weights a little from where they began. In the trained networks of
 docs/results.md every layer's spread stays within 1.5 of its initial one, every filter's within 1.4 of its layer's,
-and no layer is carried by a few weights (`concentration` at least 0.3). The bounds below leave room beyond that.
+no layer is carried by a few weights (`concentration` at least 0.3), its filters differ (`likeness` at most 0.1), and a
+normalisation's scale is 0.8 to 1.6. The bounds below leave room beyond that.
 
 This makes such weights harder to write and their copies worse. It does not rule them out.
 """
@@ -24,8 +25,10 @@ from common.study import Study
 SPREAD = 4.0
 #: Least `concentration`: 5/9 for uniform numbers, 1/3 for normal ones, 1/n where one number is all.
 CONCENTRATION = 0.1
-#: Largest bias, and largest weight of a normalisation; they begin at 0 and 1.
-BIAS, SCALE = 5.0, 10.0
+#: Largest `likeness` of a layer's filters; many filters that are one, with other biases, compare it with thresholds.
+LIKENESS = 0.3
+#: Largest bias; it begins near 0. A normalisation's scale, which begins at 1, is bounded by `SPREAD` both ways.
+BIAS = 2.0
 #: Most channels of a layer whose output no input moves, as a share.
 BLIND = 0.1
 #: Tensors of fewer numbers have no statistics.
@@ -62,11 +65,11 @@ class Plausibility:
         for name, x in received.items():
             initial = self.initial[name]
             if x.ndim < 2:
-                weights = name.endswith("weight")
-                bound = SCALE if weights else BIAS
-                largest = float(np.abs(x).max(initial=0.0))
-                if largest > bound:
-                    yield f"{name}: expected at most {bound:g} in size, found {largest:.3g}"
+                sizes = np.abs(x)
+                least, most = (1 / SPREAD, SPREAD) if name.endswith("weight") else (0.0, BIAS)
+                if sizes.size and not least <= sizes.min() <= sizes.max() <= most:
+                    found = f"{sizes.min():.3g} to {sizes.max():.3g}"
+                    yield f"{name}: expected sizes of {least:g} to {most:g}, found {found}"
                 continue
             began = _spread(initial)
             if x.size < LEAST or began == 0.0:  # the head's last layer begins at zero
@@ -76,6 +79,8 @@ class Plausibility:
                 yield f"{name}: expected a spread near {began:.3g}, found {spread:.3g}"
             elif (focus := concentration(x)) < CONCENTRATION:
                 yield f"{name}: expected no few weights to be all, found a concentration of {focus:.3g}"
+            elif (alike := likeness(x)) > LIKENESS:
+                yield f"{name}: expected filters that differ, found a likeness of {alike:.3g}"
             else:
                 for what, axis in (("output", 0), ("input", 1)):
                     each = np.sqrt(np.square(x.astype(np.float64)).mean(tuple(i for i in range(x.ndim) if i != axis)))
@@ -119,6 +124,20 @@ def concentration(x: np.ndarray) -> float:
     squares = np.square(x.astype(np.float64))
     fourth = float(np.square(squares).sum())
     return float(squares.sum()) ** 2 / (x.size * fourth) if fourth > 0 else 0.0
+
+
+def likeness(x: np.ndarray) -> float:
+    """Return the mean squared cosine between two filters of a layer, in [0, 1]; 0 for filters too small to tell.
+
+    Filters drawn at random have 1 / n of it, where n is the numbers of a filter.
+    """
+    filters = x.reshape(len(x), -1).astype(np.float64)
+    count, size = filters.shape
+    if count < 4 or size < LEAST:
+        return 0.0
+    filters = filters / np.linalg.norm(filters, axis=1, keepdims=True).clip(min=1e-12)
+    squares = np.square(filters @ filters.T)
+    return float((squares.sum() - np.trace(squares)) / (count * (count - 1)))
 
 
 def _spread(x: np.ndarray) -> float:

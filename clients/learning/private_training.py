@@ -59,8 +59,8 @@ class PrivateGradients:
         for patient in drawn:
             gradient, loss = self.of_patient(step, patient)
             losses.append(loss)
-            for own, part in zip(total, gradient, strict=True):
-                own += part
+            for summed, part in zip(total, gradient, strict=True):
+                summed += part
         # A step that draws nobody is noised like any other: that it drew nobody must not show.
         std = self.privacy.noise_multiplier * self.privacy.max_gradient_norm
         noise = gaussian(derive(self.key, "noise", step), sum(p.numel() for p in self.parameters))
@@ -98,9 +98,9 @@ class PrivateGradients:
                 "couples frames of different patients cannot be private. Use one that is a mean within each image."
             )
         loss = losses.mean()
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         gradient = [
-            torch.zeros_like(p) if g is None else g.detach() for p, g in zip(self.parameters, found, strict=True)
+            torch.zeros_like(p) if g is None else g.detach() for p, g in zip(self.parameters, gradients, strict=True)
         ]
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient))
         if not math.isfinite(norm):

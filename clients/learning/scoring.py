@@ -83,13 +83,13 @@ def label_free_score(
     beyond. Agreement on the foreground, rather than on all pixels, gives a collapsed model 0.
     """
     agreements = []
-    for own in views:
-        overlap = 2 * float((own.plain * own.shifted).sum())
-        agreements.append(overlap / max(1.0, float((own.plain.square() + own.shifted.square()).sum())))
+    for view in views:
+        overlap = 2 * float((view.plain * view.shifted).sum())
+        agreements.append(overlap / max(1.0, float((view.plain.square() + view.shifted.square()).sum())))
     agreement = sum(agreements) / len(agreements)
     if prior is None or prior <= 0:
         return agreement
-    ratio = mean_area([own.plain for own in views], 0.5, side, widths) / prior
+    ratio = mean_area([view.plain for view in views], 0.5, side, widths) / prior
     return agreement * min(1.0, tolerance * min(ratio, 1 / max(ratio, 1e-6)))
 
 

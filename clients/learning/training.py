@@ -201,8 +201,8 @@ def follow(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -
 
     An empty average stays empty.
     """
-    for own, now in zip(average, current, strict=False):
-        own.mul_(decay).add_(now.detach(), alpha=1 - decay)
+    for averaged, now in zip(average, current, strict=False):
+        averaged.mul_(decay).add_(now.detach(), alpha=1 - decay)
 
 
 def _gradients(

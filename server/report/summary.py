@@ -6,7 +6,7 @@ from typing import Any
 
 from common.errors import RunError
 from common.files import write_atomically
-from common.metric_name import MEASURES, PREDICTORS
+from common.metric_name import MEASURES, PREDICTORS, MetricName
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
@@ -64,17 +64,21 @@ def write_summary(run: Path, extra: dict[str, Any] | None = None) -> dict[str, A
     return content
 
 
+def _number(predictor: str, measure: str, statistic: str = "") -> str:
+    return str(MetricName(predictor, measure, statistic))
+
+
 def _matrix(evaluated: dict[str, dict[str, float]], measure: str) -> dict[str, dict[str, Any]]:
     return {
         site: {
             p: {
-                "mean": m[f"{p}/{measure}/mean"],
-                "ci95": [m[f"{p}/{measure}/low"], m[f"{p}/{measure}/high"]],
-                "patients": int(m[f"{p}/{measure}/patients"]),
+                "mean": m[_number(p, measure, "mean")],
+                "ci95": [m[_number(p, measure, "low")], m[_number(p, measure, "high")]],
+                "patients": int(m[_number(p, measure, "patients")]),
             }
             for p in PREDICTORS
             # a site's policy may allow the mean and not the rest; half an entry would mislead
-            if all(f"{p}/{measure}/{part}" in m for part in ("mean", "low", "high", "patients"))
+            if all(_number(p, measure, part) in m for part in ("mean", "low", "high", "patients"))
         }
         for site, m in evaluated.items()
     }
@@ -84,11 +88,11 @@ def _differences(evaluated: dict[str, dict[str, float]], measure: str) -> dict[s
     return {
         site: {
             p: {
-                "mean": m[f"{p}/{measure}/difference"],
-                "ci95": [m[f"{p}/{measure}/difference_low"], m[f"{p}/{measure}/difference_high"]],
+                "mean": m[_number(p, measure, "difference")],
+                "ci95": [m[_number(p, measure, "difference_low")], m[_number(p, measure, "difference_high")]],
             }
             for p in PREDICTORS
-            if all(f"{p}/{measure}/{part}" in m for part in ("difference", "difference_low", "difference_high"))
+            if all(_number(p, measure, part) in m for part in ("difference", "difference_low", "difference_high"))
         }
         for site, m in evaluated.items()
     }
@@ -97,9 +101,9 @@ def _differences(evaluated: dict[str, dict[str, float]], measure: str) -> dict[s
 def _empty(evaluated: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
     return {
         site: {
-            p: {"truth": m[f"{p}/empty_truth_share"], "prediction": m[f"{p}/empty_prediction_share"]}
+            p: {"truth": m[_number(p, "empty_truth_share")], "prediction": m[_number(p, "empty_prediction_share")]}
             for p in PREDICTORS
-            if f"{p}/empty_truth_share" in m and f"{p}/empty_prediction_share" in m
+            if _number(p, "empty_truth_share") in m and _number(p, "empty_prediction_share") in m
         }
         for site, m in evaluated.items()
     }

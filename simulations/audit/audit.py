@@ -147,7 +147,9 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
         for patients, ratio in ((8, 0.99), (32, 0.8)):
             study = hostile_study(task, batch_size=patients, rounds=rounds, mask_ratio=ratio, **wide)
             yield Attack("gates", study, rounds, GatedTrap)
-        yield Attack("gates, plausible weights", study, rounds, TileTrap)
+        for patients in (32, 128):
+            study = hostile_study(task, batch_size=patients, rounds=rounds, mask_ratio=0.8, **wide)
+            yield Attack("gates, weights that look trained", study, rounds, TileTrap)
     for noise in (0.1, 1.0):
         own = privacy | {"noise_multiplier": noise}
         yield Attack("trap", hostile_study(task, rounds=rounds, privacy=own, **plain), rounds, trap)

@@ -24,7 +24,7 @@ TODAY = date(2026, 5, 1)
 
 def masked(batch_size: int = 8, participation: Mapping[str, Any] | None = None, **task: Any) -> Study:
     """A study of masked image modelling alone, within every default bound unless changed."""
-    target = {"task": "self_supervise", "trains": ENCODER, "steps": 8} | task
+    target = {"task": "self_supervise", "trains": ENCODER, "steps": 16} | task
     stages = [{"name": "only", "rounds": 2, "target": target}]
     return study(batch_size=batch_size, participation=participation or {}, stages=stages)
 

@@ -8,7 +8,7 @@ import pytest
 from hospital import with_policy
 from tiny import answer, refusal, request, study, workers
 
-from clients.learning.plausibility import concentration
+from clients.learning.plausibility import concentration, likeness
 from clients.node.worker import Worker
 from common.components import Role, Tensors
 from common.networks import initial_networks
@@ -53,6 +53,8 @@ CRAFTED: Mapping[str, Tensors] = {
     "a filter switched off": changed(MIDDLE, lambda x: first_of(x, 0, 0.0)),
     "an input cut off": changed(MIDDLE, lambda x: first_of(x, 1, 0.0)),
     "a filter that drowns the others": changed(MIDDLE, lambda x: first_of(x, 0, 50.0)),
+    "a normalisation that hides the scale": changed(NORM, lambda x: 1e-5 * x),
+    "one filter over and over": changed(MIDDLE, lambda x: np.broadcast_to(x[:1], x.shape)),
     "saturated by a bias": changed(BIAS, lambda x: x + 100),
     "saturated by a normalisation": changed(NORM, lambda x: 100 * x),
 }
@@ -120,6 +122,13 @@ def test_a_whole_run_of_honest_training_never_looks_made(
     of = study(network={"features": [8] * 6, "norm": "group"}, stages=stages)
     run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run")
     assert "implausible" not in caplog.text
+
+
+def test_likeness_is_one_for_equal_filters_and_next_to_nothing_for_random_ones() -> None:
+    random = np.random.default_rng(0).normal(size=(32, 16, 3, 3))
+    assert likeness(np.broadcast_to(random[:1], random.shape)) == pytest.approx(1.0)
+    assert likeness(random) == pytest.approx(1 / 144, rel=0.2)
+    assert likeness(np.ones((3, 64))) == likeness(np.ones((8, 9))) == 0.0
 
 
 def test_concentration_is_one_for_equal_numbers_and_one_over_n_for_a_single_one() -> None:

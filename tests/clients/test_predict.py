@@ -70,7 +70,8 @@ def test_a_finished_run_segments_every_image_in_its_own_size(
     assert main(["predict", "--model", str(run), "--images", str(scans), "--out", str(tmp_path / "out")]) == 0
 
     assert pictures(tmp_path / "out") == {
-        f"{kind}/s{n}.png" for kind in ("masks", "confidence", "overlays") for n in (0, 1)
+        "results.csv",
+        *(f"{kind}/s{n}.png" for kind in ("masks", "confidence", "overlays") for n in (0, 1)),
     }
     mask = np.asarray(Image.open(tmp_path / "out/masks/s0.png"))
     assert mask.shape == (48, 64)
@@ -167,15 +168,15 @@ def test_each_image_has_its_own_spacing_from_table_or_header_before_the_option(
     used: dict[str, float | None] = {}
 
     class Watched(Model):
-        def probability(self, image: np.ndarray, spacing_mm: float | None) -> np.ndarray:
+        def maps(self, image: np.ndarray, spacing_mm: float | None) -> dict[str, np.ndarray]:
             used[str(len(used))] = spacing_mm
-            return super().probability(image, spacing_mm)
+            return super().maps(image, spacing_mm)
 
     outcome = predict(
         Watched(spaced.study, spaced.networks, True), scans / "list.csv", tmp_path / "out", spacing_mm=1.2
     )
 
-    assert outcome.written == 3
+    assert len(outcome.rows) == 3
     assert list(used.values()) == pytest.approx([0.8, 1.2, 0.5])
 
 
@@ -205,14 +206,14 @@ def test_every_format_is_read_and_what_is_no_image_is_named(
     letterbox: Model, scans: Path, tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(frame(3)).save(scans / "s0.jpg")
-    dicom(scans / "IM0001", np.stack([frame(4), frame(5)]))
+    dicom(scans / "IM0001", np.stack([frame(4), frame(5)]), StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4")
     (scans / "report.pdf").write_bytes(b"%PDF-1.7")
     (scans / ".DS_Store").write_bytes(b"")
     (scans / "cut.png").write_bytes((scans / "s0.png").read_bytes()[:-40])
 
     outcome = predict(letterbox, scans, tmp_path / "out")
 
-    assert outcome.written == 5
+    assert len(outcome.rows) == 5
     assert {name for name in pictures(tmp_path / "out") if name.startswith("masks/")} == {
         f"masks/{name}" for name in ("s0.png", "s1.png", "s0.jpg.png", "IM0001-0000.png", "IM0001-0001.png")
     }
@@ -244,7 +245,7 @@ def test_ten_bits_in_sixteen_are_refused_and_not_segmented_in_the_dark(
 
     outcome = predict(letterbox, scans, tmp_path / "out")
 
-    assert outcome.written == 1
+    assert len(outcome.rows) == 1
     assert "s1.png: dim-16-bit-image" in outcome.problems[0]
     assert "content of 10 bits" in outcome.problems[0]
 

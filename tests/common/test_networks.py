@@ -7,12 +7,13 @@ import pytest
 import torch
 from opacus.validators import ModuleValidator
 from tiny import same, study, workers, write_site
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.components import BASELINE, COMPONENTS, component_of
+from common.errors import StudyError
 from common.infusion import fuse
 from common.network_settings import NETWORKS, BasicUNet, NetworkSettings, ResidualUNet
-from common.networks import Branch, InfusionHead, MimDecoder, Projector, initial_networks
+from common.networks import BUILDERS, Branch, InfusionHead, MimDecoder, Projector, initial_networks
 from server.run import run_study
 from simulations.local import LocalTransport
 
@@ -136,14 +137,21 @@ def test_a_kind_of_network_has_the_channels_and_the_stride_that_it_declares(netw
     together = branch(x)
     assert together.shape == x.shape == MimDecoder(network)(features).shape
     assert Projector(network)(features).shape == (3, 32, side // 4, side // 4)
+    for module in (branch, MimDecoder(network), Projector(network)):
+        assert ModuleValidator.validate(module.train(), strict=False) == []
     for own, one in zip(together, x, strict=True):  # no image sees another
         torch.testing.assert_close(branch(one[None])[0], own, rtol=1e-4, atol=1e-5)
 
 
-def test_the_larger_network_can_be_trained_with_differential_privacy_and_has_paper_scale() -> None:
+def test_a_network_with_buffers_is_refused_where_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixing = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    monkeypatch.setitem(BUILDERS, "basic_unet", lambda network: (mixing, nn.Identity()))
+    with pytest.raises(StudyError, match="mix patients"):
+        Branch(BasicUNet())
+
+
+def test_the_larger_network_has_paper_scale() -> None:
     network = ResidualUNet(kind="residual_unet")
-    for module in (Branch(network), MimDecoder(network), Projector(network)):
-        assert ModuleValidator.validate(module.train(), strict=False) == []
     assert sum(p.numel() for p in Branch(network).parameters()) == pytest.approx(6_300_000, rel=0.1)
 
 

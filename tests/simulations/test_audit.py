@@ -12,6 +12,7 @@ from tiny import write_site
 from clients.data.site import Site, load_site
 from clients.governance.policy import Policy
 from common.errors import RunError
+from common.study import Study
 from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
@@ -64,14 +65,20 @@ def test_gates_take_single_images_out_of_a_batch_of_eight(east: Path) -> None:
     assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedTrap(study)))) >= 4
 
 
-def test_under_a_policy_that_nobody_changed_gates_of_plausible_weights_still_take_tiles_of_single_patients(
+def test_gates_of_weights_that_look_trained_take_tiles_and_a_policy_that_nobody_changed_refuses_them(
     tmp_path: Path,
 ) -> None:
-    """What docs/privacy.md says is left; a mend turns this test around."""
     many = untouched(write_site(tmp_path / "many", "target", patients={"train": 40, "test": 5}))
     network = {"features": (16, 16, 32, 64, 256, 16)}
-    study = hostile_study("self_supervise", batch_size=32, size=32, mask_ratio=0.8, network=network)
-    assert len(rebuilt_patients(reconstruct(open_worker(many, study), study, trap=TileTrap(study)))) >= 2
+
+    def asked(patients: int) -> Study:
+        return hostile_study("self_supervise", batch_size=patients, size=32, mask_ratio=0.8, network=network)
+
+    few = asked(32)
+    assert len(rebuilt_patients(reconstruct(open_worker(many, few, lifted=True), few, trap=TileTrap(few)))) >= 2
+    for study, code in ((few, "policy-limit"), (asked(128), "implausible-weights")):
+        with pytest.raises(Refused, match=code):
+            reconstruct(open_worker(many, study), study, trap=TileTrap(study))
 
 
 @pytest.mark.parametrize("task", ["self_supervise", "supervise"])
@@ -95,7 +102,7 @@ def test_the_audit_tells_both_the_refusal_and_what_the_limits_held_back(east: Pa
     found = run_attack(trap, untouched(east))
     assert (found.answer, found.lifted, found.drawn) == ("policy-limit", True, 1)
     assert found.correlation > 0.9
-    many = Attack("trap", hostile_study("supervise", batch_size=32, **SMALL), rounds=1, trap=SuperviseTrap)
+    many = Attack("trap", hostile_study("supervise", batch_size=128, **SMALL), rounds=1, trap=SuperviseTrap)
     found = run_attack(many, untouched(north))
     assert (found.answer, found.lifted, found.rebuilt) == ("implausible-weights", True, 0)
 

@@ -18,7 +18,13 @@ DECIDING = {
     *(f"clients.data.{name}" for name in ("manifest", "images", "site", "frames", "dataset")),
     *(f"clients.learning.{name}" for name in ("supervise", "self_supervise", "self_train", "infuse", "score")),
     *(f"common.{name}" for name in ("tasks", "contract", "study", "losses", "metrics")),
-    *("clients.governance.policy", "clients.node.worker", "server.state", "server.rounds", "server.aggregate"),
+    *(
+        "clients.governance.policy",
+        "clients.node.worker",
+        "server.state",
+        "server.rounds",
+        "server.aggregation.exact_mean",
+    ),
     *("simulations.ablation.pooled", "simulations.ablation.code_version", TRAINING),
 }
 #: Trains every stage of the tiny study, federated and pooled, and prints the project's modules that this loaded.

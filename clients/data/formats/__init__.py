@@ -18,12 +18,11 @@ NAMES = "PNG, JPEG, TIFF, BMP, GIF, DICOM, NIfTI, NRRD, MP4, MOV, AVI"
 MAX_FILE_BYTES = 2**31
 
 
-def open_recording(path: Path) -> Recording:
-    """The frames of an image or a cine loop, decoded one after the other as they are asked for.
+def format_of(path: Path) -> ModuleType:
+    """The module of `FORMATS` that reads a file.
 
     Raises:
-        PictureError: `unreadable-image`, `unknown-format`, `huge-image` or another that the format gives its reason
-            for. Frames raise it too, while they are decoded.
+        PictureError: `unreadable-image`, `unknown-format` or `huge-image`.
     """
     try:
         size = path.stat().st_size
@@ -37,6 +36,16 @@ def open_recording(path: Path) -> Recording:
         if own.matches(head):
             if size > MAX_FILE_BYTES:
                 raise huge(f"{size >> 20} MiB", f"at most {MAX_FILE_BYTES >> 20}")
-            recording: Recording = own.read(path)
-            return recording
+            return own
     raise PictureError("unknown-format", f"expected one of {NAMES}; found another kind of file", "Export it again")
+
+
+def open_recording(path: Path) -> Recording:
+    """The frames of an image or a cine loop, decoded one after the other as they are asked for.
+
+    Raises:
+        PictureError: as `format_of`, or another that the format gives its reason for. Frames raise it too, while they
+            are decoded.
+    """
+    recording: Recording = format_of(path).read(path)
+    return recording

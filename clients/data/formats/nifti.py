@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,16 +29,9 @@ def matches(head: bytes) -> bool:
 
 def read(path: Path) -> Recording:
     """The frames of a NIfTI file, rows downwards as the second axis. Raises PictureError."""
-    import nibabel
-
     with reading("NIfTI file"):
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            head = file.read(540)
-            large = head[4:8] in MAGIC
-            kind: Any = nibabel.Nifti2Image if large else nibabel.Nifti1Image
-            header = kind.header_class(head[:540] if large else head[:348])
+        with _opened(path) as file:
+            header, head = _header(file)
             shape = tuple(int(side) for side in header.get_data_shape() if side != 1)
             dtype = header.get_data_dtype()
             size = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
@@ -52,6 +45,28 @@ def read(path: Path) -> Recording:
         mm = _TO_MM.get(header.get_xyzt_units()[0], 1.0)
         spacing = square(float(zooms[0]) * mm, float(zooms[1]) * mm)
         return Recording(lambda: frames_of(volume), volume.shape[2], shape[1], shape[0], spacing_mm=spacing)
+
+
+def read_header(path: Path) -> Any:
+    """The header of a NIfTI file, as nibabel has it. Raises PictureError."""
+    with reading("NIfTI file"), _opened(path) as file:
+        return _header(file)[0]
+
+
+def _opened(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]  # typeshed's GzipFile
+
+
+def _header(file: BinaryIO) -> tuple[Any, bytes]:
+    """The header at the begin of a file, and the bytes that were read."""
+    import nibabel
+
+    head = file.read(540)
+    large = head[4:8] in MAGIC
+    kind: Any = nibabel.Nifti2Header if large else nibabel.Nifti1Header
+    return kind(head[:540] if large else head[:348]), head
 
 
 def frames_of(volume: np.ndarray) -> Iterator[Pixels]:

@@ -1,6 +1,7 @@
 """Cine loops as MP4, MOV or AVI."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from clients.data.formats.recording import MAX_FRAMES, Pixels, Recording, huge, reading
 from clients.data.images import PictureError, check_pixels
 
+#: Frames a second that a player can show; a header that says more is wrong.
+MAX_RATE = 1000
 #: The container is told to the decoder: a file that it recognised by itself could be a list of other files.
 _CONTAINERS = {b"ftyp": "mov", b"moov": "mov", b"mdat": "mov", b"wide": "mov"}
 
@@ -36,6 +39,17 @@ def read(path: Path) -> Recording:
             stream = video.streams.video[0]
             # A container may not tell how many; one that tells nonsense is noticed while it is decoded.
             return Recording(lambda: _frames(path, container), max(1, stream.frames), stream.height, stream.width)
+
+
+def rate_of(path: Path) -> Fraction:
+    """Frames a second of the file's first video, 25 where it does not say. Raises PictureError."""
+    import av
+
+    with path.open("rb") as file:
+        container = _container(file.read(16))
+    with reading("video"), av.open(str(path), format=container) as video:
+        rate = video.streams.video[0].average_rate
+        return rate if rate and 0 < rate <= MAX_RATE else Fraction(25)
 
 
 def _frames(path: Path, container: str) -> Iterator[Pixels]:
