@@ -180,15 +180,20 @@ def _segment(model: Model, given: Input, spacing_mm: float | None, out: Path) ->
     kind = WRITERS.get(format_of(given.file))
     writer = kind(given.file, out, given.name, model.study.name) if kind is not None else None
     frames = Frames(model.study, given, spacing_mm)
-    for index, (name, image) in enumerate(frames, 1):
-        maps = model.maps(image, frames.spacing_mm)
-        p = maps[model.predictor]
-        if not np.isfinite(p).all():
-            raise PictureError("not-finite", "expected probabilities, the model gave none here", "Report this image")
-        _write(out, name, image, p)
+    try:
+        for index, (name, image) in enumerate(frames, 1):
+            maps = model.maps(image, frames.spacing_mm)
+            p = maps[model.predictor]
+            if not np.isfinite(p).all():
+                raise PictureError("not-finite", "expected probabilities, the model gave none", "Report this image")
+            _write(out, name, image, p)
+            if writer is not None:
+                writer.add(p > 0.5, overlay(image, p > 0.5))
+            yield row_of(name, maps, p, frames.spacing_mm), min(1.0, index / frames.count)
+    except PictureError:
         if writer is not None:
-            writer.add(p > 0.5, overlay(image, p > 0.5))
-        yield row_of(name, maps, p, frames.spacing_mm), min(1.0, index / frames.count)
+            writer.file.unlink(missing_ok=True)  # half a video looks like a whole one, or does not open
+        raise
     if writer is not None:
         writer.close()
 

@@ -26,7 +26,7 @@ class Timing:
     Attributes:
         frames_per_s: by the median.
         times_predict: how many times as fast as `crossprobe predict`, by the medians of the same minutes.
-        cpu_ms: what all threads of the process computed for a frame, the median: a busy machine hardly changes it.
+        cpu_ms: what all threads of the process computed for a frame, the median: a busy machine changes it far less.
     """
 
     way: str

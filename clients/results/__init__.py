@@ -18,7 +18,9 @@ from clients.results.video import OverlayVideo
 
 
 class Writer(Protocol):
-    """A file in the making."""
+    """A file in the making, to lie at `file`."""
+
+    file: Path
 
     def __init__(self, source: Path, out: Path, name: str, model: str) -> None: ...
 

@@ -141,6 +141,22 @@ def test_an_odd_side_is_padded_as_players_want_even_ones(model: Model, scans: Pa
         assert (found.streams.video[0].height, found.streams.video[0].width) == (34, 48)
 
 
+def test_half_a_video_is_taken_away(model: Model, scans: Path, tmp_path: Path) -> None:
+    class FailsLater(Model):
+        def maps(self, image: np.ndarray, spacing_mm: float | None) -> dict[str, np.ndarray]:
+            found = super().maps(image, spacing_mm)
+            begun = (tmp_path / "out/overlays/loop.mp4.mp4").exists()
+            return {name: p * np.nan for name, p in found.items()} if begun else found
+
+    video(scans / "loop.mp4", loop(90))  # more than the encoder holds back, so that a file is begun
+
+    outcome = predict(FailsLater(model.study, model.networks, True), scans, tmp_path / "out")
+
+    assert outcome.problems[0].startswith("loop.mp4: not-finite")
+    assert 0 < len(outcome.rows) < 90
+    assert not (tmp_path / "out/overlays/loop.mp4.mp4").exists()
+
+
 def test_more_masks_than_memory_holds_are_a_named_problem(
     model: Model, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
