@@ -3,9 +3,9 @@
 Weights that turn an update into a copy of images (Fowl et al. 2022, arXiv 2110.13057; Boenisch et al. 2023,
 arXiv 2112.02918) need layers that are blind, that pass an image through unchanged, or that differ in scale by
 orders. Training does none of that: it moves weights a little from where they began. In the trained networks of
-docs/results.md every larger layer's spread stays within 1.5 of its initial one, every filter's within 1.4 of its layer's,
-no layer is carried by a few weights (`concentration` at least 0.3), its filters differ (`likeness` at most 0.1), and a
-normalisation's scale is 0.8 to 1.6. The bounds below leave room beyond that.
+docs/results.md every larger layer's spread stays within 1.5 of its initial one, every filter's within 1.4 of its
+layer's, no layer is carried by a few weights (`concentration` at least 0.3), its filters differ (`likeness` at most
+0.1), and a normalisation's scale is 0.8 to 1.6. The bounds below leave room beyond that.
 
 This makes such weights harder to write and their copies worse. It does not rule them out.
 """
