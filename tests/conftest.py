@@ -1,5 +1,6 @@
 """One thread, repeatable properties, and tiny sites with one finished run that tests share."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tiny import Between, one_stage, repeated, study, workers, write_site
 from clients.data.site import Site, load_site
 from common.components import BRANCHES, Tensors
 from server.run import run_study
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so do all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 settings.register_profile(
