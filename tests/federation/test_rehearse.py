@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from processes import processes_of
 
+from common.run_folder import RunFolder
 from crossprobe import main
 from simulations.rehearsal import RECORD
 
@@ -42,7 +43,7 @@ def test_a_rehearsal_ends_with_a_model_and_whole_ledgers_and_without_a_process(t
     said, steps = process.communicate(timeout=400)
     assert process.returncode == 0, steps
     done = json.loads(said)
-    assert (Path(done["run"]) / "model.safetensors").stat().st_size > 0
+    assert RunFolder(Path(done["run"])).model.stat().st_size > 0
     assert Path(done["report"]).is_file()
     assert sorted(done["sites"]) == ["source-1-lumify-like", "target-2-telemed-like"]
     assert all(site["messages_sent"] > 4 for site in done["sites"].values())
