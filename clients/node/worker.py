@@ -7,6 +7,7 @@ function of the request, the images and the site's secret.
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import torch
 
@@ -75,9 +76,6 @@ class Worker:
         self.rounds = list(study.rounds())
         self.networks = Networks(study, device, site.config.mixed_precision)
         self.data = Dataset(site, study) if data is None else data
-        self._plausibility: Plausibility | None = (
-            None  # seconds of a network's making, which an enrolment need not wait
-        )
 
     def handle(self, payload: bytes) -> bytes:
         """Answer the bytes of a message, for whoever has only these; see `answer`."""
@@ -211,9 +209,11 @@ class Worker:
         rounded = {name: frozen.get(name, task.metrics[name].rounded(value)) for name, value in backed.items()}
         return policy.permitted(rounded), updates
 
+    @cached_property
+    def _plausibility(self) -> Plausibility:
+        return Plausibility(self.study)  # seconds of a network's making, which an enrolment need not wait
+
     def _check_plausible(self, received: Tensors, task: Task) -> None:
-        if self._plausibility is None:
-            self._plausibility = Plausibility(self.study)
         try:
             self._plausibility.check(received, self.networks, task.components())
         except ContractError as error:

@@ -1,12 +1,12 @@
 """Patients, clips and files under names that nobody can undo without the site's own key."""
 
 import hmac
-import os
 import secrets
 import unicodedata
 from pathlib import Path
 
-from common.errors import SiteStateError
+from common.errors import RunError, SiteStateError
+from common.files import write_atomically
 
 KEY_BYTES = 32
 #: 48 bits: among a million patients, two share a name once in 600 sites.
@@ -22,15 +22,13 @@ def site_key(path: Path) -> bytes:
     Raises:
         SiteStateError: if the file cannot be read or made, is no key, or others can read it.
     """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _read(path)
-    except OSError as error:
-        raise SiteStateError(f"cannot make the key {path}: {error.strerror}. Give another place with --key.") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key := secrets.token_bytes(KEY_BYTES))
-    return key
+    if not path.exists():
+        try:
+            write_atomically(path, secrets.token_bytes(KEY_BYTES), then="give another place with --key", new=True)
+        except RunError as error:
+            if not path.exists():  # else another import made it meanwhile
+                raise SiteStateError(str(error)) from None
+    return _read(path)
 
 
 def pseudonym(key: bytes, kind: str, identity: str) -> str:
