@@ -30,23 +30,8 @@ def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Shapes, *, max_norm
         ContractError: `unknown-tensor`, `missing-tensor`, `wrong-dtype`, `wrong-shape`, `not-finite`
             or `absurd-norm`, naming the first tensor and how many more there are.
     """
-
-    def refuse(code: str, names: list[str], text: str) -> None:
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            # A received name could carry anything: only a plain one is repeated.
-            shown = names[0] if re.fullmatch(r"[\w./]{1,120}", names[0]) else "a tensor"
-            raise ContractError(code, f"{shown}{more}: {text}")
-
-    refuse("unknown-tensor", sorted(tensors.keys() - shapes.keys()), "not part of this task")
-    refuse("missing-tensor", sorted(shapes.keys() - tensors.keys()), "expected, not found")
-    refuse("wrong-dtype", [n for n, x in tensors.items() if x.dtype != np.float32], "expected float32")
-    refuse(
-        "wrong-shape",
-        [n for n, x in tensors.items() if x.shape != tuple(shapes[n])],
-        "its shape is not the study's",
-    )
-    refuse(
+    _check_form(tensors, shapes, np.dtype(np.float32))
+    _refuse(
         "not-finite",
         [n for n, x in tensors.items() if not np.isfinite(x).all()],
         "holds NaN or infinity",
@@ -54,6 +39,31 @@ def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Shapes, *, max_norm
     norm = float(np.sqrt(sum(float(np.square(x, dtype=np.float64).sum()) for x in tensors.values())))
     if norm > max_norm:
         raise ContractError("absurd-norm", f"L2 norm {norm:.3g} is over the study's bound {max_norm:.3g}")
+
+
+def check_masked(tensors: Mapping[str, np.ndarray], shapes: Shapes) -> None:
+    """Check updates under masks: exactly these names and shapes, uint64. More cannot be seen of them.
+
+    Raises:
+        ContractError: as `check_tensors`, but for `not-finite` and `absurd-norm`.
+    """
+    _check_form(tensors, shapes, np.dtype(np.uint64))
+
+
+def _check_form(tensors: Mapping[str, np.ndarray], shapes: Shapes, dtype: np.dtype) -> None:
+    _refuse("unknown-tensor", sorted(tensors.keys() - shapes.keys()), "not part of this task")
+    _refuse("missing-tensor", sorted(shapes.keys() - tensors.keys()), "expected, not found")
+    _refuse("wrong-dtype", [n for n, x in tensors.items() if x.dtype != dtype], f"expected {dtype}")
+    wrong = [n for n, x in tensors.items() if x.shape != tuple(shapes[n])]
+    _refuse("wrong-shape", wrong, "its shape is not the study's")
+
+
+def _refuse(code: str, names: list[str], text: str) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        # A received name could carry anything: only a plain one is repeated.
+        shown = names[0] if re.fullmatch(r"[\w./]{1,120}", names[0]) else "a tensor"
+        raise ContractError(code, f"{shown}{more}: {text}")
 
 
 def check_metrics(task: str, metrics: Mapping[str, float]) -> None:

@@ -29,8 +29,43 @@ MAX_MESSAGE_BYTES = 1 << 30
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 STAGE_NAME = r"^[a-z0-9_-]{1,40}$"
+Hex = r"^([0-9a-f]{2})*$"
+SiteName = Annotated[str, Field(pattern=SITE_NAME)]
+#: Shares and seeds of masks, see `common.masking`: site -> hex.
+SmallSecrets = dict[SiteName, Annotated[str, Field(pattern=Hex, max_length=200)]]
 #: Texts are shown on terminals, where other characters could move the cursor or change what stands there.
 PRINTABLE = r"^[ -~]*$"
+
+
+def _absent(value: object) -> bool:
+    """Whether an optional field is no part of a message: without it the bytes are those of studies without it."""
+    return not value
+
+
+class MaskKey(BaseModel):
+    """A site's public key for the masks of one study, and who says so.
+
+    Attributes:
+        key: X25519, hex.
+        signature: Ed25519, hex, by the site's signing key; see `common.signing.certify`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+class Masking(BaseModel):
+    """Among whom an update is summed under masks, see `common.masking`.
+
+    Attributes:
+        keys: of every site that is asked, the receiver's own included.
+        patients: of all sites of the role, so that each can tell whether its part could overflow the sum.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    keys: dict[SiteName, MaskKey]
+    patients: int = Field(ge=1)
 
 
 class Header(BaseModel):
@@ -65,6 +100,11 @@ class EnrolReply(Header):
     )
     labelled_test: bool = Field(description="whether you have enough labelled test patients for the evaluation")
     software: str = Field(max_length=40, pattern=PRINTABLE, description="version of CrossProbe")
+    mask_key: MaskKey | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="where updates are summed under masks: your public key for them, signed by you",
+    )
 
 
 class TaskRequest(Header):
@@ -73,6 +113,7 @@ class TaskRequest(Header):
     Attributes:
         round: 0-based over the whole study.
         foreground_prior: the sources' mean foreground fraction in [0, 1]; None before it is known.
+        masking: where updates are summed under masks, else None.
     """
 
     kind: Literal["task"] = "task"
@@ -81,6 +122,24 @@ class TaskRequest(Header):
     stage: str = Field(pattern=STAGE_NAME)
     task: str = Field(pattern=TASK_NAME)
     foreground_prior: float | None = Field(default=None, ge=0.0, le=1.0)
+    masking: Masking | None = Field(default=None, exclude_if=_absent)
+
+
+class UnmaskRequest(Header):
+    """The second half of a round whose updates are summed under masks: whose of them arrived.
+
+    Attributes:
+        request: SHA-256 of the task's request.
+        shares: each site whose update arrived -> the share that it sealed for the receiver.
+    """
+
+    kind: Literal["unmask"] = "unmask"
+    study: Sha256
+    round: int = Field(ge=0)
+    task: str = Field(pattern=TASK_NAME)
+    request: Sha256
+    masking: Masking
+    shares: SmallSecrets
 
 
 class TaskReply(Header):
@@ -100,6 +159,30 @@ class TaskReply(Header):
     request: Sha256 = Field(description="hash of the request that is answered")
     metrics: dict[str, float] = Field(description="the numbers below")
     ledger_head: Sha256 | None = Field(default=None, description="hash of your ledger's last line")
+    shares: SmallSecrets = Field(
+        default={},
+        exclude_if=_absent,
+        description="where updates are summed under masks: for each site of your role its share of the key to one of "
+        "your masks, which only that site can read",
+    )
+
+
+class UnmaskReply(Header):
+    """A site's part in laying bare the sum of a round, and only the sum, see `common.masking`.
+
+    Attributes:
+        request: SHA-256 of the request to unmask.
+    """
+
+    when: ClassVar[str] = "once for each round whose updates are summed under masks"
+    kind: Literal["unmasked"] = Field(default="unmasked", description="which of these messages it is")
+    study: Sha256 = Field(description="hash of the study")
+    round: int = Field(ge=0, description="number of the round")
+    task: str = Field(pattern=TASK_NAME, description="name of the task")
+    request: Sha256 = Field(description="hash of the request that is answered")
+    shares: SmallSecrets = Field(description="your share of a mask's key of each site whose update arrived")
+    seeds: SmallSecrets = Field(description="the key to your common mask with each site whose update did not arrive")
+    ledger_head: Sha256 | None = Field(default=None, description="hash of your ledger's last line")
 
 
 class Refusal(Header):
@@ -116,9 +199,17 @@ class Refusal(Header):
 
 
 #: Every message that a site can send, and when.
-REPLIES: tuple[type[EnrolReply] | type[TaskReply] | type[Refusal], ...] = (EnrolReply, TaskReply, Refusal)
+REPLIES: tuple[type[EnrolReply] | type[TaskReply] | type[UnmaskReply] | type[Refusal], ...] = (
+    EnrolReply,
+    TaskReply,
+    UnmaskReply,
+    Refusal,
+)
 
-AnyHeader = Annotated[EnrolRequest | EnrolReply | TaskRequest | TaskReply | Refusal, Field(discriminator="kind")]
+AnyHeader = Annotated[
+    EnrolRequest | EnrolReply | TaskRequest | TaskReply | UnmaskRequest | UnmaskReply | Refusal,
+    Field(discriminator="kind"),
+]
 _HEADER: TypeAdapter[AnyHeader] = TypeAdapter(AnyHeader)
 
 

@@ -5,6 +5,7 @@ input.yaml          the study as a simulation hands it to its processes
 checkpoint/         the server's state after the last round, see `server.state`
 history.jsonl       a line a round, see `server.history`
 paused.json         which sites a round waits for, see `server.pause`
+survivors.json      whose updates the present round sums under masks, see `server.survivors`
 release/            the final model with study, card and hashes, see `common.release`; it alone may be passed on
 summary.json        what was found, for machines
 report.html         the same for people
@@ -60,6 +61,11 @@ class RunFolder:
     def paused(self) -> Path:
         """There while a round waits for sites."""
         return self.path / "paused.json"
+
+    @property
+    def survivors(self) -> Path:
+        """Whose updates the present round sums under masks."""
+        return self.path / "survivors.json"
 
     @property
     def release(self) -> Path:

@@ -25,9 +25,11 @@ from common.errors import ContractError, RunError
 from common.files import PUBLIC, private_folder, write_atomically
 
 MAGIC, SIGNATURE_BYTES = b"XPRS", 64
-Purpose = Literal["request", "reply", "release"]
+Purpose = Literal["request", "reply", "release", "mask key"]
 #: The coordinator's, in a folder of its own.
 PRIVATE_KEY, PUBLIC_KEY = "coordinator.key", "coordinator.pub"
+#: Beside these, the folder with a file `NAME.pub` for each site.
+SITES = "sites"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,20 @@ def _signed(purpose: Purpose, payload: bytes) -> bytes:
     return f"crossprobe {purpose} 1 {hashlib.sha256(payload).hexdigest()}".encode()
 
 
+def certify(site: str, study_hash: str, mask_key: bytes, key: Ed25519PrivateKey) -> bytes:
+    """Return a site's signature of its key for the masks of one study, see `common.masking`."""
+    return sign(_mask_key(site, study_hash, mask_key), key, "mask key")
+
+
+def check_certified(site: str, study_hash: str, mask_key: bytes, signature: bytes, key: Ed25519PublicKey) -> None:
+    """Check that a mask key is the site's own. Raises ContractError `bad-signature`."""
+    Sealed(_mask_key(site, study_hash, mask_key), signature).check(key, "mask key")
+
+
+def _mask_key(site: str, study_hash: str, mask_key: bytes) -> bytes:
+    return f"{site} {study_hash} {mask_key.hex()}".encode()
+
+
 def key_of(seed: bytes) -> Ed25519PrivateKey:
     """Return the key that 32 secret bytes stand for: a site's are derived from its secret."""
     return Ed25519PrivateKey.from_private_bytes(seed)
@@ -100,6 +116,14 @@ def read_public_key(file: Path) -> Ed25519PublicKey:
         return public_key_of(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{file} holds no public signing key: {error}. Ask for the file again.") from None
+
+
+def read_site_keys(folder: Path) -> dict[str, Ed25519PublicKey]:
+    """Return the public keys in a folder with a file `NAME.pub` for each site, by name. Raises RunError."""
+    files = sorted(folder.glob("*.pub"))
+    if not files:
+        raise RunError(f"{folder} holds no site's key: put in it, as NAME.pub, what `site signing-key` printed there.")
+    return {file.stem: read_public_key(file) for file in files}
 
 
 def read_private_key(file: Path) -> Ed25519PrivateKey:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from common.components import BASELINE, BRANCHES, COMPONENTS, HALVES, ROLES, Role, branches_of
 from common.errors import StudyError
+from common.masking import LEAST_SITES
 from common.messages import Sha256
 from common.network_settings import BasicUNet, Network
 from common.privacy import Privacy
@@ -196,6 +197,8 @@ class Study(Settings):
         initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
             then `evaluate` reports differences to it.
         privacy: patient-level differential privacy; None: nothing bounds what updates tell of a patient.
+        secure_aggregation: roles whose updates are summed under masks, so that nobody, the server included, sees a
+            single site's, see `common.masking`. Each needs a quorum of three sites.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -212,6 +215,7 @@ class Study(Settings):
     foreground: Literal["area", "thickness"] = Field(default="area", exclude_if=lambda kind: kind == "area")
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
     privacy: Privacy | None = None
+    secure_aggregation: tuple[Role, ...] = Field(default=(), exclude_if=unset)
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -245,6 +249,25 @@ class Study(Settings):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    @model_validator(mode="after")
+    def _summed_under_masks(self) -> Self:
+        few = [role for role in self.secure_aggregation if self.participation.quorum.get(role, 0) < LEAST_SITES]
+        if few:
+            raise ValueError(
+                f"secure_aggregation needs participation.quorum to be {LEAST_SITES} or more for {' and '.join(few)}: a "
+                "sum of two is no secret of either"
+            )
+        other = [stage.name for stage in self.stages if self.secure_aggregation and stage.aggregator != "exact_mean"]
+        if other:
+            raise ValueError(
+                f"stage `{other[0]}`: under secure_aggregation only the sum is known: aggregator exact_mean"
+            )
+        return self
+
+    def masks(self, task: Task, role: Role) -> bool:
+        """Whether the updates of a task's sites are summed under masks."""
+        return role in self.secure_aggregation and bool(task.trains)
 
     @property
     def fused(self) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from common.components import BASELINE, ROLES, Role, Tensors, component_of, select
 from common.errors import ContractError
 from common.study import Round, Stage, Study
-from server.aggregation import Aggregator, aggregator
+from server.aggregation import Aggregator, ExactMean, aggregator
 from server.state import Participant, ServerState, fused_tensors
 
 
@@ -30,6 +30,20 @@ class Reply:
     site: str
     metrics: Mapping[str, float]
     updates: Tensors
+
+
+@dataclass(frozen=True)
+class RoleSum:
+    """What the updates of a role's sites sum up to, where nobody may see a single one (`common.masking`).
+
+    Attributes:
+        total: int64, `rint(x * 2^32) * patients` summed over the sites.
+        patients: of these sites together.
+    """
+
+    role: Role
+    total: Tensors
+    patients: int
 
 
 @dataclass(frozen=True)
@@ -70,16 +84,24 @@ def begun(state: ServerState, round_: Round) -> ServerState:
     return replace(state, components=state.components | copies)
 
 
-def apply(study: Study, state: ServerState, round_: Round, replies: Iterable[Reply]) -> tuple[ServerState, Diagnostics]:
+def apply(
+    study: Study, state: ServerState, round_: Round, replies: Iterable[Reply | RoleSum]
+) -> tuple[ServerState, Diagnostics]:
     """Return the state after a round, and what became of it.
 
     Args:
-        replies: in any order, taken one by one, so that only one need be in memory; the order changes no bit.
+        replies: in any order, taken one by one, so that only one need be in memory; the order changes no bit. Where
+            updates are summed under masks, a role's replies hold none, and their sum comes beside them.
     """
     sums = _aggregators(state, round_.stage)
     metrics: dict[str, Mapping[str, float]] = {}
     refused = {}
     for reply in replies:
+        if isinstance(reply, RoleSum):
+            total = sums[reply.role]
+            assert isinstance(total, ExactMean)  # as `common.study.Study` sees to
+            total.add_sum(reply.total, reply.patients)
+            continue
         site = state.participants[reply.site]
         try:
             if reply.updates:

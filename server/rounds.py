@@ -10,14 +10,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from common.components import Role, Shapes, component_of, select
-from common.contract import check_metrics, check_tensors
+from common.contract import check_masked, check_metrics, check_tensors
 from common.errors import ContractError
-from common.messages import Message, Refusal, TaskReply, TaskRequest
+from common.messages import Masking, Message, Refusal, TaskReply, TaskRequest
 from common.study import Round, Study
 from common.tasks import Task
-from server.algorithm import Reply, apply, begun
+from server.algorithm import Reply, RoleSum, apply, begun
 from server.history import RoundRecord, SiteRecord
+from server.masked_round import MaskedRound
 from server.state import ServerState
+from server.survivors import Survivors
 from server.transport import Failure, Transport
 
 log = logging.getLogger("crossprobe.server")
@@ -41,11 +43,18 @@ def requests_of(study: Study, state: ServerState, round_: Round) -> dict[str, Me
                 stage=round_.stage.name,
                 task=task.task,
                 foreground_prior=state.foreground_prior,
+                masking=_masking(state, participant.role) if study.masks(task, participant.role) else None,
             )
             tensors = state.components | state.released if task.of_released else state.components
             messages[participant.role] = Message.of(header, select(tensors, study.components_of(task)))
         requests[site] = messages[participant.role]
     return requests
+
+
+def _masking(state: ServerState, role: Role) -> Masking:
+    sites = {site: one for site, one in state.participants.items() if one.role == role and one.mask_key is not None}
+    keys = {site: one.mask_key for site, one in sorted(sites.items()) if one.mask_key is not None}
+    return Masking(keys=keys, patients=sum(one.patients for one in sites.values()))
 
 
 def accept(reply: Message, request: Message, shapes: Shapes, max_norm: float) -> TaskReply:
@@ -66,37 +75,47 @@ def accept(reply: Message, request: Message, shapes: Shapes, max_norm: float) ->
     answered = (header.request, header.study, header.round, header.stage, header.task)
     if answered != (request.sha256, asked.study, asked.round, asked.stage, asked.task):
         raise ContractError("other-request", "the reply answers another study, round or request")
-    check_tensors(reply.tensors, shapes, max_norm=max_norm)
+    if asked.masking is None:
+        check_tensors(reply.tensors, shapes, max_norm=max_norm)
+    else:
+        check_masked(reply.tensors, shapes)
     check_metrics(asked.task, header.metrics)
     return header
 
 
-def run_round(study: Study, state: ServerState, round_: Round, transport: Transport) -> tuple[ServerState, RoundRecord]:
+def run_round(
+    study: Study, state: ServerState, round_: Round, transport: Transport, survivors: Survivors | None = None
+) -> tuple[ServerState, RoundRecord]:
     """Run one round and return the state after it and its record.
 
     Where fewer valid replies than the quorum came, the state is the one before, but for what travelled, and the
     record's `counted` is False.
+
+    Args:
+        survivors: what an earlier attempt at the round settled; default: there was none.
     """
     start, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     state = begun(state, round_)
     requests = requests_of(study, state, round_)
     sites: dict[str, SiteRecord] = {}
+    masked = MaskedRound(state, requests, survivors or Survivors())
 
     def task_of(site: str) -> Task:
         task = round_.stage.task_of(state.participants[site].role)
         assert task is not None
         return task
 
-    def replies() -> Iterator[Reply]:
+    def replies() -> Iterator[Reply | RoleSum]:
         """Yield what keeps the contract, and record all that comes."""
-        payloads = {site: request.payload for site, request in requests.items()}
+        payloads = {site: request.payload for site, request in requests.items() if masked.wants(site)}
         deadline_s = study.participation.deadline_s
         for site, payload in transport.exchange(payloads, lambda site: task_of(site).task, deadline_s):
             seconds = round(time.monotonic() - start, 3)
-            record, reply = _judge(study, state, task_of(site), site, requests[site], payload)
+            record, reply = _judge(study, state, task_of(site), site, requests[site], payload, masked)
             sites[site] = replace(record, seconds=seconds)
             if reply is not None:
                 yield reply
+        yield from masked.unmasked(transport, deadline_s, sites)
 
     after, diagnostics = apply(study, state, round_, replies())
     for site, error in diagnostics.refused.items():
@@ -121,9 +140,15 @@ def run_round(study: Study, state: ServerState, round_: Round, transport: Transp
 
 
 def _judge(
-    study: Study, state: ServerState, task: Task, site: str, request: Message, payload: bytes | Failure
+    study: Study,
+    state: ServerState,
+    task: Task,
+    site: str,
+    request: Message,
+    payload: bytes | Failure,
+    masked: MaskedRound,
 ) -> tuple[SiteRecord, Reply | None]:
-    """Return the record of what a site sent, and its reply where that keeps the contract."""
+    """Return the record of what a site sent, and its reply where that keeps the contract and can be counted at once."""
     record = SiteRecord(state.participants[site].role, task.task, "ok", bytes_to=len(request.payload))
     if isinstance(payload, Failure):
         return replace(record, status=payload.code, detail=payload.detail), None
@@ -133,9 +158,10 @@ def _judge(
         reply = Message.parse(payload)
         record = replace(record, ledger_head=_ledger_head(reply))
         header = accept(reply, request, shapes, study.participation.max_norm)
+        kept = masked.keep(site, header, reply.tensors)
     except ContractError as error:
         return _refused(record, site, error), None
-    return replace(record, metrics=header.metrics), Reply(site, header.metrics, reply.tensors)
+    return replace(record, metrics=header.metrics), None if kept else Reply(site, header.metrics, reply.tensors)
 
 
 def _refused(record: SiteRecord, site: str, error: ContractError) -> SiteRecord:

@@ -27,6 +27,7 @@ from server.pause import Pause
 from server.release import write_release
 from server.rounds import run_round
 from server.state import Participant, ServerState, load_state, save_state
+from server.survivors import Survivors
 from server.transport import ENROL_S, Failure, Transport
 
 log = logging.getLogger("crossprobe.server")
@@ -81,7 +82,9 @@ def _ask(
                 raise ContractError("not-a-reply", "expected an enrolment in this study")
             if header.patients == 0:
                 raise ContractError("no-patients", "the site declares no training patients")
-            participants[site] = Participant(header.role, header.patients, header.labelled_test)
+            if header.role in study.secure_aggregation and header.mask_key is None:
+                raise ContractError("no-mask-key", "the site gives no key to sum its updates under masks with")
+            participants[site] = Participant(header.role, header.patients, header.labelled_test, header.mask_key)
         except ContractError as error:
             noes[site] = str(error)
     return participants, noes
@@ -181,7 +184,7 @@ def _run_study(
     for round_ in list(study.rounds())[state.round :]:
         first_short = ""
         for attempts_left in reversed(range(study.participation.retries + 1)):
-            state, record = run_round(study, state, round_, transport)
+            state, record = run_round(study, state, round_, transport, Survivors(RunFolder(run).survivors))
             history.append(run, record)
             on_round(record)
             if record.counted:

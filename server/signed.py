@@ -6,13 +6,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from common.errors import ContractError, RunError
+from common.errors import ContractError
 from common.messages import Refusal, unpack
-from common.signing import PRIVATE_KEY, read_private_key, read_public_key, seal, unseal
+from common.signing import PRIVATE_KEY, SITES, read_private_key, read_site_keys, seal, unseal
 from server.transport import ENROL_S, Failure, Transport
-
-#: In the folder of the coordinator's keys: a file `NAME.pub` for each site.
-SITES = "sites"
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,7 @@ class Keys:
     @classmethod
     def read(cls, folder: Path) -> "Keys":
         """Return the keys in a folder. Raises RunError."""
-        files = sorted((folder / SITES).glob("*.pub"))
-        if not files:
-            raise RunError(f"{folder / SITES} holds no site's key: put in it what `site signing-key` printed.")
-        return cls(read_private_key(folder / PRIVATE_KEY), {file.stem: read_public_key(file) for file in files})
+        return cls(read_private_key(folder / PRIVATE_KEY), read_site_keys(folder / SITES))
 
 
 class SignedTransport:

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from common.components import FUSED, Role, Tensors, select
 from common.errors import RunError
 from common.files import private_folder, write_atomically
-from common.messages import digest
+from common.messages import MaskKey, digest
 from common.strict_text import parse_json
 
 VERSION = 2
@@ -24,11 +24,19 @@ MAX_PATIENTS = 1_000_000
 
 @dataclass(frozen=True)
 class Participant:
-    """A site as it enrolled; fixed for the study."""
+    """A site as it enrolled; fixed for the study.
+
+    Attributes:
+        mask_key: where its updates are summed under masks, else None.
+    """
 
     role: Role
     patients: Annotated[int, Field(ge=1, le=MAX_PATIENTS, strict=True)]
     labelled_test: Annotated[bool, Field(strict=True)]
+    mask_key: MaskKey | None = None
+
+
+_PARTICIPANTS = TypeAdapter(dict[str, Participant])
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         "released_round": state.released_round,
         "best_score": state.best_score,
         "foreground_prior": state.foreground_prior,
-        "participants": {site: asdict(one) for site, one in sorted(state.participants.items())},
+        "participants": _PARTICIPANTS.dump_python(dict(sorted(state.participants.items())), mode="json"),
         "bytes_to_sites": state.bytes_to_sites,
         "bytes_from_sites": state.bytes_from_sites,
     }

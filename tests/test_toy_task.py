@@ -103,7 +103,7 @@ def test_the_hospitals_tables_and_policy_know_it(folders: Sequence[Path]) -> Non
     task = toy().stages[0].target
     assert task is not None
     with pytest.raises(ContractError, match="policy-task"):
-        Policy(allowed_tasks=("score",), min_update_draws=1).check_request(toy(), task)
+        Policy(allowed_tasks=("score",), min_update_draws=1).check_request(toy(), "target", task)
 
 
 def test_a_site_does_it_and_sends_what_it_declares_of_enough_patients(folders: Sequence[Path]) -> None:

@@ -34,6 +34,10 @@ def desk(
         Path | None,
         typer.Option(metavar="FILE", help="approve requests signed by this key only; else coordinator.pub of --study"),
     ] = None,
+    site_keys: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="the hospitals' signing keys, NAME.pub; else the folder sites of --study"),
+    ] = None,
 ) -> None:
     """Look after the site in a browser: check, dry run, approve, withdraw, ledger.
 
@@ -44,11 +48,18 @@ def desk(
     from clients.desk.server import serving, until_stopped
     from clients.governance.state import State
     from clients.node.surroundings import surroundings
-    from common.signing import PUBLIC_KEY, read_public_key
+    from common.signing import PUBLIC_KEY, SITES, read_public_key, read_site_keys
 
     beside = studies / PUBLIC_KEY
     file = coordinator_key or (beside if beside.is_file() else None)
-    own = Desk(site_folder, State(state_folder), studies, key=read_public_key(file) if file else None)
+    others = site_keys or (studies / SITES if (studies / SITES).is_dir() else None)
+    own = Desk(
+        site_folder,
+        State(state_folder),
+        studies,
+        key=read_public_key(file) if file else None,
+        sites=read_site_keys(others) if others else {},
+    )
     gate = Gate()
     with contextlib.ExitStack() as stack:
         path = socket or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-"))) / "desk.sock"

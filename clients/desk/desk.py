@@ -101,6 +101,7 @@ class Desk:
         folder: of the site's images.
         studies: a study's file, or a folder of them.
         key: the coordinator's, which alone may then sign requests; None: they need no signature.
+        sites: the other hospitals' signing keys, for updates that are summed under masks.
         checked: the last data check; None before the first has ended.
         tried: study hash -> what a dry run would have sent.
     """
@@ -109,6 +110,7 @@ class Desk:
     state: State
     studies: Path
     key: Ed25519PublicKey | None = None
+    sites: Mapping[str, Ed25519PublicKey] = field(default_factory=dict)
     checked: Checked | None = None
     work: Work | None = None
     tried: dict[str, list[Sent]] = field(default_factory=dict)
@@ -164,10 +166,13 @@ class Desk:
                     "What this study would do here changed while you read. Nothing was changed: read again."
                 )
             key = text_of(self.key) if self.key else ""
+            sites = {name: text_of(key) for name, key in self.sites.items()}
             if site.config.policy.approvals_needed > 1:
-                approval = approve_as(self.state, site, case.study, name=by, passphrase=passphrase, coordinator=key)
+                approval = approve_as(
+                    self.state, site, case.study, name=by, passphrase=passphrase, coordinator=key, sites=sites
+                )
             else:
-                approval = approve(self.state, site, case.study, by=by, coordinator=key)
+                approval = approve(self.state, site, case.study, by=by, coordinator=key, sites=sites)
         log.warning("%s approved study %s, %s", by, case.study.name, study_hash)
         return approval
 

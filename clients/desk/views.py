@@ -13,7 +13,7 @@ from clients.desk.changes import changes
 from clients.desk.desk import Case, Desk, DeskError, latest_other
 from clients.desk.gate import FIELD
 from clients.governance.accountant import Accountant, smaller_cap
-from clients.governance.approval_words import declared, of_budget, signature, what_it_tells
+from clients.governance.approval_words import declared, of_budget, signature, summed_with, what_it_tells
 from clients.governance.disclosure import explain
 from clients.governance.fit import kept_back
 from clients.governance.ledger import read, verify
@@ -94,6 +94,7 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
     return shown | {
         "two": site is not None and site.config.policy.approvals_needed > 1,
         "signature": signature(fingerprint(desk.key) if desk.key else None),
+        "summed_with": list(summed_with(proposal, {name: fingerprint(key) for name, key in desk.sites.items()})),
         "tells": what_it_tells(proposal),
         "declared": declared(proposal),
         "networks": _networks(proposal),

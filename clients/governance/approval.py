@@ -6,7 +6,7 @@ as the site's policy, name or role, the study, or the software's major or minor 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from clients.data.findings import Finding
 from clients.data.site import Site, SiteConfig
 from clients.governance.state import State, write
 from common.errors import SiteStateError, StudyError
+from common.masking import LEAST_SITES
 from common.strict_text import parse_json
 from common.study import Study, parse_study
 from common.version import approved_line, software_version
@@ -32,6 +33,7 @@ class Approval:
         policy_hash, site, role, software: what it was approved for; see `void`.
         patients: training patients as declared, fixed for the study.
         coordinator: public key that signs the study's requests, in one line; empty: they need no signature.
+        sites: the signing keys of the other sites, by name, where updates are summed under masks with theirs.
     """
 
     by: str
@@ -45,6 +47,7 @@ class Approval:
     patients: int
     coordinator: str = ""
     second: str = ""
+    sites: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> str:
@@ -85,13 +88,29 @@ class Approval:
         ]
 
 
-def approve(state: State, site: Site, study: Study, *, by: str, second: str = "", coordinator: str = "") -> Approval:
+def approve(
+    state: State,
+    site: Site,
+    study: Study,
+    *,
+    by: str,
+    second: str = "",
+    coordinator: str = "",
+    sites: Mapping[str, str] | None = None,
+) -> Approval:
     """Record an approval and return it, see `Approval`; with two names see `clients.governance.persons`.
 
     Raises:
-        SiteStateError: if it cannot be written.
+        SiteStateError: if it cannot be written, or if the study sums this site's updates under masks and too few keys
+            of other sites are given: the coordinator could invent them, and see every update by itself.
     """
     config = site.config
+    if config.role in study.secure_aggregation and len({*(sites or {}), config.name}) < LEAST_SITES:
+        raise SiteStateError(
+            f"study {study.name} sums your updates under masks with those of other hospitals, at least {LEAST_SITES} "
+            f"in all, but {len(sites or {})} of their keys are given. Ask the coordinator for the folder of all sites' "
+            "signing keys, compare their fingerprints with these hospitals, and give it with --site-keys."
+        )
     approval = Approval(
         by=by,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,6 +123,7 @@ def approve(state: State, site: Site, study: Study, *, by: str, second: str = ""
         patients=config.policy.declared_in(study, len(site.patients("train"))),
         coordinator=coordinator,
         second=second,
+        sites=sites or {},
     )
     content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}
     write(state.approval(approval.study_hash), json.dumps(content, indent=1).encode())

@@ -1,6 +1,6 @@
 """The sentences that a hospital reads before it approves a study, the same on a terminal and on the desk's page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clients.governance.proposal import Budget, Proposal
 
@@ -13,7 +13,7 @@ def declared(proposal: Proposal) -> str:
 
 def what_it_tells(proposal: Proposal) -> str:
     """Return what never leaves, and what that which leaves could still tell."""
-    return "No image, label, file name or patient number leaves. " + (
+    bound = (
         "What the changes to the networks could still tell about single patients is not bounded in this study: it "
         "has no differential privacy. A coordinator who sends networks made for it can rebuild images of your "
         "patients from such changes; the policy's bounds make that harder and do not rule it out. Approve only if you "
@@ -21,6 +21,32 @@ def what_it_tells(proposal: Proposal) -> str:
         if proposal.budget is None
         else "What the changes to the networks could tell about single patients is bounded by its differential privacy."
     )
+    return f"No image, label, file name or patient number leaves. {_under_masks(proposal)}{bound}"
+
+
+def _under_masks(proposal: Proposal) -> str:
+    if not proposal.summed:
+        return ""
+    return (
+        "The changes to the networks leave under masks that cancel in the sum: the coordinator, and whoever reads its "
+        f"messages, learns the sum over at least {proposal.summed} {proposal.role} hospitals, and yours alone only if "
+        "others of these help it. "
+    )
+
+
+def summed_with(proposal: Proposal, fingerprints: Mapping[str, str]) -> Iterator[str]:
+    """Yield with which hospitals' updates this site's are summed under masks, by the fingerprints of their keys."""
+    if not proposal.summed:
+        return
+    if not fingerprints:
+        yield (
+            "This study sums your changes under masks with those of other hospitals, but their keys are not given: "
+            "whoever runs the server could invent them. Ask for the folder of all sites' signing keys, and give it "
+            "with --site-keys."
+        )
+        return
+    yield "Your changes are summed with these hospitals' only. Compare each fingerprint over the telephone:"
+    yield from (f"  {name}  {fingerprint}" for name, fingerprint in sorted(fingerprints.items()))
 
 
 def signature(fingerprint: str | None) -> str:

@@ -190,6 +190,10 @@ def approve(
     coordinator_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="take requests signed by this key only")
     ] = None,
+    site_keys: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="the other hospitals' signing keys, NAME.pub, for sums under masks"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a study would do and send here, and allow it."""
@@ -197,21 +201,25 @@ def approve(
     from clients.governance.accountant import Accountant
     from clients.governance.approval import approve
     from clients.governance.approval_page import show
-    from clients.governance.approval_words import signature
+    from clients.governance.approval_words import signature, summed_with
     from clients.governance.persons import approve_as, check_person
     from clients.governance.proposal import propose
     from clients.governance.state import State
     from common.fingerprint import fingerprint
-    from common.signing import read_public_key, text_of
+    from common.signing import read_public_key, read_site_keys, text_of
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
     site = load_site(site_folder)
+    others = read_site_keys(site_keys) if site_keys else {}
+    sites = {name: text_of(key) for name, key in others.items()}
     key = read_public_key(coordinator_key) if coordinator_key else None
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
     if not as_json:
         show(proposal, Console())
         print(signature(fingerprint(key) if key else None))
+        for line in summed_with(proposal, {name: fingerprint(key) for name, key in others.items()}):
+            print(line)
     _complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
@@ -224,9 +232,11 @@ def approve(
                 state.start_over(proposal.study_hash)
         signed_by = text_of(key) if key else ""
         if two:
-            approval = approve_as(state, site, study, name=name, passphrase=passphrase, coordinator=signed_by)
+            approval = approve_as(
+                state, site, study, name=name, passphrase=passphrase, coordinator=signed_by, sites=sites
+            )
         else:
-            approval = approve(state, site, study, by=name, coordinator=signed_by)
+            approval = approve(state, site, study, by=name, coordinator=signed_by, sites=sites)
     if as_json:
         content = {
             "approved": approval is not None and not approval.void(site.config),

@@ -14,11 +14,14 @@ from clients.data.site import Site
 from clients.governance.approval import approve
 from clients.governance.state import State, write
 from clients.node.gatekeeper import Gatekeeper
+from clients.node.masking import Masker
 from common.components import component_of
 from common.errors import SiteStateError
-from common.messages import EnrolRequest, Header, Refusal, TaskReply, TaskRequest, digest, pack, unpack
+from common.masking import LEAST_SITES
+from common.messages import EnrolRequest, Header, Masking, Refusal, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
 from common.seeds import derive
+from common.signing import key_of, text_of
 from common.study import Study
 from common.tasks import all_metrics
 
@@ -64,9 +67,16 @@ def dry_run(study: Study, site: Site, state: State, out: Path) -> list[Sent]:
     sent = []
     with tempfile.TemporaryDirectory(prefix="crossprobe-dry-run-") as folder:
         stand_in = State.create(Path(folder) / "state", derive(state.secret(0), "dry-run"))
-        approve(stand_in, site, study, by="dry run", second="nobody: it is thrown away")
+        others = _stand_ins(study, stand_in.secret(0))
+        keys = {name: text_of(other.signing_key.public_key()) for name, other in others.items()}
+        approve(stand_in, site, study, by="dry run", second="nobody: it is thrown away", sites=keys)
         worker = Gatekeeper(site, stand_in)
-        for number, (what, request) in enumerate(_requests(study, site), 1):
+        own = Masker(site.config.name, study.hash(), stand_in.secret(0), stand_in.signing_key())
+        masking = Masking(
+            keys={masker.site: masker.mask_key() for masker in (own, *others.values())},
+            patients=site.config.policy.patients_cap,
+        )
+        for number, (what, request) in enumerate(_requests(study, site, masking), 1):
             reply = worker.handle(request)
             file = f"{number:02d}-{what.replace(' ', '-')}.bin"
             write(out / file, reply)
@@ -75,7 +85,14 @@ def dry_run(study: Study, site: Site, state: State, out: Path) -> list[Sent]:
     return sent
 
 
-def _requests(study: Study, site: Site) -> Iterator[tuple[str, bytes]]:
+def _stand_ins(study: Study, secret: bytes) -> dict[str, Masker]:
+    """Return other sites whose updates this one's would be summed with."""
+    names = [f"other-{number}" for number in range(1, LEAST_SITES)]
+    secrets = {name: derive(secret, name) for name in names}
+    return {name: Masker(name, study.hash(), own, key_of(derive(own, "signing"))) for name, own in secrets.items()}
+
+
+def _requests(study: Study, site: Site, masking: Masking) -> Iterator[tuple[str, bytes]]:
     """Yield what the coordinator would ask: an enrolment, and each different task in its first round."""
     yield "enrolment", pack(EnrolRequest(study=study.hash()))
     components = initial_networks(study)
@@ -85,7 +102,13 @@ def _requests(study: Study, site: Site) -> Iterator[tuple[str, bytes]]:
         if task is None or (task.task, task.trains) in seen:
             continue
         seen.add((task.task, task.trains))
-        header = TaskRequest(study=study.hash(), round=round_.index, stage=round_.stage.name, task=task.task)
+        header = TaskRequest(
+            study=study.hash(),
+            round=round_.index,
+            stage=round_.stage.name,
+            task=task.task,
+            masking=masking if study.masks(task, site.config.role) else None,
+        )
         yield f"{round_.stage.name} {task.task}", pack(header, components.export(study.components_of(task)))
 
 

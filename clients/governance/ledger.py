@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import SiteStateError
-from common.messages import Header, Message, Refusal, TaskReply, TaskRequest, digest
+from common.messages import Header, Message, Refusal, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, digest
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -101,7 +101,7 @@ def entry(
     )
     names = sorted(name for name in tensors if _PLAIN.fullmatch(name))[:_MOST_TENSORS]
     about = request if isinstance(header, Refusal) else header
-    task = about if isinstance(about, TaskRequest | TaskReply) else None
+    task = about if isinstance(about, TaskRequest | TaskReply | UnmaskRequest | UnmaskReply) else None
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "direction": direction,

@@ -12,6 +12,7 @@ import hmac
 import json
 import secrets
 import unicodedata
+from collections.abc import Mapping
 
 from clients.data.site import Site
 from clients.governance.approval import Approval, approval_of, approve
@@ -78,7 +79,14 @@ def check_person(state: State, name: str, passphrase: str) -> str:
 
 
 def approve_as(
-    state: State, site: Site, study: Study, *, name: str, passphrase: str, coordinator: str = ""
+    state: State,
+    site: Site,
+    study: Study,
+    *,
+    name: str,
+    passphrase: str,
+    coordinator: str = "",
+    sites: Mapping[str, str] | None = None,
 ) -> Approval:
     """Approve as one of two: the first is written down and does not hold yet, the second completes it.
 
@@ -90,13 +98,15 @@ def approve_as(
     """
     name = check_person(state, name, passphrase)
     before = approval_of(state, study.hash())
-    if before is None or before.stale(site.config) or before.coordinator != coordinator:
-        return approve(state, site, study, by=name, coordinator=coordinator)  # the other one approved something else
+    keys = (coordinator, sites or {})
+    if before is None or before.stale(site.config) or (before.coordinator, before.sites) != keys:
+        # the other one approved something else
+        return approve(state, site, study, by=name, coordinator=coordinator, sites=sites)
     if not before.void(site.config):
         return before
     if _same(before.by) == _same(name):
         raise PersonError(f"{name} approved this study already: another person has to approve it too.")
-    return approve(state, site, study, by=before.by, second=name, coordinator=coordinator)
+    return approve(state, site, study, by=before.by, second=name, coordinator=coordinator, sites=sites)
 
 
 def _read(state: State) -> dict[str, dict[str, str]]:

@@ -59,6 +59,10 @@ class Policy(BaseModel):
     # Honest rounds stay under 100 at 0.3 million parameters.
     max_update_norm: float = Field(default=1e3, gt=0)
 
+    # 3 or more: only a sum with the updates of so many sites may be learnt by anybody, which takes a study with
+    # `secure_aggregation` for this role. Left out of the hash while it is 1, so that approvals from before hold.
+    min_summed_sites: int = Field(default=1, ge=1, exclude_if=(1).__eq__)
+
     # 1 declares the true count, so that patient-weighted averages are exact; 10 blurs it.
     patients_rounded_to: int = Field(default=1, ge=1)
 
@@ -157,7 +161,7 @@ class Policy(BaseModel):
         for stage in (round_.stage for round_ in study.rounds() if round_.step == 0):
             task = stage.task_of(role)
             if task is not None:
-                findings += self._of_task(study, task, f"stage {stage.name}")
+                findings += self._of_task(study, role, task, f"stage {stage.name}")
                 findings += self._of_bytes(sent_bytes.get(stage.name, 0), f"stage {stage.name}")
         return findings
 
@@ -165,13 +169,19 @@ class Policy(BaseModel):
         """Check the day of a request. Raises ContractError `policy-expired`."""
         _refuse(self._of_date(today))
 
-    def check_request(self, study: Study, task: Task) -> None:
+    def check_request(self, study: Study, role: Role, task: Task) -> None:
         """Check a task before it runs.
 
         Raises:
-            ContractError: `policy-rounds`, `privacy-required`, `policy-task`, `policy-component` or `policy-limit`.
+            ContractError: `policy-rounds`, `privacy-required`, `policy-task`, `policy-component`, `policy-limit` or
+                `policy-summed-sites`.
         """
-        _refuse([*self._of_study(study), *self._of_task(study, task, "the request")])
+        _refuse([*self._of_study(study), *self._of_task(study, role, task, "the request")])
+
+    def check_summed(self, sites: int) -> None:
+        """Check how many updates are in any sum that can be learnt. Raises ContractError `policy-summed-sites`."""
+        if sites < self.min_summed_sites:
+            _refuse([self._of_summed(sites, "the request")])
 
     def check_drawn(self, study: Study, patients: int) -> None:
         """Check how many different patients were really drawn for an update. Raises ContractError `policy-patients`."""
@@ -220,7 +230,15 @@ class Policy(BaseModel):
                 "update tell more of each",
             )
 
-    def _of_task(self, study: Study, task: Task, where: str) -> Iterator[Finding]:
+    def _of_summed(self, sites: int, where: str) -> Finding:
+        return _finding(
+            "policy-summed-sites",
+            "min_summed_sites",
+            f"{where}: expected sums of the updates of at least {self.min_summed_sites} sites, found {sites}",
+            "Ask the coordinator for a study with `secure_aggregation` for your role and more sites of it",
+        )
+
+    def _of_task(self, study: Study, role: Role, task: Task, where: str) -> Iterator[Finding]:
         for setting in settings_of(study, task, self):
             if not setting.allowed:
                 yield _finding(
@@ -231,6 +249,9 @@ class Policy(BaseModel):
                     "Ask the coordinator why, and for a study within the bound; the bound is there because crafted "
                     "weights can turn such a training into a copy of images",
                 )
+        quorum = study.participation.quorum.get(role, 0) if study.masks(task, role) else 1
+        if task.trains and quorum < self.min_summed_sites:
+            yield self._of_summed(quorum, where)
         if task.task not in self.allowed_tasks:
             yield _finding(
                 "policy-task",

@@ -14,14 +14,18 @@ from clients.governance.fit import misfits
 from clients.governance.limits import Setting, settings_of
 from clients.node.worker import enrolment
 from common.components import ROLES, Role, component_of
+from common.masking import least_summed
 from common.messages import Sha256, TaskReply, pack
 from common.networks import Networks
 from common.privacy import Privacy
+from common.secret_sharing import SHARE_BYTES
 from common.study import Round, Stage, Study
 from common.tasks import Task, TrainingTask, all_metrics
 
 #: Stands for a hash where only the length of a message counts.
 _ANY_HASH: Sha256 = "0" * 64
+#: Of a role, more than real studies have; each more adds 170 bytes to a reply.
+_MASKED_SITES = 100
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Proposal:
         tensors: component -> tensor name -> shape, of all that would leave.
         patients: as declared, after rounding and cap.
         quorum: role -> least number of sites behind an aggregate.
+        summed: least number of updates in any sum that can be learnt, where this site's are summed under masks; else 0.
         budget: of a study with differential privacy, else None.
         warnings: what the least numbers mean, in sentences.
         findings: what the site's policy does not allow; with any, the study cannot be approved.
@@ -98,6 +103,7 @@ class Proposal:
     patients: int
     labelled_test: bool
     quorum: dict[str, int]
+    summed: int
     budget: Budget | None
     warnings: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -133,7 +139,9 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
                 steps=task.steps if isinstance(task, TrainingTask) else 0,
                 settings=tuple(settings_of(study, task, policy)),
                 sends=task.trains,
-                sent_bytes=_reply_bytes(round_, task, shapes.shapes(task.trains), metrics),
+                sent_bytes=_reply_bytes(
+                    round_, task, shapes.shapes(task.trains), metrics, masked=study.masks(task, config.role)
+                ),
                 metrics=metrics,
                 epsilon=_epsilon_of_stage(study, config.role, round_.stage, accountant),
             )
@@ -154,6 +162,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         patients=policy.declared_in(study, len(site.patients("train"))),
         labelled_test=enrolment(site, study).labelled_test,
         quorum={str(role): least for role, least in quorum.items()},
+        summed=_least_summed(study, config.role),
         budget=_budget(study, site, accountant),
         warnings=tuple(_warnings(config.role, quorum)),
         findings=(
@@ -191,8 +200,19 @@ def _budget(study: Study, site: Site, accountant: Accountant) -> Budget | None:
     )
 
 
-def _reply_bytes(round_: Round, task: Task, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...]) -> int:
-    """Return the most bytes that a reply can have."""
+def _least_summed(study: Study, role: Role) -> int:
+    """Return the least number of updates that a server can learn the sum of, however many sites of a role take part."""
+    if role not in study.secure_aggregation:
+        return 0
+    fewest = study.participation.quorum[role]
+    # it grows with the sites but for a step back now and then, none of them beyond the next three
+    return min(map(least_summed, range(fewest, fewest + 4)))
+
+
+def _reply_bytes(
+    round_: Round, task: Task, shapes: Mapping[str, tuple[int, ...]], metrics: tuple[str, ...], *, masked: bool
+) -> int:
+    """Return the most bytes that a reply can have; under masks those among `_MASKED_SITES` sites."""
     header = TaskReply(
         study=_ANY_HASH,
         round=round_.index + round_.stage.rounds,
@@ -201,10 +221,11 @@ def _reply_bytes(round_: Round, task: Task, shapes: Mapping[str, tuple[int, ...]
         request=_ANY_HASH,
         metrics=dict.fromkeys(metrics, -0.12345678901234567e-100),  # as long as a number can be written
         ledger_head=_ANY_HASH,
+        shares={f"{number:063}": "0" * 2 * (SHARE_BYTES + 16) for number in range(_MASKED_SITES if masked else 0)},
     )
     frame = len(pack(header, {name: np.zeros((0,), np.float32) for name in shapes}))
     # Each empty tensor above lacks its values, and the digits of its shape and of its place in the blob.
-    return frame + sum(4 * prod(shape) + 40 for shape in shapes.values())
+    return frame + sum((8 if masked else 4) * prod(shape) + 40 for shape in shapes.values())
 
 
 def _least(study: Study, role: Role) -> int:

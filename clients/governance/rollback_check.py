@@ -20,7 +20,7 @@ def check_rollback(state: State, accountant: Accountant) -> None:
     Raises:
         SiteStateError: naming the file that knows less than the ledger, and what to do.
     """
-    charges, reached = 0, dict[str, tuple[int, int]]()
+    charges, reached = 0, dict[str, tuple[int, int, bool]]()
     lines = read(state.ledger)
     if accountant.count and not lines:
         raise SiteStateError(
@@ -30,8 +30,8 @@ def check_rollback(state: State, accountant: Accountant) -> None:
     for line in lines:
         if line["direction"] == "out":
             charges = max(charges, line.get("charges") or 0)
-            if line["kind"] == "done":
-                place = (line.get("start") or 0, line["round"])
+            if line["kind"] in ("done", "unmasked"):
+                place = (line.get("start") or 0, line["round"], line["kind"] == "unmasked")
                 reached[line["study"]] = max(place, reached.get(line["study"], place))
     if accountant.count < charges:
         raise SiteStateError(
@@ -52,7 +52,7 @@ def check_rollback(state: State, accountant: Accountant) -> None:
             answered = state.answered(study_hash)
         except SiteStateError:
             continue  # a damaged record answers nothing
-        if (answered.start, answered.round) < place:
+        if (answered.start, answered.round, bool(answered.survivors)) < place:
             raise SiteStateError(
                 f"{state.folder / 'answered' / study_hash} ends with round {answered.round}, the ledger with round "
                 f"{place[1]}: {_RESTORE} none, begin the study again, if the coordinator does: crossprobe site approve "

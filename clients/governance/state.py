@@ -14,7 +14,7 @@ It is apart from the folder with the images, which the worker needs only to read
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ class Answered:
         reply: the bytes that answered it; empty while a private round is under way, which only the very same request
             can go on with.
         frozen: numbers of this study that were sent and must not change, see `common.tasks.Metric`.
+        survivors: sites whose sum with this one was laid bare in that round; with other ones it never is.
     """
 
     start: int = 0
@@ -52,6 +53,7 @@ class Answered:
     request: str = ""
     reply: bytes = b""
     frozen: Mapping[str, float] = field(default_factory=dict)
+    survivors: Sequence[str] = ()
 
 
 class State:

@@ -19,10 +19,11 @@ from clients.governance.rate_limit import RateLimit
 from clients.governance.rollback_check import check_rollback
 from clients.governance.state import State
 from clients.governance.witness import Witness
+from clients.node.masking import Masker
 from clients.node.refusals import ROUND_SPENT, refusal
 from clients.node.worker import Worker, enrolment
 from common.errors import ContractError, SiteStateError
-from common.messages import EnrolRequest, Message, Refusal, TaskReply, TaskRequest
+from common.messages import EnrolRequest, Header, Message, Refusal, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest
 from common.signing import Sealed, public_key_of, seal, unseal
 from common.tasks import TASKS
 
@@ -95,7 +96,7 @@ class Gatekeeper:
         request: Message | None = None
         try:
             request = Message.parse(payload)
-            wrong = "" if isinstance(request.header, EnrolRequest | TaskRequest) else "not-a-request"
+            wrong = "" if isinstance(request.header, EnrolRequest | TaskRequest | UnmaskRequest) else "not-a-request"
         except ContractError as error:
             wrong = error.code
         incoming = entry("in", request or payload)
@@ -116,7 +117,7 @@ class Gatekeeper:
             request.header if request else None,
             self.accountant.stated(approval.study.privacy) if approval else None,
             charges=self.accountant.count,
-            start=self.state.answered(reply.header.study).start if isinstance(reply.header, TaskReply) else None,
+            start=self._start_of(reply.header),
         )
         with self._writing:
             self._append(outgoing)
@@ -124,6 +125,9 @@ class Gatekeeper:
             with self._writing:
                 self.rate_limit.use(incoming, outgoing)
         return reply
+
+    def _start_of(self, reply: Header) -> int | None:
+        return self.state.answered(reply.study).start if isinstance(reply, TaskReply | UnmaskReply) else None
 
     def _turn_away(self, payload: bytes) -> Message:
         reply = Message.of(refusal("too-many-messages"))
@@ -144,7 +148,7 @@ class Gatekeeper:
 
     def _approval(self, request: Message | None) -> Approval | None:
         """Return the approval of a request's study as it is on disk now, if it holds."""
-        if request is None or not isinstance(request.header, EnrolRequest | TaskRequest):
+        if request is None or not isinstance(request.header, EnrolRequest | TaskRequest | UnmaskRequest):
             return None
         try:
             approval = approval_of(self.state, request.header.study)
@@ -167,13 +171,17 @@ class Gatekeeper:
             if approval.coordinator:
                 sealed.check(public_key_of(approval.coordinator), "request")
             self.site.config.policy.check_date(self.ledger.now().date())
-            if not isinstance(request.header, TaskRequest):  # an enrolment needs no image, and waits for no task
-                declared = enrolment(self.site, approval.study)
+            if isinstance(request.header, EnrolRequest):  # needs no image, and waits for no task
+                start = self.state.answered(approval.study_hash).start
+                declared = enrolment(self.site, approval.study, self._masker(approval, start))
                 # As approved: a count that followed the folder would tell when a patient came or went.
                 return Message.of(declared.model_copy(update={"patients": approval.patients}))
             if not self._at_work.acquire(timeout=self.busy_wait_s):
                 raise ContractError("busy", "another task is running")
             try:
+                if isinstance(request.header, UnmaskRequest):
+                    return self._unmask_once(approval, request, request.header, head)
+                assert isinstance(request.header, TaskRequest)
                 return self._once(approval, request, request.header, head, cancelled)
             finally:
                 self._at_work.release()
@@ -201,7 +209,7 @@ class Gatekeeper:
             raise ContractError("round-answered", "the round was already answered, to another request")
         approved = self.state.approval(approval.study_hash).exists
         worker = self._worker_of(approval, answered.start)
-        place = replace(answered, round=header.round, request=request.sha256, reply=b"")
+        place = replace(answered, round=header.round, request=request.sha256, reply=b"", survivors=())
 
         def begin() -> None:
             """Close the round to any other request: under privacy each of them would be another look."""
@@ -226,13 +234,37 @@ class Gatekeeper:
             self.state.keep_answer(approval.study_hash, replace(place, reply=reply.payload))
         return reply
 
+    def _unmask_once(self, approval: Approval, request: Message, header: UnmaskRequest, head: str) -> Message:
+        """Help to lay bare the sum of the round that was answered last, with one set of sites only."""
+        answered = self.state.answered(approval.study_hash)
+        if header.request != answered.request or not answered.reply:
+            raise ContractError("other-request", "what is to be unmasked is not the round that was answered last")
+        if answered.survivors and set(answered.survivors) != header.shares.keys():
+            raise ContractError("other-survivors", "the round was already unmasked, with other sites")
+        reply = self._worker_of(approval, answered.start).unmask(request, ledger_head=head)
+        if not answered.survivors:
+            self.state.keep_answer(approval.study_hash, replace(answered, survivors=sorted(header.shares)))
+        return reply
+
+    def _masker(self, approval: Approval, start: int) -> Masker:
+        known = {site: public_key_of(key) for site, key in approval.sites.items()}
+        return Masker(self.site.config.name, approval.study_hash, self.state.secret(start), self._signing_key, known)
+
     def _worker_of(self, approval: Approval, start: int) -> Worker:
         """Return the worker of a study; only the last is kept, since it holds the images in memory."""
         known = self._worker
         if known is None or (known.study_hash, self._start) != (approval.study_hash, start):
             self._worker, self._start = None, start
             secret = self.state.secret(start)
-            self._worker = Worker(self.site, approval.study, secret, self.accountant, device=self.site.config.device)
+            self._worker = Worker(
+                self.site,
+                approval.study,
+                secret,
+                self.accountant,
+                device=self.site.config.device,
+                masker=self._masker(approval, start),
+                patients=approval.patients,
+            )
         assert self._worker is not None
         return self._worker
 

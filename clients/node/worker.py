@@ -16,13 +16,24 @@ from clients.data.site import Site
 from clients.governance.accountant import Accountant, charge_of, charges_of
 from clients.learning.plausibility import Plausibility
 from clients.learning.training import TaskCancelled, TaskContext, perform
+from clients.node.masking import Masker
 from clients.node.refusals import ROUND_SPENT, refusal
 from common.components import Tensors
 from common.contract import check_metrics, check_tensors
 from common.errors import ContractError, CrossProbeError, SiteStateError
-from common.messages import EnrolReply, EnrolRequest, Message, TaskReply, TaskRequest
+from common.messages import (
+    EnrolReply,
+    EnrolRequest,
+    Masking,
+    Message,
+    TaskReply,
+    TaskRequest,
+    UnmaskReply,
+    UnmaskRequest,
+)
 from common.networks import Networks
 from common.seeds import derive
+from common.signing import key_of
 from common.study import Round, Study
 from common.tasks import Task, TrainingTask
 from common.version import software_version
@@ -33,8 +44,12 @@ log = logging.getLogger("crossprobe.worker")
 MAX_RECEIVED_NORM = 1e5
 
 
-def enrolment(site: Site, study: Study) -> EnrolReply:
-    """Return what a site declares about itself in a study that it approved."""
+def enrolment(site: Site, study: Study, masker: Masker | None = None) -> EnrolReply:
+    """Return what a site declares about itself in a study that it approved.
+
+    Args:
+        masker: the site's, where its updates are summed under masks.
+    """
     policy = site.config.policy
     evaluates = study.privacy is None or study.privacy.evaluation == "outside"
     return EnrolReply(
@@ -44,6 +59,7 @@ def enrolment(site: Site, study: Study) -> EnrolReply:
         patients=policy.declared_in(study, len(site.patients("train"))),
         labelled_test=evaluates and len(site.patients("test", labelled=True)) >= policy.min_patients,
         software=software_version(),
+        mask_key=masker.mask_key() if masker and site.config.role in study.secure_aggregation else None,
     )
 
 
@@ -58,6 +74,8 @@ class Worker:
             each request one in memory, as if the site had answered all earlier rounds of this study once.
         data: the site's images on the study's grid, where another worker of the process has them already.
         device: where the networks compute, see `common.networks.Networks`.
+        masker: for studies with secure aggregation; None (simulations) has one whose sites take each other's word.
+        patients: as declared; None: as the site's folder has them now.
     """
 
     def __init__(
@@ -68,6 +86,8 @@ class Worker:
         accountant: Accountant | None = None,
         data: Dataset | None = None,
         device: str = "cpu",
+        masker: Masker | None = None,
+        patients: int | None = None,
     ) -> None:
         self.site, self.study, self.secret = site, study, secret
         self.accountant = Accountant() if accountant is None else accountant
@@ -76,6 +96,10 @@ class Worker:
         self.rounds = list(study.rounds())
         self.networks = Networks(study, device, site.config.mixed_precision)
         self.data = Dataset(site, study) if data is None else data
+        signing_key = key_of(derive(secret, "signing"))
+        self.masker = masker or Masker(site.config.name, self.study_hash, secret, signing_key)
+        declared = site.config.policy.declared_in(study, len(site.patients("train")))
+        self.patients = declared if patients is None else patients
 
     def handle(self, payload: bytes) -> bytes:
         """Answer the bytes of a message, for whoever has only these; see `answer`."""
@@ -106,7 +130,10 @@ class Worker:
         try:
             if isinstance(request.header, EnrolRequest):
                 self._check_study(request.header.study)
-                return Message.of(enrolment(self.site, self.study))
+                return Message.of(enrolment(self.site, self.study, self.masker))
+            if isinstance(request.header, UnmaskRequest):
+                self._check_study(request.header.study)
+                return self.unmask(request, ledger_head=ledger_head)
             if not isinstance(request.header, TaskRequest):
                 raise ContractError("not-a-request", "expected an enrolment or a task")
             return self._do(request, request.header, cancelled, ledger_head, frozen or {}, begin)
@@ -124,6 +151,23 @@ class Worker:
             code = "task-failed"
         return Message.of(refusal(code, ledger_head=ledger_head))
 
+    def unmask(self, request: Message, *, ledger_head: str | None = None) -> Message:
+        """Return this site's part in laying bare the sum of a round. Raises ContractError as `Masker.reveal` does."""
+        header = request.header
+        assert isinstance(header, UnmaskRequest)
+        shares, seeds = self.masker.reveal(header)
+        return Message.of(
+            UnmaskReply(
+                study=header.study,
+                round=header.round,
+                task=header.task,
+                request=request.sha256,
+                shares=shares,
+                seeds=seeds,
+                ledger_head=ledger_head,
+            )
+        )
+
     def _do(
         self,
         request: Message,
@@ -136,6 +180,7 @@ class Worker:
         """Return the reply to a task, once everything that it needs was checked."""
         round_, task = self._agreed(header)
         policy, privacy = self.site.config.policy, self.study.privacy
+        self._check_masking(task, header.masking)
         shapes = self.networks.shapes(self.study.components_of(task))
         check_tensors(request.tensors, shapes, max_norm=MAX_RECEIVED_NORM)
         torch.set_num_threads(self.site.config.threads)
@@ -167,6 +212,9 @@ class Worker:
         )
         try:
             metrics, updates = self._performed(context, request.tensors, frozen)
+            shares: dict[str, str] = {}
+            if header.masking is not None:
+                updates, shares = self.masker.masked(updates, self.patients, header.masking, request.sha256)
             reply = Message.of(
                 TaskReply(
                     study=self.study_hash,
@@ -176,6 +224,7 @@ class Worker:
                     request=request.sha256,
                     metrics=metrics,
                     ledger_head=ledger_head,
+                    shares=shares,
                 ),
                 updates,
             )
@@ -221,6 +270,13 @@ class Worker:
                 raise
             log.warning("%s: %s", self.site.config.name, error)
 
+    def _check_masking(self, task: Task, masking: Masking | None) -> None:
+        """Check before the work that an update is asked as the study says, bare or under masks of enough sites."""
+        if (masking is not None) != self.study.masks(task, self.site.config.role):
+            raise ContractError("other-masking", "the study says whether this update is summed under masks")
+        if masking is not None:
+            self.site.config.policy.check_summed(self.masker.check(masking))
+
     def _check_study(self, study_hash: str) -> None:
         if study_hash != self.study_hash:
             raise ContractError("other-study", "the request is of a study that this site did not approve")
@@ -234,5 +290,5 @@ class Worker:
         task = round_.stage.task_of(self.site.config.role)
         if task is None or (header.stage, header.task) != (round_.stage.name, task.task):
             raise ContractError("other-task", "the study gives this role another task in this round")
-        self.site.config.policy.check_request(self.study, task)
+        self.site.config.policy.check_request(self.study, self.site.config.role, task)
         return round_, task

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.components import Tensors
-from server.aggregation.fixed_point import check_range, from_fixed, to_fixed
+from common.fixed_point import check_range, from_fixed, to_fixed
 
 
 class ExactMean:
@@ -34,6 +34,12 @@ class ExactMean:
             check_range(x, self.most_patients)
         for name, x in updates.items():
             fixed = to_fixed(x) * patients
+            self._sums[name] = self._sums[name] + fixed if name in self._sums else fixed
+        self.patients += patients
+
+    def add_sum(self, total: Mapping[str, np.ndarray], patients: int) -> None:
+        """Add what several sites' updates sum up to already, int64 as `add` makes it, with all their patients."""
+        for name, fixed in total.items():
             self._sums[name] = self._sums[name] + fixed if name in self._sums else fixed
         self.patients += patients
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.components import Tensors
-from server.aggregation.fixed_point import check_range, from_fixed, to_fixed
+from common.fixed_point import check_range, from_fixed, to_fixed
 
 #: Share of the sites that is left out at each end of every value; with fewer than five sites none is.
 TRIMMED = 0.2

@@ -255,9 +255,9 @@ def test_a_policy_that_demands_privacy_takes_a_study_that_has_it() -> None:
     policy, today = Policy(privacy_required=True, epsilon_cap=1.0, min_update_draws=1), date(2026, 5, 1)
     assert policy.findings(STUDY, "source", today=today, sent_bytes={}) == []
     assert [f.code for f in policy.findings(OPEN, "source", today=today, sent_bytes={})] == ["privacy-required"] * 2
-    policy.check_request(STUDY, STUDY.stages[0].source)  # type: ignore[arg-type]
+    policy.check_request(STUDY, "source", STUDY.stages[0].source)  # type: ignore[arg-type]
     with pytest.raises(ContractError, match="differential privacy"):
-        policy.check_request(OPEN, OPEN.stages[0].source)  # type: ignore[arg-type]
+        policy.check_request(OPEN, "source", OPEN.stages[0].source)  # type: ignore[arg-type]
 
 
 def page(of: Study, site: Site, accountant: Accountant | None = None) -> str:

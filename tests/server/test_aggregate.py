@@ -12,9 +12,9 @@ from tiny import one_stage
 
 from common.components import Tensors
 from common.errors import ContractError
+from common.fixed_point import SCALE
 from common.study import Stage
 from server.aggregation.exact_mean import ExactMean
-from server.aggregation.fixed_point import SCALE
 from server.algorithm import updated
 
 BOTH, SOURCE_ONLY, TARGET_ONLY = "target_branch.encoder/w", "source_branch.encoder/w", "projector/w"

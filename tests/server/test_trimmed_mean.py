@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import content, study
 
 from common.errors import ContractError, StudyError
+from common.fixed_point import SCALE
 from server.aggregation import RULES, aggregator
-from server.aggregation.fixed_point import SCALE
 
 NAME = "source_branch.decoder/final_conv.bias"
 VALUES = st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=12)
