@@ -261,7 +261,7 @@ class Study(Settings):
         other = [stage.name for stage in self.stages if self.secure_aggregation and stage.aggregator != "exact_mean"]
         if other:
             raise ValueError(
-                f"stage `{other[0]}`: under secure_aggregation only the sum is known: aggregator exact_mean"
+                f"stage `{other[0]}`: under secure_aggregation only a sum is known, so aggregator: exact_mean"
             )
         return self
 

@@ -34,8 +34,8 @@ class Survivors:
             except (OSError, ValueError, TypeError, AttributeError, IndexError):
                 raise RunError(
                     f"{file} is damaged: with whose updates the last round is to be summed is not known. Restore it "
-                    "from a backup. Without one, remove it; if sites then refuse the round, each has to approve the study "
-                    "again with --restart, and the study begins anew."
+                    "from a backup. Without one, remove it; if sites then refuse the round, each has to approve the "
+                    "study again with --restart, and the study begins anew."
                 ) from None
 
     def of(self, role: Role, request: str) -> list[str] | None:
