@@ -1,8 +1,8 @@
 """What sums under masks cost: `python -m simulations.benchmarks.secure_aggregation --out docs/secure-aggregation-cost`.
 
-One round of one role, without network or training: every site masks an update of the demo's size, the server adds up and
-asks for help, once with all sites and once with as many missing as a round can lose. Beside it, in the same run, the plain
-sum of the same updates, which the one under masks must equal bit for bit. Writes a table and its numbers.
+One round of one role, without network or training: every site masks an update of the demo's size, the server adds up
+and asks for help, once with all sites and once with as many missing as a round can lose. Beside it, in the same run,
+the plain sum of the same updates, which the one under masks must equal bit for bit. Writes a table and its numbers.
 """
 
 import json
@@ -134,17 +134,17 @@ def page(costs: list[Cost], settings: dict[str, object]) -> str:
         "<!-- written by `python -m simulations.benchmarks.secure_aggregation` -->",
         f"`{settings['command']}`",
         "",
-        f"{settings['hardware']}. One round of one role, updates of {VALUES:,} values; every sum was the plain one, bit "
-        "for bit.",
+        f"{settings['hardware']}. One round of one role, updates of {VALUES:,} values; every sum was the plain one, "
+        "bit for bit.",
         "",
-        "| sites | missing | a site: mask | a site: help | server: plain sum | server: under masks | reply | question and "
-        "answer |",
+        "| sites | missing | a site: mask | a site: help | server: plain sum | server: under masks | reply | question "
+        "and answer |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in costs:
         lines.append(
-            f"| {own.sites} | {own.missing} | {own.site_mask:.2f} s | {own.site_help:.2f} s | {own.server_plain:.2f} s | "
-            f"{own.server_masked:.2f} s | {own.bytes_masked / own.bytes_plain:.2f} x {own.bytes_plain / 1e6:.1f} MB | "
+            f"| {own.sites} | {own.missing} | {own.site_mask:.2f} s | {own.site_help:.2f} s | "
+            f"{own.server_plain:.2f} s | {own.server_masked:.2f} s | {own.bytes_masked / own.bytes_plain:.2f} x {own.bytes_plain / 1e6:.1f} MB | "
             f"{own.bytes_help / 1e3:.0f} kB |"
         )
     return "\n".join([*lines, ""])
