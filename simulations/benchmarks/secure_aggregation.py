@@ -142,11 +142,10 @@ def page(costs: list[Cost], settings: dict[str, object]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in costs:
-        lines.append(
-            f"| {own.sites} | {own.missing} | {own.site_mask:.2f} s | {own.site_help:.2f} s | "
-            f"{own.server_plain:.2f} s | {own.server_masked:.2f} s | {own.bytes_masked / own.bytes_plain:.2f} x {own.bytes_plain / 1e6:.1f} MB | "
-            f"{own.bytes_help / 1e3:.0f} kB |"
-        )
+        seconds = (own.site_mask, own.site_help, own.server_plain, own.server_masked)
+        cells = [str(own.sites), str(own.missing), *(f"{value:.2f} s" for value in seconds)]
+        cells.append(f"{own.bytes_masked / own.bytes_plain:.2f} x {own.bytes_plain / 1e6:.1f} MB")
+        lines.append(f"| {' | '.join(cells)} | {own.bytes_help / 1e3:.0f} kB |")
     return "\n".join([*lines, ""])
 
 
