@@ -119,6 +119,7 @@ def test_the_hash_of_a_policy_changes_with_every_key() -> None:
         "max_learning_rate": 0.1,
         "max_weight_decay": 0.2,
         "max_update_norm": 9.0,
+        "min_summed_sites": 3,
         "implausible_weights": "report",
         "patients_rounded_to": 2,
         "patients_cap": 9,
