@@ -47,7 +47,7 @@ def desk(
     from clients.desk.gate import PARAMETER, Gate
     from clients.desk.server import serving, until_stopped
     from clients.governance.state import State
-    from clients.node.surroundings import surroundings
+    from clients.node.surroundings import networks, surroundings
     from common.signing import PUBLIC_KEY, SITES, read_public_key, read_site_keys
 
     beside = studies / PUBLIC_KEY
@@ -67,7 +67,7 @@ def desk(
         if socket is None:
             stack.enter_context(_forwarder(path, port))
         own.check_data()
-        for sentence in surroundings(site_folder):
+        for sentence in surroundings(site_folder, networks()):
             print(f"note: {sentence}", file=sys.stderr)
         print(f"The desk is at http://127.0.0.1:{port}/?{PARAMETER}={gate.token}", flush=True)
         print("Whoever has this address can approve: do not pass it on. It ends with this command.", flush=True)

@@ -66,6 +66,12 @@ def worker(
         raise typer.Exit(0 if alive else 1)
     if site is None or state is None:
         raise click.UsageError("give --site and --state, or --check")
+    from clients.node.jail import GIVEN_UP, enter
+    from clients.node.surroundings import networks, surroundings
+
+    reachable, heads = networks(), [Path(witness).parent] if witness not in (None, "syslog") else []
+    kept = enter(reads=[site], writes=[state, socket.parent, *heads])  # before numpy and torch have threads
+    notes = [*(kept or [GIVEN_UP]), *surroundings(site, reachable if kept else [])]
 
     from clients.data.site import load_site
     from clients.governance.state import State
@@ -79,7 +85,7 @@ def worker(
         task = bar.add_task("checking the site's folder", total=None)
         checked = load_site(site, lambda done, total: bar.update(task, completed=done, total=total))
     check_device(checked.config.device)
-    run(checked, folder, socket, group=group, witness=witness)
+    run(checked, folder, socket, group=group, witness=witness, notes=notes)
 
 
 @ledger.command(epilog=examples("crossprobe ledger renew --state /srv/crossprobe"))

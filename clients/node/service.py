@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from clients.governance.witness import witness_of
 from clients.node.channel import METHOD, SERVICE, address, options
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.socket_file import UMASK, give_to, remove_stale
-from clients.node.surroundings import alone_on, surroundings
+from clients.node.surroundings import alone_on
 from common.errors import SiteStateError
 from common.messages import MAX_MESSAGE_BYTES
 
@@ -80,10 +80,19 @@ def serving(
         socket.unlink(missing_ok=True)
 
 
-def run(site: Site, state: State, socket: Path, *, group: str | None = None, witness: str | None = None) -> None:
+def run(
+    site: Site,
+    state: State,
+    socket: Path,
+    *,
+    group: str | None = None,
+    witness: str | None = None,
+    notes: Sequence[str] = (),
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
+        notes: what the log is to say at the start, besides what this finds.
         witness: where the ledger's heads are told, see `clients.governance.witness`; None: nowhere.
 
     Raises:
@@ -95,7 +104,7 @@ def run(site: Site, state: State, socket: Path, *, group: str | None = None, wit
     with state.locked(), alone_on(site.folder) as without:
         heads = (lambda head: None) if witness is None else witness_of(witness, site.config.name)
         worker = Gatekeeper(site, state, witness=heads)
-        for sentence in filter(None, (*surroundings(site.folder), without)):
+        for sentence in filter(None, (*notes, without)):
             log.warning("%s: %s", site.config.name, sentence)
         with serving(worker, socket, group=group):
             log.warning("%s: answering at %s", site.config.name, socket)

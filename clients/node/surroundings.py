@@ -4,16 +4,24 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.errors import SiteStateError
 
 
-def surroundings(folder: Path) -> list[str]:
-    """Return what a worker on `folder` has and does not need, a sentence each; in a container as shipped, nothing."""
+def networks() -> list[str]:
+    """Return the names of this process' network interfaces but loopback's."""
+    return sorted(name for _, name in socket.if_nameindex() if name != "lo")
+
+
+def surroundings(folder: Path, networks: Sequence[str]) -> list[str]:
+    """Return what a worker on `folder` has and does not need, a sentence each; in a container as shipped, nothing.
+
+    Args:
+        networks: that it can reach.
+    """
     found = []
-    networks = sorted(name for _, name in socket.if_nameindex() if name != "lo")
     if networks:
         found.append(
             f"this process has a network ({', '.join(networks)}) and needs none: what reads the images could also send "

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from federation import NAMESPACES
 
-from clients.node.surroundings import alone_on, surroundings
+from clients.node.surroundings import alone_on, networks, surroundings
 from common.errors import SiteStateError
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +22,10 @@ def folder(tmp_path: Path, pair: tuple[Path, Path]) -> Path:
 
 
 def test_network_root_and_a_writable_folder_are_each_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0"), (3, "wlan0")])
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (3, "wlan0"), (2, "eth0")])
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) == (folder, os.W_OK))
-    network, root, writable = surroundings(folder)
+    network, root, writable = surroundings(folder, networks())
     assert "has a network (eth0, wlan0) and needs none" in network
     assert "runs as root" in root
     assert f"can write to {folder}" in writable
@@ -35,14 +35,13 @@ def test_a_worker_with_nothing_it_does_not_need_says_nothing(folder: Path, monke
     monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo")])
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert surroundings(folder) == []
+    assert surroundings(folder, networks()) == []
 
 
 @pytest.mark.skipif(not NAMESPACES, reason="needs root to make a network namespace")
 def test_in_a_network_namespace_of_its_own_a_worker_finds_no_network(folder: Path) -> None:
-    code = (
-        f"from pathlib import Path; from clients.node.surroundings import *; print(surroundings(Path({str(folder)!r})))"
-    )
+    code = "from pathlib import Path; from clients.node.surroundings import *; "
+    code += f"print(surroundings(Path({str(folder)!r}), networks()))"
     found = {}
     for jail in ((), ("unshare", "-n")):
         done = subprocess.run([*jail, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
