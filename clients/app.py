@@ -32,10 +32,10 @@ def _ask_worker(payload: bytes, context: Context, timeout_s: float) -> bytes:
         if not socket:
             return pack(refusal("no-worker"))
         return ask(Path(str(socket)), payload, timeout_s)
-    from clients.node.simulated import cached_worker
+    from clients.node.simulated import answer, cached_worker
 
     folder = str(context.run_config["sites"]).split(os.pathsep)[int(partition)]
-    return cached_worker(str(context.run_config["study"]), folder).handle(payload)
+    return answer(cached_worker(str(context.run_config["study"]), folder), payload)
 
 
 @app.query()

@@ -24,6 +24,8 @@ Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="the same seed give
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what this command wrote there before")]
 #: Where the SuperLink is, for a shell or a container that always talks to the same one.
 ADDRESS_VARIABLE, CA_VARIABLE = "CROSSPROBE_ADDRESS", "CROSSPROBE_CA"
+#: The folder of the coordinator's signing keys, for the ServerApp and its commands.
+KEYS_VARIABLE = "CROSSPROBE_SIGNING_KEYS"
 Address = Annotated[
     str, typer.Option(metavar="HOST:PORT", help=f"the SuperLink's, as this machine sees it; else {ADDRESS_VARIABLE}")
 ]

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from common.errors import ContractError, RunError
 from common.files import PUBLIC, private_folder, write_atomically
+from common.seeds import derive
 
 MAGIC, SIGNATURE_BYTES = b"XPRS", 64
 Purpose = Literal["request", "reply", "release", "mask key"]
@@ -90,8 +91,13 @@ def _mask_key(site: str, study_hash: str, mask_key: bytes) -> bytes:
 
 
 def key_of(seed: bytes) -> Ed25519PrivateKey:
-    """Return the key that 32 secret bytes stand for: a site's are derived from its secret."""
+    """Return the key that 32 secret bytes stand for."""
     return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def site_key(secret: bytes) -> Ed25519PrivateKey:
+    """Return the key by which the coordinator knows a site's replies, made of the site's secret."""
+    return key_of(derive(secret, "signing"))
 
 
 def text_of(key: Ed25519PublicKey) -> str:
@@ -122,8 +128,23 @@ def read_site_keys(folder: Path) -> dict[str, Ed25519PublicKey]:
     """Return the public keys in a folder with a file `NAME.pub` for each site, by name. Raises RunError."""
     files = sorted(folder.glob("*.pub"))
     if not files:
-        raise RunError(f"{folder} holds no site's key: put in it, as NAME.pub, what `site signing-key` printed there.")
+        raise RunError(
+            f"{folder} holds no site's key. The coordinator registers them, as NAME.pub: "
+            "crossprobe study register NAME node.pub signing.pub"
+        )
     return {file.stem: read_public_key(file) for file in files}
+
+
+def public_key_beside(studies: Path, given: Path | None) -> Ed25519PublicKey | None:
+    """Return the coordinator's public key: that of the file given, else the one in the studies' folder, else None.
+
+    Raises:
+        RunError: if the file holds none.
+    """
+    beside = studies / PUBLIC_KEY
+    if given is not None:
+        return read_public_key(given)
+    return read_public_key(beside) if beside.exists() else None
 
 
 def read_private_key(file: Path) -> Ed25519PrivateKey:

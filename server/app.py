@@ -20,8 +20,7 @@ from common.run_folder import RunFolder
 from common.study import load_study
 from server.federation.grid import GridTransport
 from server.run import run_study
-from server.signed import Keys, SignedTransport
-from server.transport import Transport
+from server.signed import Keys, SignedTransport, keys_folder
 
 log = logging.getLogger("crossprobe.server")
 app = ServerApp()
@@ -30,8 +29,6 @@ app = ServerApp()
 STOPPED_S = 90.0
 #: How long a role that has too few sites when a run starts is waited for, in seconds: they may still be starting.
 START_S = 20.0
-#: Names the folder of the coordinator's and the sites' signing keys; without it nothing is signed.
-KEYS = "CROSSPROBE_SIGNING_KEYS"
 #: Holds the id of a process whose end is to end this one; set by the simulation.
 END_WITH = "CROSSPROBE_END_WITH"
 
@@ -65,11 +62,17 @@ def main(grid: Grid, context: Context) -> None:
 
     try:
         study = load_study(Path(str(config["study"])))
-        transport: Transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
-        if os.environ.get(KEYS) and not config["sites"]:
-            transport = SignedTransport(transport, Keys.read(Path(os.environ[KEYS])))
-        enrol_s = 0.0 if config["sites"] else START_S  # nobody joins a simulation later
-        run_study(study, transport, run.path, resume=bool(config["resume"]), wait_s=STOPPED_S, enrol_s=enrol_s)
+        keys = Keys.simulated(study) if config["sites"] else Keys.read(keys_folder())
+        grid_transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
+        run_study(
+            study,
+            SignedTransport(grid_transport, keys),
+            run.path,
+            resume=bool(config["resume"]),
+            wait_s=STOPPED_S,
+            enrol_s=0.0 if config["sites"] else START_S,  # nobody joins a simulation later
+            key=keys.own,
+        )
     except CrossProbeError as error:
         with contextlib.suppress(OSError, RunError):  # a full disk; whoever follows finds the error in Flower's log
             run.make()

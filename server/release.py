@@ -65,19 +65,21 @@ the training data, and parts of images may be rebuilt from them. Treat the weigh
 """
 
 
-def write_release(run: RunFolder, study: Study, state: ServerState) -> Path:
-    """Write a finished run's release and return its folder; the weights last, so that whoever finds them has all."""
+def write_release(run: RunFolder, study: Study, state: ServerState, key: Ed25519PrivateKey | None = None) -> Path:
+    """Write a finished run's release and return its folder; the weights last, so that whoever finds them has all.
+
+    Args:
+        key: the coordinator's, which signs it.
+    """
     tensors = final_model(study, state)
     weights = save(dict(sorted(tensors.items())))
     contents = {WEIGHTS: weights, STUDY: _study(study), CARD: _card(study, state, tensors, digest(weights)).encode()}
     with run.writing():
         private_folder(run.release)
-    for name, content in {
-        SUMS: sums_of(contents),
-        CARD: contents[CARD],
-        STUDY: contents[STUDY],
-        WEIGHTS: weights,
-    }.items():
+    sums = sums_of(contents)
+    if key is not None:
+        write_atomically(run.release / SIGNATURE, sign(sums, key, "release"))
+    for name, content in {SUMS: sums, CARD: contents[CARD], STUDY: contents[STUDY], WEIGHTS: weights}.items():
         write_atomically(run.release / name, content)
     return run.release
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -139,6 +140,7 @@ def run_study(
     on_round: Callable[[RoundRecord], None] = lambda record: None,
     wait_s: float = 0.0,
     enrol_s: float = 0.0,
+    key: Ed25519PrivateKey | None = None,
 ) -> ServerState:
     """Run a study to its end, or on from its last checkpoint; the same tensors either way.
 
@@ -147,6 +149,7 @@ def run_study(
         on_round: is told each round's record, counted or not, before its checkpoint.
         wait_s: how long another process that still writes the folder is waited for.
         enrol_s: how long a role that has too few sites at the start is waited for.
+        key: signs the release.
 
     Between two attempts at a round the run pauses until the sites that it lacks are back, at most for the
     round's deadline.
@@ -158,7 +161,9 @@ def run_study(
     with RunFolder(run).only_one(wait_s):
         pause.clear(run)
         try:
-            return _run_study(study, transport, run, resume, on_round, enrol_s)
+            state = _run_study(study, transport, run, resume, on_round, enrol_s)
+            write_release(RunFolder(run), study, state, key)
+            return state
         finally:
             with contextlib.suppress(RunError):
                 pause.clear(run)
@@ -201,7 +206,6 @@ def _run_study(
                 "sites back, then start again with --resume."
             )
         save_state(RunFolder(run).checkpoint, state, study.hash())
-    write_release(RunFolder(run), study, state)
     return state
 
 

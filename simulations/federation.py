@@ -28,9 +28,10 @@ from clients.governance.approval import approve
 from clients.governance.state import State
 from clients.node.keys import make_node_keys
 from common.errors import RunError
+from common.signing import PUBLIC_KEY, read_public_key, text_of
 from common.study import load_study
 from server.federation.flower_cli import FlowerCli, flower_environment, tool
-from server.federation.provision import COORDINATOR, KitSite, provision
+from server.federation.provision import COORDINATOR, SIGNING, KitSite, provision
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 60.0
@@ -147,7 +148,8 @@ class LocalFederation:
         for name, site in loaded.items():
             make_node_keys(self.kits / name / "node")
             state = State.create(self.kits / name / "state", (secrets or {}).get(name))
-            approve(state, site, checked, by="rehearsal")
+            coordinator = text_of(read_public_key(self.kits / name / "study" / PUBLIC_KEY))
+            approve(state, site, checked, by="rehearsal", coordinator=coordinator)
 
     def __enter__(self) -> Self:
         return self
@@ -164,6 +166,11 @@ class LocalFederation:
     def coordinator(self) -> Path:
         """The coordinator's kit."""
         return self.kits / COORDINATOR
+
+    @property
+    def signing_keys(self) -> Path:
+        """The folder of the coordinator's signing keys."""
+        return self.coordinator / SIGNING
 
     @property
     def run_folder(self) -> Path:
@@ -257,11 +264,15 @@ class LocalFederation:
 
     def _local(self, kit: str, content: Mapping[str, Any], text: str) -> str:
         """Return a text of the compose file with this machine's paths, names and ports."""
+        mounted = {}
         for volume in content["volumes"]:
-            inside = re.search(r":(/[^:]+)(:ro)?$", volume)
+            inside = re.search(r":(/[^:]+?)(:ro)?$", volume)
             here = self._mounted(kit, volume)
             if inside and here:
-                text = re.sub(rf"{re.escape(inside.group(1))}(?![\w.])", here, text)
+                mounted[inside.group(1)] = here
+        # in one pass: a path of this machine may hold what is the name of a mount
+        names = "|".join(re.escape(name) for name in mounted)
+        text = re.sub(rf"({names})(?![\w.])", lambda found: mounted[found.group()], text) if names else text
         superlink, own = self.ports["superlink"], self.ports.get(kit, 0)
         places = {
             "${COORDINATOR_ADDRESS:-proxy:9443}": self.superlink_seen_by_sites or self.address,

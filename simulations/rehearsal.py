@@ -16,6 +16,7 @@ from common.study import load_study
 from server.federation.flower_cli import FlowerCli
 from server.report.page import render_report
 from server.report.summary import write_summary
+from server.signed import admit
 from simulations.federation import LocalFederation, one_interrupt
 from simulations.phantom.demo import write_sites
 
@@ -80,8 +81,9 @@ def rehearse(
             tell("the coordinator starts SuperLink and SuperExec")
             federation.start_coordinator()
             cli = federation.cli()
-            tell("the coordinator registers each hospital's key")
+            tell("the coordinator registers each hospital's keys")
             for name in federation.names:
+                admit(federation.signing_keys, name, State(federation.kits / name / "state").public_key)
                 cli.register(name, federation.kits / name / "node" / "node.pub")
             tell("each hospital starts worker, SuperNode and SuperExec")
             federation.start_sites()

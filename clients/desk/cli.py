@@ -48,18 +48,11 @@ def desk(
     from clients.desk.server import serving, until_stopped
     from clients.governance.state import State
     from clients.node.surroundings import networks, surroundings
-    from common.signing import PUBLIC_KEY, SITES, read_public_key, read_site_keys
+    from common.signing import SITES, public_key_beside, read_site_keys
 
-    beside = studies / PUBLIC_KEY
-    file = coordinator_key or (beside if beside.is_file() else None)
+    key = public_key_beside(studies if studies.is_dir() else studies.parent, coordinator_key)
     others = site_keys or (studies / SITES if (studies / SITES).is_dir() else None)
-    own = Desk(
-        site_folder,
-        State(state_folder),
-        studies,
-        key=read_public_key(file) if file else None,
-        sites=read_site_keys(others) if others else {},
-    )
+    own = Desk(site_folder, State(state_folder), studies, key=key, sites=read_site_keys(others) if others else {})
     gate = Gate()
     with contextlib.ExitStack() as stack:
         path = socket or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-"))) / "desk.sock"

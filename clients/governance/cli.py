@@ -107,20 +107,25 @@ def check(
 
 @app.command(epilog=examples("crossprobe site init --state /srv/crossprobe"))
 def init(state_folder: StateFolder, as_json: Json = False) -> None:
-    """Make the state folder and its secret, once."""
+    """Make the state folder and its secret, once; the coordinator gets signing.pub."""
     from clients.governance.state import State
+    from common.fingerprint import fingerprint
 
     if (state_folder / "secret").exists():
         State(state_folder)
-        made, text = False, f"{state_folder} is a site's state folder already; nothing was changed"
+        state, made = State(state_folder), False
+        text = f"{state_folder} is a site's state folder already; nothing was changed"
     else:
-        State.create(state_folder)
-        made = True
+        state, made = State.create(state_folder), True
         text = (
             f"made {state_folder}: the site's secret (never sent; back it up where patient data are kept), and room\n"
-            "for approvals and the ledger. Look next at: crossprobe site dry-run --help"
+            f"for approvals and the ledger. Send {state.public_key} to the coordinator: by it your replies count.\n"
+            "Tell its fingerprint by another way, such as the telephone:\n"
+            f"  {fingerprint(state.signing_key().public_key())}\n"
+            "Look next at: crossprobe site dry-run --help"
         )
-    print(json.dumps({"made": made}) if as_json else text)
+    known = fingerprint(state.signing_key().public_key())
+    print(json.dumps({"made": made, "signing_key": known}) if as_json else text)
 
 
 @app.command(epilog=examples("crossprobe site keygen --state /srv/crossprobe-node"))
@@ -188,7 +193,8 @@ def approve(
     by: Annotated[str | None, typer.Option(help="who approves (default: the user who runs this)")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="let the study begin again at its first round")] = False,
     coordinator_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="take requests signed by this key only")
+        Path | None,
+        typer.Option(metavar="FILE", help="take requests signed by this key only; else coordinator.pub beside STUDY"),
     ] = None,
     site_keys: Annotated[
         Path | None,
@@ -206,18 +212,19 @@ def approve(
     from clients.governance.proposal import propose
     from clients.governance.state import State
     from common.fingerprint import fingerprint
-    from common.signing import read_public_key, read_site_keys, text_of
+    from common.signing import public_key_beside, read_site_keys, text_of
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
     site = load_site(site_folder)
     others = read_site_keys(site_keys) if site_keys else {}
     sites = {name: text_of(key) for name, key in others.items()}
-    key = read_public_key(coordinator_key) if coordinator_key else None
+    key = public_key_beside(study_file.parent, coordinator_key)
+    known = fingerprint(key) if key else None
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
     if not as_json:
         show(proposal, Console())
-        print(signature(fingerprint(key) if key else None))
+        print(signature(known))
         for line in summed_with(proposal, {name: fingerprint(key) for name, key in others.items()}):
             print(line)
     _complain(proposal.findings)
@@ -242,6 +249,7 @@ def approve(
             "approved": approval is not None and not approval.void(site.config),
             "by": approval and approval.names,
             "when": approval and approval.when,
+            "coordinator_key": known,
         }
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))
     elif approval is not None:
@@ -249,6 +257,7 @@ def approve(
             f"approved by {approval.names} at {approval.when}: study {approval.study_hash[:16]}, policy "
             f"{approval.policy_hash[:16]}, software {approval.software}. It is void once any of them changes."
         )
+        print(f"Requests are answered if signed by {known}." if known else "Requests are answered without a signature.")
         for finding in approval.void(site.config):
             print(f"It does not hold yet: {finding.message}. {finding.remedy}.")
     elif proposal.findings:

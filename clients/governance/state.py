@@ -1,6 +1,7 @@
 """A site's state folder: what a hospital's worker must not lose, and what nobody else may read.
 
     secret              32 random bytes, mode 0600, made once, never sent
+    signing.pub         the public key by which the coordinator knows this site's replies, made of the secret
     approvals/HASH.json one file a study, see `clients.governance.approval`
     ledger.jsonl        see `clients.governance.ledger`
     answered/HASH       one file a study: the highest round answered, and that very reply
@@ -25,7 +26,7 @@ from common.errors import RunError, SiteStateError
 from common.files import PRIVATE, exclusive, private_folder, write_atomically
 from common.messages import digest
 from common.seeds import derive
-from common.signing import key_of
+from common.signing import site_key, text_of
 from common.strict_text import parse_json
 
 SECRET_BYTES = 32
@@ -110,7 +111,14 @@ class State:
             raise SiteStateError(str(error)) from None
         except OSError as error:
             raise SiteStateError(f"cannot make the state folder {folder}: {error.strerror}.") from None
-        return cls(folder)
+        state = cls(folder)
+        write(state.public_key, f"{text_of(state.signing_key().public_key())}\n".encode())
+        return state
+
+    @property
+    def public_key(self) -> Path:
+        """The file that the coordinator gets; of an older folder it is missing."""
+        return self.folder / "signing.pub"
 
     @property
     def ledger(self) -> Path:
@@ -145,7 +153,7 @@ class State:
 
     def signing_key(self) -> Ed25519PrivateKey:
         """Return the key by which the coordinator knows this site's replies; the same for all studies."""
-        return key_of(derive(self._secret_bytes, "signing"))
+        return site_key(self._secret_bytes)
 
     def answered(self, study_hash: str) -> Answered:
         """Return how far a study has come here.

@@ -18,6 +18,7 @@ from common.errors import RunError
 from common.options import (
     ADDRESS_VARIABLE,
     CA_VARIABLE,
+    KEYS_VARIABLE,
     Address,
     Ca,
     Json,
@@ -26,6 +27,12 @@ from common.options import (
     commands,
     examples,
 )
+
+#: Of the commands that need or change the coordinator's signing keys.
+SigningKeys = Annotated[
+    Path | None,
+    typer.Option("--keys", metavar="DIR", help=f"the coordinator's signing keys; else {KEYS_VARIABLE}"),
+]
 
 if TYPE_CHECKING:
     from server.federation.flower_cli import FlowerCli
@@ -37,7 +44,7 @@ study = commands(
     no_args_is_help=True,
     epilog=examples(
         "crossprobe study check configs/demo.yaml",
-        "crossprobe study register north-clinic sites/north-clinic.pub --address localhost:8443 --ca ca.crt",
+        "crossprobe study register north-clinic node.pub signing.pub --address localhost:8443 --ca ca.crt",
         "crossprobe study run study.yaml --out runs/first --address localhost:8443 --ca ca.crt",
         "crossprobe study status runs/first",
         "crossprobe study watch runs/first",
@@ -79,7 +86,7 @@ def provision(
         raise click.UsageError("--add, --renew and --overwrite are three different things: give one of them")
 
     from common.study import load_study
-    from server.federation.provision import add_sites, parse_site, renew_server, valid_host
+    from server.federation.provision import add_sites, parse_site, renew_server, signing_fingerprint, valid_host
     from server.federation.provision import provision as make_kits
 
     if renew:
@@ -95,7 +102,7 @@ def provision(
             raise click.UsageError("--add needs --site; it takes address and port from the coordinator's kit in OUT")
         for kit in add_sites(load_study(study_file), study_file, out, [parse_site(text) for text in site]):
             print(f"{kit}: begin with {kit / 'README.md'}")
-            print(f"then register its key: crossprobe study register {kit.name} {kit.name}.pub")
+            print(f"then register its keys: crossprobe study register {kit.name} node.pub signing.pub")
         return
     try:
         host = valid_host("proxy" if address is None else address)
@@ -105,6 +112,8 @@ def provision(
     kits = make_kits(load_study(study_file), study_file, out, sites, host=host, port=port or 9443, overwrite=overwrite)
     print("\n".join(f"{kit}: begin with {kit / 'README.md'}" for kit in kits))
     print(f"{out / 'ca'}: the authority's key; take it off this machine and keep it safe")
+    print("Each hospital approves the key that signs your requests: compare its fingerprint over the telephone. It is")
+    print(f"  {signing_fingerprint(out)}")
 
 
 @study.command(epilog=examples("crossprobe study check configs/demo.yaml"))
@@ -148,31 +157,44 @@ def _connection_of_run(run: Path, address: str, ca: Path | None) -> "FlowerCli":
     return _connection(address, ca, (started.address, started.ca))
 
 
-@study.command(epilog=examples("crossprobe study register north-clinic north-clinic.pub"))
+@study.command(epilog=examples("crossprobe study register north-clinic node.pub signing.pub --keys signing"))
 def register(
     name: Annotated[str, typer.Argument(metavar="NAME", help="the `name` in its site.yaml")],
-    public_key: Annotated[Path, typer.Argument(metavar="PUBKEY", help="the node.pub that the site sent")],
+    public_key: Annotated[Path, typer.Argument(metavar="NODE", help="the node.pub that the site sent")],
+    signing_key: Annotated[Path, typer.Argument(metavar="SIGNING", help="the signing.pub that the site sent")],
+    keys: SigningKeys = None,
     address: Address = "",
     ca: Ca = None,
 ) -> None:
-    """Bind a site's name to its public key."""
-    from server.federation.authority import key_fingerprint
+    """Bind a site's name to its public keys.
 
-    fingerprint = key_fingerprint(public_key)
-    node = _connection(address, ca).register(name, public_key)
-    print(f"registered {name} as node {node}, key {fingerprint}")
-    print("Compare this fingerprint with the hospital, by another way than the one the key came by.")
+    By the first its node may connect, by the second its replies count.
+    """
+    from common.fingerprint import fingerprint
+    from server.federation.authority import key_fingerprint
+    from server.signed import admit, keys_folder
+
+    of_node, connection = key_fingerprint(public_key), _connection(address, ca)
+    of_replies = fingerprint(admit(keys or keys_folder(), name, signing_key))
+    node = connection.register(name, public_key)
+    print(f"registered {name} as node {node}, key {of_node}, its replies signed by {of_replies}")
+    print("Compare both fingerprints with the hospital, by another way than the one the keys came by.")
 
 
 @study.command(epilog=examples("crossprobe study unregister north-clinic"))
 def unregister(
     name: Annotated[str, typer.Argument(metavar="NAME", help="as it was registered")],
+    keys: SigningKeys = None,
     address: Address = "",
     ca: Ca = None,
 ) -> None:
-    """Bar the key behind a site's name, e.g. a stolen one."""
+    """Bar the keys behind a site's name, e.g. stolen ones."""
+    from server.signed import expel, keys_folder
+
     nodes = _connection(address, ca).unregister(name)
     print(f"unregistered {name}: node {', '.join(nodes)} may not connect any more")
+    expel(keys or keys_folder(), name)
+    print("and no run that starts or goes on from now takes its signature.")
     print("To let the hospital in again: a new key there with keygen, then `crossprobe study register`.")
 
 
@@ -295,27 +317,29 @@ def release(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="new folder for weights, study, card and hashes")
     ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="sign it with the coordinator's key, see keygen")
-    ] = None,
+    keys: SigningKeys = None,
 ) -> None:
-    """Check a finished run's model, or copy it to be passed on."""
+    """Check a finished run's model, or copy it to be passed on.
+
+    A run between hospitals signed it. One from before that is signed where the coordinator's keys are given.
+    """
     from common import run_folder as names
-    from common.signing import read_private_key
+    from common.signing import PRIVATE_KEY, read_private_key
     from server.release import export_release
 
-    folder = export_release(names.RunFolder(run_folder), out, read_private_key(key) if key else None)
+    own = keys or (Path(os.environ[KEYS_VARIABLE]) if os.environ.get(KEYS_VARIABLE) else None)
+    folder = export_release(names.RunFolder(run_folder), out, read_private_key(own / PRIVATE_KEY) if own else None)
     print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")
 
 
 @study.command(epilog=examples("crossprobe study keygen signing"))
 def keygen(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder for the keys; keep it private")]) -> None:
-    """Make the coordinator's signing key, once."""
+    """Make the coordinator's signing key, once; kits have theirs from `provision`."""
     from common.fingerprint import fingerprint
     from common.signing import PRIVATE_KEY, PUBLIC_KEY, make_keys
 
     found = fingerprint(make_keys(folder))
-    print(f"made {folder / PRIVATE_KEY}, which stays here, and {folder / PUBLIC_KEY} for the hospitals.")
+    print(f"made {folder / PRIVATE_KEY}, which stays here, and {folder / PUBLIC_KEY}: each hospital puts it beside the")
+    print("study that it approves.")
     print(f"Tell each its fingerprint by another way, such as the telephone:\n  {found}")
-    print(f"Put each hospital's `crossprobe site signing-key` into {folder / 'sites'}/NAME.pub, and start the")
-    print("ServerApp with CROSSPROBE_SIGNING_KEYS naming this folder.")
+    print(f"Start the ServerApp with {KEYS_VARIABLE} naming this folder, and give it to `crossprobe study register`.")

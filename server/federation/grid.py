@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from common.errors import ContractError
 from common.messages import EnrolReply, unpack
 from common.payload import fields_of, payload_of
+from common.signing import unseal
 from server.transport import ENROL_S, Failure
 
 #: Between two looks for replies, and for nodes that connect, in seconds.
@@ -142,7 +143,7 @@ def _declared_name(reply: bytes | Failure) -> str | None:
     if isinstance(reply, Failure):
         return None
     try:
-        header, _ = unpack(reply)
+        header, _ = unpack(unseal(reply).payload)
     except ContractError:
         return None
     return header.site if isinstance(header, EnrolReply) else None

@@ -1,8 +1,9 @@
 """Startup kits: one folder for the coordinator, one for each hospital, cut out of the one compose file.
 
 ca/           the authority's key; belongs on no server
-coordinator/  compose.yaml, .env, certificates, the SuperExec's secret, proxy.conf, README.md
-SITE/         compose.yaml, compose.gpu.yaml, .env, ca.crt, README.md; its keys are made at the site
+coordinator/  compose.yaml, .env, certificates, the SuperExec's secret, signing keys, proxy.conf, README.md
+SITE/         compose.yaml, compose.gpu.yaml, .env, ca.crt, study with the coordinator's public key, README.md; its own
+              keys are made at the site
 """
 
 import filecmp
@@ -24,6 +25,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from common.components import ROLES, Role
 from common.errors import RunError
 from common.files import PUBLIC, private_folder, write_atomically
+from common.fingerprint import fingerprint
+from common.signing import PRIVATE_KEY, PUBLIC_KEY, SITES, make_keys, read_public_key, text_of
 from common.study import Study
 from common.version import software_version
 from server.federation.authority import (
@@ -42,6 +45,8 @@ COMPOSE = "docker-compose.yml"
 #: What the coordinator's own services call it, beside the address that hospitals use.
 LOCAL_NAMES = ("localhost", "127.0.0.1", "superlink", "proxy")
 COORDINATOR = "coordinator"
+#: In the coordinator's kit, see `server.signed`.
+SIGNING = "signing"
 #: Of all services, those that a coordinator runs; a hospital runs those with its role's prefix.
 _COORDINATOR_SERVICES = ("superlink", "serverapp", "proxy", "console")
 
@@ -114,6 +119,11 @@ def add_sites(study: Study, file: Path, out: Path, sites: Sequence[KitSite]) -> 
             f"{out} has a folder of {', '.join(there)} already; nothing was changed. Choose another name, or move the "
             "folder away if it was left half written."
         )
+    if not (out / COORDINATOR / SIGNING / PUBLIC_KEY).exists():
+        raise RunError(
+            f"{out / COORDINATOR} is of an older version and has no signing keys; nothing was changed. Make them with: "
+            f"crossprobe study keygen {out / COORDINATOR / SIGNING}"
+        )
     compose = _read_compose()
     try:
         return [_site_kit(compose, study, file, out, site, host, port) for site in sites]
@@ -146,6 +156,11 @@ def renew_server(out: Path) -> datetime:
     return min(end, expiry(kit / SERVER_CERTIFICATE))
 
 
+def signing_fingerprint(out: Path) -> str:
+    """Return the fingerprint of the key that signs the requests of the coordinator of `out`. Raises RunError."""
+    return fingerprint(read_public_key(out / COORDINATOR / SIGNING / PUBLIC_KEY))
+
+
 def _check_names(sites: Sequence[KitSite]) -> None:
     if len({site.name for site in sites}) < len(sites):
         raise RunError(f"site names must differ, found {', '.join(site.name for site in sites)}. Change a --site.")
@@ -168,8 +183,10 @@ def _coordinator_kit(
     compose: dict[str, Any], study: Study, file: Path, out: Path, sites: Sequence[KitSite], host: str, port: int
 ) -> Path:
     kit = out / COORDINATOR
-    for folder in (".", "state", "runs", "sites"):
+    for folder in (".", "state", "runs", "sites", f"{SIGNING}/{SITES}"):
         private_folder(kit / folder)
+    if not (kit / SIGNING / PRIVATE_KEY).exists():  # with --overwrite it stays: approvals name it
+        make_keys(kit / SIGNING)
     make_server_certificate(out / "ca", kit, (host, *LOCAL_NAMES))
     write_public(kit / CA_CERTIFICATE, (out / "ca" / CA_CERTIFICATE).read_bytes())
     write_atomically(kit / "superexec.secret", secrets.token_bytes(32), then=THEN)
@@ -178,7 +195,8 @@ def _coordinator_kit(
     variables = {"COORDINATOR_KIT": ".", "COORDINATOR_PORT": str(port)}
     ends = f"{expiry(kit / SERVER_CERTIFICATE):%Y-%m-%d}"
     _common_files(kit, file, own, variables)
-    _readme(kit, "kit_coordinator.md.j2", study=study, sites=sites, host=host, port=port, ends=ends)
+    known = signing_fingerprint(out)
+    _readme(kit, "kit_coordinator.md.j2", study=study, sites=sites, host=host, port=port, ends=ends, fingerprint=known)
     return kit
 
 
@@ -194,6 +212,8 @@ def _site_kit(
     write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
     variables = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_DESK_PORT": "8600", "COORDINATOR_ADDRESS": address}
     _common_files(kit, file, own, variables)
+    coordinator = read_public_key(out / COORDINATOR / SIGNING / PUBLIC_KEY)
+    write_public(kit / "study" / PUBLIC_KEY, f"{text_of(coordinator)}\n".encode())
     write_public(kit / "compose.gpu.yaml", (ROOT / "deploy" / "compose.gpu.yaml").read_bytes())
     _readme(kit, "kit_site.md.j2", study=study, site=site, address=address)
     return kit

@@ -14,9 +14,9 @@ from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.governance.policy import Policy
 from clients.learning.training import MAX_GRADIENT_NORM, TaskContext, averaging, follow, learning_rate, objective_of
-from clients.node.simulated import simulated_secret
 from common.components import ROLES, Role
 from common.networks import Networks
+from common.simulated import simulated_secret
 from common.study import Round, Stage, Study
 from common.tasks import TrainingTask
 from server.algorithm import begun, weighted

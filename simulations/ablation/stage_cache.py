@@ -14,13 +14,13 @@ from pathlib import Path
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.learning.evaluate import measure_patients
-from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
 from common.components import ROLES, Tensors
 from common.errors import RunError
 from common.metrics import frame_dice
 from common.networks import Networks
 from common.run_folder import RunFolder
+from common.simulated import simulated_secret
 from common.study import Round, Stage, Study
 from common.tasks import Score
 from server import history

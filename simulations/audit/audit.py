@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from clients.data.site import Site, load_site
-from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
 from clients.released import load_model
+from common.simulated import simulated_secret
 from common.study import Study
 from simulations.audit.ask import Refused, ask, hostile_study
 from simulations.audit.gates import GatedTrap, TileTrap

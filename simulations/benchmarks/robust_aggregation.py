@@ -27,7 +27,6 @@ from clients.data.dataset import Dataset, Sample
 from clients.data.frames import Frame
 from clients.data.manifest import Split
 from clients.data.site import load_site
-from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
@@ -36,6 +35,7 @@ from common.messages import pack, unpack
 from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
 from common.options import Seed, commands, examples
+from common.simulated import simulated_secret
 from common.study import Study, parse_study
 from server.aggregation import RULES
 from server.run import run_study

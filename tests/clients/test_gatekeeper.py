@@ -20,13 +20,13 @@ from clients.governance.state import State
 from clients.learning.training import TaskContext
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.refusals import refusal as refused
-from clients.node.simulated import simulated_secret
 from clients.node.worker import Worker
 from common.components import COMPONENTS
 from common.errors import RunError
 from common.messages import EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
 from common.run_folder import RunFolder
+from common.simulated import simulated_secret
 from server import history
 from server.algorithm import init
 from server.rounds import run_round

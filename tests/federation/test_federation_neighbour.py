@@ -28,10 +28,8 @@ from clients.governance.state import State
 from common.messages import EnrolRequest, digest, pack
 from common.payload import fields_of
 from common.run_folder import RunFolder
-from common.signing import make_keys, text_of
+from common.signing import seal
 from common.study import load_study
-from server.app import KEYS
-from server.signed import SITES
 
 pytestmark = pytest.mark.faults
 
@@ -94,15 +92,9 @@ def test_a_neighbours_instruction_arrives_and_only_a_signature_keeps_it_from_bei
     of = load_study(study)
     foreign, ahead = pack(EnrolRequest(study="ab" * 32)), request(of, "refine", "source", step=5)
     with Federation(tmp_path, study, pair) as federation:
-        if signed:
-            keys = tmp_path / "signing"
-            key = text_of(make_keys(keys))
-            (keys / SITES).mkdir()
+        if not signed:  # what the key in an approval is worth
             for name in federation.names:
-                state = State(federation.kits / name / "state")
-                (keys / SITES / f"{name}.pub").write_text(text_of(state.signing_key().public_key()))
-                approve(state, load_site(federation.data[name]), of, by="anna", coordinator=key)
-            monkeypatch.setenv(KEYS, str(keys))
+                approve(State(federation.kits / name / "state"), load_site(federation.data[name]), of, by="anna")
         federation.start_coordinator()
         federation.register()
         federation.start_sites()
@@ -130,6 +122,11 @@ def test_a_neighbours_instruction_arrives_and_only_a_signature_keeps_it_from_bei
                     break
             assert answers(foreign) == ["not-approved"]
             assert answers(ahead)[-1] == ("not-signed" if signed else "done 7")
+            if signed:  # its own signature helps it as little
+                told, own = len(answers(ahead)), State(federation.kits / "east" / "state").signing_key()
+                east.instruct(north, seal(ahead, own, "request"), "train.supervise")
+                wait_until(lambda: len(answers(ahead)) > told, "its third is answered", 90)
+                assert answers(ahead)[-1] == "bad-signature"
             if signed:  # and the run goes on
                 done = len(federation.records())
                 wait_until(lambda: len(federation.records()) > done, "another round", 90)

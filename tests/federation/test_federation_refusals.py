@@ -14,6 +14,7 @@ from tiny import write_study
 
 from server.federation.authority import make_authority, make_server_certificate
 from server.federation.flower_cli import FlowerCli
+from server.signed import SITES
 
 pytestmark = pytest.mark.federation
 
@@ -65,15 +66,15 @@ def test_a_site_with_another_authoritys_certificate_does_not_connect(federation:
 
 def test_a_coordinator_with_another_authoritys_certificate_is_told_so(federation: Federation, tmp_path: Path) -> None:
     make_authority(tmp_path)
-    key = str(federation.kits / "east" / "node" / "node.pub")
-    done = federation.console("study", "register", "east", key, "--ca", str(tmp_path / "ca.crt"))
+    keys = federation.public_keys("east")
+    done = federation.console("study", "register", "east", *keys, "--ca", str(tmp_path / "ca.crt"))
     assert done.returncode == 1
     assert "Check that the SuperLink runs" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_key_cannot_be_registered_twice(federation: Federation) -> None:
-    done = federation.console("study", "register", "other", str(federation.kits / "north" / "node" / "node.pub"))
+    done = federation.console("study", "register", "other", *federation.public_keys("north"))
     assert done.returncode == 1
     assert "has its site already" in done.stderr
 
@@ -88,6 +89,7 @@ def test_a_stolen_key_is_barred_by_its_sites_name(federation: Federation) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("unregistered east: node ")
     assert list(cli.names().values()) == ["north"]
+    assert "east.pub" not in [file.name for file in (federation.signing_keys / SITES).iterdir()]
     wait_until(lambda: running.poll() is not None, "a running SuperNode gives up", 90.0)
     federation.processes.pop("east-supernode")
     assert "Failed to activate SuperNode" in ends_with(federation, "east")
@@ -95,7 +97,7 @@ def test_a_stolen_key_is_barred_by_its_sites_name(federation: Federation) -> Non
     assert done.returncode == 1
     assert "no key is registered as east" in done.stderr
     assert "Registered: north" in done.stderr
-    done = federation.console("study", "register", "east", str(federation.kits / "east" / "node" / "node.pub"))
+    done = federation.console("study", "register", "east", *federation.public_keys("east"))
     assert done.returncode == 1
     assert "or was barred" in done.stderr
     done = federation.console("study", "unregister", "north", "--address", f"127.0.0.1:{free_port()}")
@@ -114,8 +116,8 @@ def test_an_expired_certificate_is_refused(federation: Federation, tmp_path: Pat
     wait_until(lambda: listens(port), "the SuperLink listens")
     said = ends_with(federation, "north", **{federation.address: f"127.0.0.1:{port}"})
     assert "certificate has expired" in said
-    key = str(federation.kits / "east" / "node" / "node.pub")
-    done = federation.console("study", "register", "east", key, "--address", f"127.0.0.1:{port}")
+    keys = federation.public_keys("east")
+    done = federation.console("study", "register", "east", *keys, "--address", f"127.0.0.1:{port}")
     assert done.returncode == 1
     assert "has not expired" in done.stderr
 

@@ -11,20 +11,23 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from disks import MOUNTS, full, small_disk
 from federation import Federation, listens, wait_until
 from tiny import content, refusal, request, write_study
 
 from clients.governance.ledger import verify
+from clients.governance.state import State
 from clients.node.channel import METHOD, SERVICE, address, ask, options
 from common.components import Tensors
 from common.messages import TaskReply, TaskRequest, digest, pack, unpack
 from common.run_folder import RunFolder
+from common.signing import seal, unseal
 from common.study import load_study
 
 pytestmark = pytest.mark.faults
 
-ROUNDS = 8
+ROUNDS = 9
 #: A worker with a full disk refuses by one of these, whichever file it could not write.
 NOT_WRITABLE = ("ledger-unwritable", "state-failed")
 
@@ -48,13 +51,18 @@ POISONS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("of another study", of_another_study, "other-request"),
 ]
 OLD_ROUND = len(POISONS)
+ALTERED = OLD_ROUND + 1
 
 
 @dataclass
 class Poisoner:
-    """Sits at a site's socket in front of its worker, keeps what passes and changes the replies of the first rounds."""
+    """Sits at a site's socket in front of its worker, keeps what passes and changes the replies of the first rounds.
+
+    It is the site itself and signs what it changes, but in the round `ALTERED`: then it lies in between.
+    """
 
     worker: Path
+    key: Ed25519PrivateKey
     requests: list[bytes] = field(default_factory=list)
     replies: list[bytes] = field(default_factory=list)
 
@@ -72,13 +80,15 @@ class Poisoner:
 
     def answer(self, payload: bytes) -> bytes:
         reply = ask(self.worker, payload, 120)
-        header, _ = unpack(payload)
+        header, _ = unpack(unseal(payload).payload)
         if not isinstance(header, TaskRequest):
             return reply
         self.requests.append(payload)
         self.replies.append(reply)
         if header.round < OLD_ROUND:
-            return POISONS[header.round][1](reply)
+            return seal(POISONS[header.round][1](unseal(reply).payload), self.key, "reply")
+        if header.round == ALTERED:
+            return reply[:-1] + bytes([reply[-1] ^ 1])
         return self.replies[-2] if header.round == OLD_ROUND else reply
 
 
@@ -104,7 +114,7 @@ class Outcome:
 def outcome(four: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     root = tmp_path_factory.mktemp("trust")
     stages = [
-        stage | {"rounds": len(POISONS) if stage["name"] == "refine" else 1}
+        stage | {"rounds": ALTERED if stage["name"] == "refine" else 1}
         for stage in content()["stages"]
         if stage["name"] in ("pretrain", "refine")
     ]
@@ -112,7 +122,8 @@ def outcome(four: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> I
     with Federation(root, study, four) as federation, contextlib.ExitStack() as around:
         if MOUNTS:
             around.enter_context(small_disk(federation.kits / "west" / "state", 8))
-        poisoner = Poisoner(federation.sockets["south"].with_name("real.sock"))
+        key = State(federation.kits / "south" / "state").signing_key()
+        poisoner = Poisoner(federation.sockets["south"].with_name("real.sock"), key)
         around.enter_context(poisoner.at(federation.sockets["south"]))
         federation.start_coordinator()
         federation.register()
@@ -173,9 +184,14 @@ def test_a_poisoned_reply_is_refused_and_named(index: int, code: str, outcome: O
     assert {record.sites[name].status for name in ("north", "east")} == {"ok"}
 
 
+def test_a_reply_that_was_altered_on_its_way_fails_and_is_named(outcome: Outcome) -> None:
+    south = outcome.federation.records()[ALTERED].sites["south"]
+    assert (south.status, south.detail.partition(":")[0]) == ("failed", "bad-signature")
+
+
 def test_a_site_that_poisons_no_longer_counts_again(outcome: Outcome) -> None:
-    later = outcome.federation.records()[OLD_ROUND + 1 :]
-    assert [record.sites["south"].status for record in later] == ["ok"] * (ROUNDS - OLD_ROUND - 1)
+    later = outcome.federation.records()[ALTERED + 1 :]
+    assert [record.sites["south"].status for record in later] == ["ok"] * (ROUNDS - ALTERED - 1)
 
 
 def test_the_model_is_that_of_a_run_without_what_was_refused(outcome: Outcome, tmp_path: Path) -> None:
@@ -186,22 +202,22 @@ def test_the_model_is_that_of_a_run_without_what_was_refused(outcome: Outcome, t
 
 def test_a_request_that_comes_again_gets_the_reply_that_left_before(outcome: Outcome) -> None:
     again, _ = outcome.again
-    assert isinstance(unpack(again)[0], TaskReply)
+    assert isinstance(unpack(unseal(again).payload)[0], TaskReply)
     assert again == outcome.poisoner.replies[-1]
 
 
 def test_an_old_request_is_refused(outcome: Outcome) -> None:
-    assert refusal(outcome.again[1]).code == "old-round"
+    assert refusal(unseal(outcome.again[1]).payload).code == "old-round"
 
 
 def test_the_ledger_tells_both(outcome: Outcome) -> None:
     lines = outcome.federation.ledger("south")[-4:]
     requests, replies = outcome.poisoner.requests, outcome.poisoner.replies
     expected = [
-        ("in", digest(requests[-1]), None),
-        ("out", digest(replies[-1]), None),
-        ("in", digest(requests[2]), None),
-        ("out", digest(outcome.again[1]), "old-round"),
+        ("in", digest(unseal(requests[-1]).payload), None),
+        ("out", digest(unseal(replies[-1]).payload), None),
+        ("in", digest(unseal(requests[2]).payload), None),
+        ("out", digest(unseal(outcome.again[1]).payload), "old-round"),
     ]
     assert [(line["direction"], line["sha256"], line["refusal"]) for line in lines] == expected
 

@@ -13,10 +13,20 @@ from tiny import write_study
 
 from clients.node.keys import fingerprint_of, make_node_keys
 from common.errors import RunError, SiteStateError
+from common.fingerprint import fingerprint
+from common.signing import read_public_key
 from common.study import load_study
 from crossprobe import main
 from server.federation.authority import expiry, hosts_of, key_fingerprint, make_server_certificate
-from server.federation.provision import KitSite, add_sites, parse_site, provision, renew_server, valid_host
+from server.federation.provision import (
+    KitSite,
+    add_sites,
+    parse_site,
+    provision,
+    renew_server,
+    signing_fingerprint,
+    valid_host,
+)
 
 SITES = [KitSite("north", "source"), KitSite("east", "target")]
 
@@ -33,7 +43,7 @@ def make(study: Path, out: Path, **more: bool) -> list[Path]:
 def test_no_key_or_secret_is_readable_by_others(study: Path, tmp_path: Path) -> None:
     make(study, tmp_path / "kits")
     private = [path for path in (tmp_path / "kits").rglob("*") if path.suffix in (".key", ".secret")]
-    assert {path.name for path in private} == {"ca.key", "server.key", "superexec.secret"}
+    assert {path.name for path in private} == {"ca.key", "server.key", "coordinator.key", "superexec.secret"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
     assert not (tmp_path / "kits" / "coordinator" / "ca.key").exists()
 
@@ -61,6 +71,7 @@ def test_a_hospitals_kit_holds_no_private_file(study: Path, tmp_path: Path) -> N
         "README.md",
         "study",
         "study/study.yaml",
+        "study/coordinator.pub",
         "state",
         "node",
     }
@@ -87,6 +98,18 @@ def test_an_authority_is_made_once(study: Path, tmp_path: Path) -> None:
     assert (out / "north" / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
 
 
+def test_a_new_authority_leaves_the_signing_key_that_hospitals_approved(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kits"
+    north = make(study, out)[1]
+    before = (out / "coordinator" / "signing" / "coordinator.key").read_bytes()
+    make(study, out, overwrite=True)
+    assert (out / "coordinator" / "signing" / "coordinator.key").read_bytes() == before
+    found = signing_fingerprint(out)
+    assert fingerprint(read_public_key(north / "study" / "coordinator.pub")) == found
+    assert found in (out / "coordinator" / "README.md").read_text()
+    assert found not in (north / "README.md").read_text()  # it came with the kit, and would prove nothing
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -101,8 +124,9 @@ def test_a_site_is_added_without_touching_what_is_there(host: str, study: Path, 
     assert add_sites(load_study(study), study, grown, [west]) == [grown / "west"]
     assert {name: blob for name, blob in content(grown).items() if not name.startswith("west/")} == before
     made, asked = content(grown / "west"), content(whole / "west")
-    assert made.pop("ca.crt") == before["ca/ca.crt"]
-    del asked["ca.crt"]
+    for name, origin in {"ca.crt": "ca/ca.crt", "study/coordinator.pub": "coordinator/signing/coordinator.pub"}.items():
+        assert made.pop(name) == before[origin]
+        del asked[name]
     assert made == asked
 
 
@@ -238,5 +262,6 @@ def test_the_commands_say_what_to_do_next(
     assert main(["study", "status", str(tmp_path / "run")]) == 1
     assert "crossprobe study run" in capsys.readouterr().err
     (tmp_path / "not-a-key").write_text("hello")
-    assert main(["study", "register", "north", str(tmp_path / "not-a-key"), "--address", "localhost:1"]) == 1
+    keys = [str(tmp_path / "not-a-key")] * 2
+    assert main(["study", "register", "north", *keys, "--address", "localhost:1"]) == 1
     assert "Ask the site for its node.pub" in capsys.readouterr().err

@@ -16,15 +16,15 @@ from clients.governance.approval import approve
 from clients.governance.state import State
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.refusals import refusal as sentence
-from clients.node.simulated import simulated_secret
 from common.errors import ContractError, RunError
 from common.messages import EnrolReply, EnrolRequest, TaskReply, pack, unpack
 from common.run_folder import RunFolder
 from common.signing import PUBLIC_KEY, Sealed, key_of, make_keys, read_public_key, seal, text_of, unseal
+from common.simulated import simulated_secret
 from crossprobe import main
 from server.history import read
 from server.run import run_study
-from server.signed import SITES, Keys, SignedTransport
+from server.signed import Keys, SignedTransport, admit, expel
 from server.transport import Failure
 
 STUDY = study()
@@ -74,7 +74,7 @@ def sites(pair: Sequence[Path], tmp_path: Path) -> dict[str, Gatekeeper]:
 
 
 def keys(sites: Mapping[str, Gatekeeper]) -> Keys:
-    return Keys(OWN, {name: own.state.signing_key().public_key() for name, own in sites.items()})
+    return Keys(OWN, {name: own.state.signing_key().public_key() for name, own in sites.items()}.get)
 
 
 def asked(north: Gatekeeper, blob: bytes) -> str:
@@ -201,7 +201,7 @@ def test_an_app_that_cannot_reach_its_worker_still_says_so(sites: dict[str, Gate
 
 def test_a_site_whose_key_the_coordinator_does_not_have_is_not_taken(sites: dict[str, Gatekeeper]) -> None:
     known = keys(sites)
-    transport = SignedTransport(Wire(sites), Keys(known.own, {"east": known.sites["east"]}))
+    transport = SignedTransport(Wire(sites), Keys(known.own, {"east": known.of_site("east")}.get))
     found = transport.enrol(ENROL)
     assert isinstance(found["north"], Failure)
     assert "there is no sites/north.pub" in found["north"].detail
@@ -227,10 +227,20 @@ def test_keys_are_made_once_private_and_read_with_those_of_the_sites(
         make_keys(folder)
     with pytest.raises(RunError, match="holds no site's key"):
         Keys.read(folder)
-    (folder / SITES).mkdir()
-    assert main(["site", "signing-key", "--state", str(sites["north"].state.folder)]) == 0
-    (folder / SITES / "north.pub").write_text(capsys.readouterr().out)
-    assert Keys.read(folder).sites == {"north": sites["north"].state.signing_key().public_key()}
+    north, east = (sites[name].state for name in ("north", "east"))
+    assert main(["site", "signing-key", "--state", str(north.folder)]) == 0
+    assert capsys.readouterr().out == north.public_key.read_text()
+    admit(folder, "north", north.public_key)
+    admit(folder, "north", north.public_key)
+    with pytest.raises(RunError, match="holds another key"):
+        admit(folder, "north", east.public_key)
+    with pytest.raises(RunError, match="no site's name"):
+        admit(folder, "../coordinator", east.public_key)
+    assert Keys.read(folder).of_site("north") == north.signing_key().public_key()
+    assert Keys.read(folder).of_site("east") is None
+    expel(folder, "north")
+    admit(folder, "north", east.public_key)
+    assert Keys.read(folder).of_site("north") == east.signing_key().public_key()
     (folder / "coordinator.key").chmod(0o644)
     with pytest.raises(RunError, match="others can read"):
         Keys.read(folder)

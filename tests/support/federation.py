@@ -15,9 +15,10 @@ from tiny import Between, Change, workers
 
 from clients.governance.ledger import read as read_ledger
 from clients.node.refusals import refusal
-from clients.node.simulated import simulated_secret
 from common.messages import TaskRequest, pack, unpack
+from common.options import KEYS_VARIABLE
 from common.run_folder import RunFolder
+from common.simulated import simulated_secret
 from common.study import load_study
 from server import history
 from server.history import RoundRecord
@@ -40,8 +41,12 @@ class Federation(LocalFederation):
 
     def register(self, *names: str) -> None:
         for name in names or self.names:
-            done = self.console("study", "register", name, str(self.kits / name / "node" / "node.pub"))
+            done = self.console("study", "register", name, *self.public_keys(name))
             assert done.returncode == 0, done.stderr
+
+    def public_keys(self, name: str) -> tuple[str, str]:
+        """What a site sends to be registered."""
+        return str(self.kits / name / "node" / "node.pub"), str(self.kits / name / "state" / "signing.pub")
 
     def come_back(self, name: str, patience_s: float = 180.0) -> None:
         """Start a site's SuperNode again and again, as its restart policy would, until the SuperLink takes it."""
@@ -93,6 +98,7 @@ class Federation(LocalFederation):
         return os.environ | {
             "CROSSPROBE_ADDRESS": self.address,
             "CROSSPROBE_CA": str(self.coordinator / "ca.crt"),
+            KEYS_VARIABLE: str(self.signing_keys),
         }
 
     def run_command(self, *more: str) -> list[str]:
