@@ -1,6 +1,7 @@
 """The released model as a folder that may be passed on; see `common.release`.
 
-The same run gives the same bytes. Nothing in it is of a single site: no name, no count of patients, no measure.
+The same run, with the same audit, gives the same bytes. Nothing in it is of a single site: no name, no count of
+patients, no measure; but an audit's figures are those of the worst site, which is not named.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jinja2 import Environment, StrictUndefined
 from safetensors.numpy import save
 
+from common.audit_record import load_audit
 from common.components import ROLES, Tensors
 from common.errors import RunError
 from common.files import PUBLIC, private_folder, write_atomically
@@ -19,6 +21,7 @@ from common.run_folder import RunFolder
 from common.signing import sign
 from common.study import Study, read_study_of_run
 from common.version import software_version
+from server.audit_card import NOT_AUDITED, audited
 from server.state import ServerState, fused_tensors, load_state
 
 # Here and not in a file: Flower's bundle of an app takes no template, and the ServerApp writes the card.
@@ -52,6 +55,9 @@ Differential privacy of all images of a patient, at delta {{ study.privacy.delta
 the training data, and parts of images may be rebuilt from them. Treat the weights as personal data.
 {% endif %}
 
+## What an audit found
+{{ audited }}
+
 ## What was not shown
 - How well it works on any probe, hospital or patient group. The measures of this run are of single sites and stay with
   the coordinator. Measure it on labelled images of your own before you rely on a mask.
@@ -62,18 +68,32 @@ the training data, and parts of images may be rebuilt from them. Treat the weigh
 `sha256sum -c {{ files.sums }}` in this folder, then
 `crossprobe predict --model THIS-FOLDER --images scans/ --out segmented/`
 {%- if study.image.spacing_mm %} with `--spacing-mm`, the side of the images' pixels{% endif %}.
+Where `{{ files.signature }}` is in this folder, `--coordinator-key FILE` also checks that the coordinator signed it. Take
+the key, or its fingerprint, by another way than this folder.
 """
 
 
-def write_release(run: RunFolder, study: Study, state: ServerState, key: Ed25519PrivateKey | None = None) -> Path:
+def write_release(
+    run: RunFolder,
+    study: Study,
+    state: ServerState,
+    key: Ed25519PrivateKey | None = None,
+    audit: Path | None = None,
+) -> Path:
     """Write a finished run's release and return its folder; the weights last, so that whoever finds them has all.
 
     Args:
         key: the coordinator's, which signs it.
+        audit: record of an audit of this very model, for the card.
+
+    Raises:
+        RunError: if the audit is not of this model, or nothing can be written.
     """
     tensors = final_model(study, state)
     weights = save(dict(sorted(tensors.items())))
-    contents = {WEIGHTS: weights, STUDY: _study(study), CARD: _card(study, state, tensors, digest(weights)).encode()}
+    found = audited(load_audit(audit, study=study.hash(), weights=digest(weights))) if audit else NOT_AUDITED
+    card = _card(study, state, tensors, digest(weights), found)
+    contents = {WEIGHTS: weights, STUDY: _study(study), CARD: card.encode()}
     with run.writing():
         private_folder(run.release)
     sums = sums_of(contents)
@@ -84,24 +104,35 @@ def write_release(run: RunFolder, study: Study, state: ServerState, key: Ed25519
     return run.release
 
 
-def export_release(run: RunFolder, out: Path | None = None, key: Ed25519PrivateKey | None = None) -> Path:
+def export_release(
+    run: RunFolder, out: Path | None = None, key: Ed25519PrivateKey | None = None, audit: Path | None = None
+) -> Path:
     """Return a finished run's release, checked, or a checked copy of it in a new folder.
 
     Args:
         key: the coordinator's, which then signs it.
+        audit: see `write_release`; the card is written anew with it.
 
     Raises:
-        RunError: if the run is not finished, the release was changed, or the copy cannot be written.
+        RunError: if the run is not finished, the release was changed, the audit is not of it, a signed release would
+            lose its signature, or the copy cannot be written.
     """
     study = read_study_of_run(run.path)
     state = load_state(run.checkpoint, study.hash())
     if state is None or state.round < len(list(study.rounds())):
         raise RunError(f"{run.path} holds no finished run. Continue it with --resume.")
-    if not (run.release / SUMS).exists():
-        write_release(run, study, state)
-    folder = find_release(run.release)
-    if key is not None:
-        write_atomically(folder / SIGNATURE, sign((folder / SUMS).read_bytes(), key, "release"))
+    if (run.release / SUMS).exists():
+        find_release(run.release)  # what somebody changed is not written over
+    if audit is not None and key is None and (run.release / SIGNATURE).exists():
+        raise RunError(
+            f"{run.release} is signed, and its card would become another. Give --keys, so that it is signed again; "
+            "nothing was changed."
+        )
+    if audit is not None or not (run.release / SUMS).exists():
+        write_release(run, study, state, key, audit)
+    elif key is not None:
+        write_atomically(run.release / SIGNATURE, sign((run.release / SUMS).read_bytes(), key, "release"))
+    folder = find_release(run.release, key.public_key() if key else None)
     if out is None:
         return folder
     try:
@@ -129,7 +160,7 @@ def _study(study: Study) -> bytes:
     return yaml.safe_dump({"hash": study.hash(), "study": content}, sort_keys=False).encode()
 
 
-def _card(study: Study, state: ServerState, tensors: Tensors, weights: str) -> str:
+def _card(study: Study, state: ServerState, tensors: Tensors, weights: str, audited: str) -> str:
     grid = study.image
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(_CARD)
     return page.render(
@@ -143,5 +174,6 @@ def _card(study: Study, state: ServerState, tensors: Tensors, weights: str) -> s
         sites={role: sum(site.role == role for site in state.participants.values()) for role in ROLES},
         rounds=state.round,
         chosen=state.released_round,
-        files={"weights": WEIGHTS, "study": STUDY, "sums": SUMS},
+        audited=audited,
+        files={"signature": SIGNATURE, "weights": WEIGHTS, "study": STUDY, "sums": SUMS},
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -179,7 +180,7 @@ def audit(
         Path | None, typer.Option(metavar="DIR", help="a release or finished run that these sites trained")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="what was found, JSON")] = Path("runs/audit.json"),
-    rounds: Annotated[int, typer.Option(min=0, max=100, help="replies that each attack reads; 0: membership only")] = 4,
+    rounds: Annotated[int, typer.Option(min=0, max=100, help="replies that each attack reads; 0: no images")] = 4,
     seed: Seed = 0,
     publish_to: Annotated[
         Path | None,
@@ -190,10 +191,13 @@ def audit(
     """Attack site folders as a hostile coordinator would, and tell what leaked.
 
     Images are rebuilt from replies of the real worker, under each site's own policy and, where that refuses, without
-    its limits; of a model, membership is told. Only numbers are written, never an image. A few minutes a site.
+    its limits; of a model, membership is told; and numbers of single patients from the difference of two studies. Only
+    numbers are written, never an image. A few minutes a site. Exit code 1 if something was found that fails an audit:
+    an image rebuilt under a site's own policy, membership told better than by a guess, a single patient's number.
     """
     from rich.markdown import Markdown
 
+    from common.audit_record import AuditRecord
     from common.files import PUBLIC, write_atomically
     from simulations.audit.audit import audit_sites
     from simulations.audit.page import publish, tables
@@ -211,6 +215,11 @@ def audit(
         print(text)
     else:
         Console().print(Markdown(tables([found])))
+    failures = list(AuditRecord.model_validate_json(text).failures())
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command(

@@ -310,12 +310,19 @@ def stop(run_folder: RunFolder, address: Address = "", ca: Ca = None) -> None:
 
 
 @study.command(
-    epilog=examples("crossprobe study release runs/first", "crossprobe study release runs/first --out model-of-first")
+    epilog=examples(
+        "crossprobe study release runs/first",
+        "crossprobe study release runs/first --out model-of-first",
+        "crossprobe study release runs/first --audit runs/audit.json",
+    )
 )
 def release(
     run_folder: RunFolder,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="new folder for weights, study, card and hashes")
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="put the figures of an audit of this very model into its card")
     ] = None,
     keys: SigningKeys = None,
 ) -> None:
@@ -328,7 +335,8 @@ def release(
     from server.release import export_release
 
     own = keys or (Path(os.environ[KEYS_VARIABLE]) if os.environ.get(KEYS_VARIABLE) else None)
-    folder = export_release(names.RunFolder(run_folder), out, read_private_key(own / PRIVATE_KEY) if own else None)
+    key = read_private_key(own / PRIVATE_KEY) if own else None
+    folder = export_release(names.RunFolder(run_folder), out, key, audit)
     print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")
 
 

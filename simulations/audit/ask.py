@@ -10,7 +10,7 @@ from common.errors import StudyError
 from common.messages import Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
 from common.study import Round, Study, parse_study
-from common.tasks import TrainingTask
+from common.tasks import Task, TrainingTask
 
 #: No augmentation: valid, and what is rebuilt then is the image itself.
 STILL = {"flip": False, "scale": 0.0, "rotation_deg": 0.0, "shift": 0.0, "gamma": 0.0}
@@ -91,7 +91,21 @@ def ask(site: Site, study: Study, round_: Round, tensors: Mapping[str, np.ndarra
     Raises:
         Refused: with the site's code.
     """
-    task = training_task(study)
+    return _replied(site, study, round_, training_task(study), tensors)[1]
+
+
+def ask_numbers(site: Site, study: Study, round_: Round, task: Task, tensors: Tensors) -> Mapping[str, float]:
+    """Return the numbers of a site's reply to a task under the given weights, see `ask`.
+
+    Raises:
+        Refused: with the site's code.
+    """
+    return _replied(site, study, round_, task, tensors)[0].metrics
+
+
+def _replied(
+    site: Site, study: Study, round_: Round, task: Task, tensors: Mapping[str, np.ndarray]
+) -> tuple[TaskReply, Tensors]:
     sent = initial_networks(study).export(study.components_of(task))
     sent |= {name: np.asarray(x, np.float32) for name, x in tensors.items() if name in sent}
     header = TaskRequest(study=study.hash(), round=round_.index, stage=round_.stage.name, task=task.task)
@@ -99,4 +113,4 @@ def ask(site: Site, study: Study, round_: Round, tensors: Mapping[str, np.ndarra
     if isinstance(reply, Refusal):
         raise Refused(reply.code)
     assert isinstance(reply, TaskReply)
-    return updates
+    return reply, updates

@@ -12,12 +12,15 @@ import torch
 from clients.data.site import Site, load_site
 from clients.node.worker import Worker
 from clients.released import load_model
+from common.messages import digest
+from common.release import WEIGHTS, find_release
 from common.simulated import simulated_secret
 from common.study import Study
 from simulations.audit.ask import Refused, ask, hostile_study
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.matching import match_gradient
 from simulations.audit.membership import membership
+from simulations.audit.numbers import numbers
 from simulations.audit.similarity import Match
 from simulations.audit.trap import MimTrap, SuperviseTrap, Trap, matches
 from simulations.simulate import hardware
@@ -100,7 +103,7 @@ def audit_sites(
     seed: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Return what every attack got from every site, and membership in a model, for JSON.
+    """Return what every attack got from every site, and membership in a model, see `common.audit_record`.
 
     Args:
         model: a release, or the finished run that holds it; None: none.
@@ -122,13 +125,17 @@ def audit_sites(
         findings.append(run_attack(attack, site, seed))
     on_progress(len(work), len(work))
     members = [found for site in sites for found in membership(released, site, seed)] if released else []
+    told = [found for site in sites for found in numbers(site, released, seed)]
     return {
         "command": command,
         "hardware": hardware(),
         "seed": seed,
         "model": released.study.name if released else None,
+        "study_sha256": released.study.hash() if released else None,
+        "weights_sha256": digest((find_release(model) / WEIGHTS).read_bytes()) if model is not None else None,
         "reconstruction": [asdict(finding) for finding in findings],
         "membership": [asdict(found) for found in members],
+        "numbers": [asdict(found) for found in told],
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
 from simulations.audit.audit import MARGIN, REBUILT
+from simulations.audit.numbers import NEAR
 
 BEGIN, END = "<!-- begin: crossprobe audit -->", "<!-- end: crossprobe audit -->"
 
@@ -26,6 +27,8 @@ def _of_one(own: Record) -> list[str]:
         lines += [*_reconstruction(own["reconstruction"]), ""]
     if own["membership"]:
         lines += [f"Membership, of the model `{own['model']}`:", "", *_membership(own["membership"]), ""]
+    if own.get("numbers"):  # older records have none
+        lines += [*_numbers(own["numbers"]), ""]
     return lines
 
 
@@ -52,6 +55,19 @@ def _membership(rows: Sequence[Record]) -> Iterator[str]:
             f"| {row['site']} | {row['attack']} | {row['members']}, {row['non_members']} | "
             f"{row['auc']:.2f} [{row['auc_ci95'][0]:.2f}, {row['auc_ci95'][1]:.2f}] | "
             f"{100 * row['tpr']:.0f} [{100 * row['tpr_ci95'][0]:.0f}, {100 * row['tpr_ci95'][1]:.0f}] |"
+        )
+
+
+def _numbers(rows: Sequence[Record]) -> Iterator[str]:
+    yield (
+        "| site | number | patients behind it | under the site's own policy | patients attacked | error | of a guess | "
+        f"told (within {NEAR:g}, and the guess not) |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in rows:
+        yield (
+            f"| {row['site']} | {row['number']} | {row['patients']} | {row['answer']} | {row['attacked']} | "
+            f"{row['error']:.3f} | {row['guess']:.3f} | {row['told']} |"
         )
 
 

@@ -1,0 +1,83 @@
+"""What a model card says of an audit: the worst of all attacked sites, none of them named."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+from common.audit_record import AuditRecord, Reconstruction
+
+NOT_AUDITED = "**Not audited.** Nobody attacked this model, or the sites that made it, and told what was found."
+
+
+def audited(record: AuditRecord) -> str:
+    """Return the part of a card about an audit, in Markdown."""
+    failures = list(record.failures())
+    lines = [
+        "`crossprobe audit` attacked sites of this very model, known by the SHA-256 of study and weights. Each figure",
+        "is that of the worst site. Attacks on images propose studies of their own, not the rounds of this one.",
+        "",
+        *_reconstruction(record),
+        "",
+        *_membership(record),
+        "",
+        *_numbers(record),
+        "",
+        "**It failed:**" if failures else "It found nothing that it counts as a failure. Other attacks may.",
+        *(f"- {failure}" for failure in failures),
+    ]
+    return "\n".join(lines)
+
+
+def _reconstruction(record: AuditRecord) -> list[str]:
+    lines = [
+        "| images rebuilt from updates, of those tried [95 %] | the sites' own policies | policies' limits lifted |",
+        "| --- | --- | --- |",
+    ]
+    for noise in (None, *dict.fromkeys(row.noise for row in record.reconstruction if row.noise is not None)):
+        own = [row for row in record.reconstruction if row.noise == noise]
+        kept, lifted = ([row for row in own if row.lifted is which] for which in (False, True))
+        words = "plain" if noise is None else f"differential privacy, noise {noise:g}"
+        under_policy = _worst(kept) or ("all refused" if lifted else "not tried")
+        lines.append(f"| {words} | {under_policy} | {_worst(lifted) or 'not tried'} |")
+    return [*lines, "| secure aggregation | not tried | not tried |"]
+
+
+def _worst(rows: Sequence[Reconstruction]) -> str:
+    if not rows:
+        return ""
+    row = max(rows, key=lambda row: row.rebuilt / row.drawn)
+    low, high = wilson(row.rebuilt, row.drawn)
+    return f"{row.attack}: {row.rebuilt} of {row.drawn} [{100 * low:.0f}, {100 * high:.0f} %]"
+
+
+def _membership(record: AuditRecord) -> list[str]:
+    if not record.membership:
+        return ["Membership was not attacked."]
+    lines = ["| membership told by | AUC [95 %] | found at 1 % false positives, % [95 %] |", "| --- | --- | --- |"]
+    for attack in dict.fromkeys(row.attack for row in record.membership):
+        worst = max((row for row in record.membership if row.attack == attack), key=lambda row: row.auc)
+        low, high = worst.tpr_ci95
+        lines.append(
+            f"| {attack} | {worst.auc:.2f} [{worst.auc_ci95[0]:.2f}, {worst.auc_ci95[1]:.2f}] | "
+            f"{100 * worst.tpr:.0f} [{100 * low:.0f}, {100 * high:.0f}] |"
+        )
+    return lines
+
+
+def _numbers(record: AuditRecord) -> list[str]:
+    if not record.numbers:
+        return ["Numbers that leave beside the updates were not attacked."]
+    lines = []
+    for name in dict.fromkeys(row.number for row in record.numbers):
+        worst = max((row for row in record.numbers if row.number == name), key=lambda row: row.told)
+        lines.append(
+            f"- `{name}`, by the difference of two studies: told of {worst.told} of {worst.attacked} single patients."
+        )
+    return lines
+
+
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927)."""
+    z, share = 1.959964, count / of
+    middle, half = share + z * z / (2 * of), z * sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    scale = 1 + z * z / of
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
