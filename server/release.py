@@ -68,7 +68,7 @@ the training data, and parts of images may be rebuilt from them. Treat the weigh
 `sha256sum -c {{ files.sums }}` in this folder, then
 `crossprobe predict --model THIS-FOLDER --images scans/ --out segmented/`
 {%- if study.image.spacing_mm %} with `--spacing-mm`, the side of the images' pixels{% endif %}.
-Where `{{ files.signature }}` is in this folder, `--coordinator-key FILE` also checks that the coordinator signed it. Take
+Where `{{ files.signature }}` is here too, `--coordinator-key FILE` also checks that the coordinator signed it. Take
 the key, or its fingerprint, by another way than this folder.
 """
 

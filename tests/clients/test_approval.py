@@ -18,7 +18,9 @@ from clients.governance.disclosure import explain
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
 from common.components import COMPONENTS
+from common.fingerprint import fingerprint
 from common.messages import Refusal, TaskReply, digest, unpack
+from common.signing import make_keys, text_of
 from common.study import Study
 from common.tasks import TASKS, all_metrics
 from common.version import approved_line
@@ -43,6 +45,34 @@ def files(tmp_path: Path, pair: Sequence[Path]) -> tuple[Path, list[str]]:
 
 def run(*words: str | Path) -> int:
     return crossprobe.main(["site", *map(str, words)])
+
+
+def test_the_key_beside_the_study_is_approved_and_its_fingerprint_told(
+    files: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study_file, options = files
+    own, other = (make_keys(tmp_path / name) for name in ("own", "other"))
+    beside = tmp_path / "coordinator.pub"
+    beside.write_text(text_of(own) + "\n")
+
+    def approved_key(*more: str) -> tuple[str | None, str]:
+        assert run("approve", study_file, *options, "--yes", "--json", *more) == 0
+        approval = approval_of(State(tmp_path / "state"), STUDY.hash())
+        assert approval is not None
+        return json.loads(capsys.readouterr().out)["coordinator_key"], approval.coordinator
+
+    assert approved_key() == (fingerprint(own), text_of(own))
+    assert approved_key("--coordinator-key", str(tmp_path / "other" / "coordinator.pub")) == (
+        fingerprint(other),
+        text_of(other),
+    )
+    beside.write_text("ssh-rsa AAAA")  # never taken for none
+    assert run("approve", study_file, *options, "--yes") == 1
+    assert "holds no public signing key" in capsys.readouterr().err
+    beside.unlink()
+    assert approved_key() == (None, "")
+    assert run("approve", study_file, *options, "--yes") == 0
+    assert "Requests need no signature: another hospital" in capsys.readouterr().out
 
 
 def test_every_task_component_and_metric_of_the_contract_has_its_sentence() -> None:

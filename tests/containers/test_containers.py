@@ -160,7 +160,8 @@ def start_before_registration(story: Story) -> None:
 
 def register(story: Story) -> None:
     for name, kit in story.hospitals.items():
-        shutil.copyfile(kit.folder / "node" / "node.pub", story.coordinator.folder / "sites" / f"{name}.pub")
+        for origin, sort in (("node/node.pub", "node"), ("state/signing.pub", "signing")):
+            shutil.copyfile(kit.folder / origin, story.coordinator.folder / "sites" / f"{name}.{sort}.pub")
     story.said["register"] = story.coordinator.do(3)
 
 

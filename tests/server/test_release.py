@@ -4,18 +4,22 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finished import Finished
 from PIL import Image
 from private import private
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 from tiny import one_stage
 
+from common.errors import RunError
 from common.networks import initial_networks
-from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, find_release, sums_of
+from common.release import CARD, RELEASE, SIGNATURE, STUDY, SUMS, WEIGHTS, find_release, sums_of
 from common.run_folder import RunFolder
+from common.signing import key_of, sign
 from common.study import read_study_of_run
 from crossprobe import main
 from server.history import read
@@ -152,11 +156,11 @@ def test_a_signed_release_is_taken_and_one_that_was_changed_or_signed_by_another
 ) -> None:
     for name in ("own", "other"):
         assert main(["study", "keygen", str(tmp_path / name)]) == 0
-    public, private = (str(tmp_path / "own" / f"coordinator.{end}") for end in ("pub", "key"))
+    public = str(tmp_path / "own" / "coordinator.pub")
     assert not predicts(run, tmp_path, "--coordinator-key", public)
     assert "not-signed" in capsys.readouterr().err
     out = tmp_path / "passed-on"
-    assert main(["study", "release", str(run), "--out", str(out), "--key", private]) == 0
+    assert main(["study", "release", str(run), "--out", str(out), "--keys", str(tmp_path / "own")]) == 0
     assert predicts(out, tmp_path, "--coordinator-key", public)
     shutil.rmtree(tmp_path / "out")
     assert not predicts(out, tmp_path, "--coordinator-key", str(tmp_path / "other" / "coordinator.pub"))
@@ -164,3 +168,24 @@ def test_a_signed_release_is_taken_and_one_that_was_changed_or_signed_by_another
     (out / SUMS).write_bytes(sums_of({name: (out / name).read_bytes() for name in (CARD, STUDY, WEIGHTS)}))
     assert not predicts(out, tmp_path, "--coordinator-key", public)
     assert "bad-signature" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_signed_and_no_other_release_takes_its_place(finished: Finished, tmp_path: Path) -> None:
+    key = key_of(b"c" * 32)
+    for name, state in (("own", finished.state), ("other", replace(finished.state, round=finished.state.round + 1))):
+        (tmp_path / name).mkdir()
+        write_release(RunFolder(tmp_path / name), finished.study, state, key)
+    own, other = (tmp_path / name / RELEASE for name in ("own", "other"))
+    assert find_release(own, key.public_key()) == own
+    (own / SIGNATURE).write_bytes((other / SIGNATURE).read_bytes())
+    with pytest.raises(RunError, match="bad-signature"):
+        find_release(own, key.public_key())
+    for name in (CARD, SUMS):  # with the list that belongs to the signature, and weights that do not
+        (own / name).write_bytes((other / name).read_bytes())
+    (own / WEIGHTS).write_bytes(save({"x": np.zeros(3, np.float32)}))
+    with pytest.raises(RunError, match=r"model\.safetensors: expected SHA-256"):
+        find_release(own, key.public_key())
+    request = sign((other / SUMS).read_bytes(), key, "request")  # whatever it was made to sign as a request
+    (other / SIGNATURE).write_bytes(request)
+    with pytest.raises(RunError, match="bad-signature"):
+        find_release(other, key.public_key())

@@ -16,15 +16,17 @@ from clients.governance.approval import approve
 from clients.governance.state import State
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.refusals import refusal as sentence
+from clients.node.simulated import answer, open_worker
 from common.errors import ContractError, RunError
 from common.messages import EnrolReply, EnrolRequest, TaskReply, pack, unpack
+from common.options import KEYS_VARIABLE
 from common.run_folder import RunFolder
 from common.signing import PUBLIC_KEY, Sealed, key_of, make_keys, read_public_key, seal, text_of, unseal
 from common.simulated import simulated_secret
 from crossprobe import main
 from server.history import read
 from server.run import run_study
-from server.signed import Keys, SignedTransport, admit, expel
+from server.signed import Keys, SignedTransport, admit, expel, keys_folder
 from server.transport import Failure
 
 STUDY = study()
@@ -206,6 +208,32 @@ def test_a_site_whose_key_the_coordinator_does_not_have_is_not_taken(sites: dict
     assert isinstance(found["north"], Failure)
     assert "there is no sites/north.pub" in found["north"].detail
     assert isinstance(unpack(found["east"])[0], EnrolReply)  # type: ignore[arg-type]
+
+
+def test_a_coordinator_without_keys_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS_VARIABLE, raising=False)
+    with pytest.raises(RunError, match="study keygen"):
+        keys_folder()
+
+
+def test_simulated_sites_sign_and_want_signed_requests_too(pair: Sequence[Path], stub: Stub) -> None:
+    north, known = open_worker(STUDY, pair[0]), Keys.simulated(STUDY)
+    for request_, code in (
+        (FIRST, "not-signed"),
+        (seal(FIRST, OWN, "request"), "bad-signature"),
+        (seal(FIRST, known.own, "reply"), "bad-signature"),
+    ):
+        assert refusal(unseal(answer(north, request_)).payload).code == code
+    assert stub.ran == []
+    sealed = unseal(answer(north, seal(FIRST, known.own, "request")))
+    assert stub.ran == ["supervise"]
+    key, other = known.of_site("north"), known.of_site("east")
+    assert key is not None
+    assert other is not None
+    sealed.check(key, "reply")
+    with pytest.raises(ContractError, match="bad-signature"):
+        sealed.check(other, "reply")
+    assert sealed.payload == north.handle(FIRST)  # the very bytes that leave without signatures
 
 
 @given(blob=st.binary(max_size=120) | st.binary(max_size=120).map(lambda rest: b"XPRS" + rest))

@@ -1,22 +1,27 @@
 """The audit's attacks work where nothing stops them: without that, a table of failed attacks would say nothing."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from finished import Finished
 from tiny import write_site
 
 from clients.data.site import Site, load_site
 from clients.governance.policy import Policy
+from clients.released import load_model
 from common.errors import RunError
 from common.study import Study
+from common.tasks import Metric
 from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.membership import area_under_curve, true_positives
+from simulations.audit.numbers import numbers
 from simulations.audit.page import BEGIN, END, publish, tables
 from simulations.audit.similarity import Match
 from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
@@ -109,6 +114,26 @@ def test_the_audit_tells_both_the_refusal_and_what_the_limits_held_back(east: Pa
 
 def test_a_mean_that_is_like_everybody_is_nobody() -> None:
     assert rebuilt_patients([Match(0.99, "a", 0.985), Match(0.94, "b", 0.1), Match(0.97, "c", 0.9)]) == {"c"}
+
+
+def test_a_number_of_one_patient_comes_out_of_two_studies_as_far_as_its_digits_go(
+    finished: Finished, pair: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, model = load_site(pair[0]), load_model(finished.run)
+    monkeypatch.setattr("simulations.audit.numbers.ATTACKED", 2)
+    names = ["foreground_fraction", "infusion/dice/mean"]
+    found = list(numbers(north, model, seed=0))
+    assert [(row.number, row.answer, row.attacked) for row in found] == [(name, "answered", 2) for name in names]
+    monkeypatch.setattr(Metric, "rounded", lambda self, value: value)
+    exact = list(numbers(north, model, seed=0))
+    assert max(row.error for row in exact) < 1e-6  # the attack is right: only the digits stand against it
+    assert all(row.error > 1e-6 for row in found)
+    assert [row.guess for row in exact] == pytest.approx([row.guess for row in found], abs=0.005)
+
+
+def test_numbers_that_a_policy_keeps_back_cannot_be_told(east: Path, finished: Finished) -> None:
+    (row,) = numbers(untouched(east), load_model(finished.run), seed=0)  # five test patients, and four are too few
+    assert (row.number, row.answer, row.attacked, row.told) == ("infusion/dice/mean", "withheld", 0, 0)
 
 
 def test_membership_measures_are_those_of_the_literature() -> None:
