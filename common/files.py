@@ -64,7 +64,8 @@ def private_folder(folder: Path) -> None:
 
     One that is there keeps its mode: the files in it are private by themselves. Raises OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in (*reversed(folder.parents), folder):  # `parents=True` would make those with another mode
+        each.mkdir(exist_ok=True, mode=0o700)
 
 
 @contextlib.contextmanager

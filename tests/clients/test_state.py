@@ -15,7 +15,12 @@ def test_a_state_folder_has_its_secret_made_once(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="already has its secret"):
         State.create(tmp_path / "state")
     assert (tmp_path / "state" / "secret").read_bytes() == secret
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["answered", "approvals", "secret"]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        "answered",
+        "approvals",
+        "secret",
+        "signing.pub",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finished import Finished
+from hospital import with_policy
 from tiny import write_site
 
 from clients.data.site import Site, load_site
@@ -119,7 +120,7 @@ def test_a_mean_that_is_like_everybody_is_nobody() -> None:
 def test_a_number_of_one_patient_comes_out_of_two_studies_as_far_as_its_digits_go(
     finished: Finished, pair: Sequence[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    north, model = load_site(pair[0]), load_model(finished.run)
+    north, model = with_policy(load_site(pair[0]), min_patients=1), load_model(finished.run)
     monkeypatch.setattr("simulations.audit.numbers.ATTACKED", 2)
     names = ["foreground_fraction", "infusion/dice/mean"]
     found = list(numbers(north, model, seed=0))
