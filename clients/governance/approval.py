@@ -14,7 +14,9 @@ from clients.data.findings import Finding
 from clients.data.site import Site, SiteConfig
 from clients.governance.state import State, write
 from common.errors import SiteStateError, StudyError
+from common.fingerprint import fingerprint
 from common.masking import LEAST_SITES
+from common.signing import public_key_of
 from common.strict_text import parse_json
 from common.study import Study, parse_study
 from common.version import approved_line, software_version
@@ -53,6 +55,11 @@ class Approval:
     def names(self) -> str:
         """Who approved, one name or two."""
         return " and ".join(filter(None, (self.by, self.second)))
+
+    @property
+    def coordinator_fingerprint(self) -> str | None:
+        """The fingerprint of the key that signs requests; None if they need no signature."""
+        return fingerprint(public_key_of(self.coordinator)) if self.coordinator else None
 
     def void(self, config: SiteConfig) -> list[Finding]:
         """Return why this approval does not hold, or not any more; nothing if it does."""

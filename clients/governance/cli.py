@@ -249,7 +249,7 @@ def approve(
             "approved": approval is not None and not approval.void(site.config),
             "by": approval and approval.names,
             "when": approval and approval.when,
-            "coordinator_key": known,
+            "coordinator_key": approval.coordinator_fingerprint if approval else known,
         }
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))
     elif approval is not None:

@@ -240,6 +240,10 @@ def test_the_coordinators_key_is_shown_and_approved_as_by_the_command(browser: V
     assert html.escape(fingerprint(browser.desk.key)) in browser.get(PAGES[3]).text
     browser.post(FORMS[2], name="Anna", read="yes", seen=browser.seen(PAGES[3]))
     assert json.loads(approval(browser).read_bytes())["coordinator"] == text_of(browser.desk.key)
+    known, browser.desk.key = fingerprint(browser.desk.key), None
+    page = html.unescape(browser.get(PAGES[3]).text)
+    assert "Requests need no signature" in page  # what would be approved now
+    assert f"requests signed by {known}." in page  # and what was
 
 
 def test_what_is_approved_has_to_be_what_was_read(browser: Visitor) -> None:
