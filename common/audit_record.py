@@ -26,6 +26,7 @@ class Reconstruction(_Row):
 
     attack: Word
     noise: Annotated[float, Field(ge=0)] | None
+    summed: Annotated[int, Field(ge=1)] = 1
     lifted: bool
     rebuilt: Count
     drawn: Annotated[int, Field(ge=1)]

@@ -32,13 +32,16 @@ def _reconstruction(record: AuditRecord) -> list[str]:
         "| images rebuilt from updates, of those tried [95 %] | the sites' own policies | policies' limits lifted |",
         "| --- | --- | --- |",
     ]
-    for noise in (None, *dict.fromkeys(row.noise for row in record.reconstruction if row.noise is not None)):
-        own = [row for row in record.reconstruction if row.noise == noise]
-        kept, lifted = ([row for row in own if row.lifted is which] for which in (False, True))
-        words = "plain" if noise is None else f"differential privacy, noise {noise:g}"
+    single = [row for row in record.reconstruction if row.summed == 1]
+    kinds = {"plain": [row for row in single if row.noise is None]}
+    for noise in sorted({row.noise for row in single if row.noise is not None}):
+        kinds[f"differential privacy, noise {noise:g}"] = [row for row in single if row.noise == noise]
+    kinds["secure aggregation"] = [row for row in record.reconstruction if row.summed > 1]
+    for words, rows in kinds.items():
+        kept, lifted = ([row for row in rows if row.lifted is which] for which in (False, True))
         under_policy = _worst(kept) or ("all refused" if lifted else "not tried")
         lines.append(f"| {words} | {under_policy} | {_worst(lifted) or 'not tried'} |")
-    return [*lines, "| secure aggregation | not tried | not tried |"]
+    return lines
 
 
 def _worst(rows: Sequence[Reconstruction]) -> str:

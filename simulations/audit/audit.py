@@ -3,19 +3,22 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clients.data.site import Site, load_site
 from clients.node.worker import Worker
 from clients.released import load_model
+from common.components import ROLES, Tensors
 from common.messages import digest
 from common.release import WEIGHTS, find_release
 from common.simulated import simulated_secret
-from common.study import Study
+from common.study import Round, Study
 from simulations.audit.ask import Refused, ask, hostile_study
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.matching import match_gradient
@@ -37,6 +40,8 @@ LIFTED = {
 REBUILT, MARGIN = 0.95, 0.01
 #: Under noise 1 the update of one step is noise but for what many rounds have in common.
 AVERAGED_ROUNDS = 40
+#: Sites that secure aggregation sums at the least, and the scale of a gradient far below AdamW's eps.
+SUMMED, LINEAR = 3, 1e-8
 MATCHING_STEPS = 150
 
 
@@ -63,6 +68,7 @@ class Finding:
     Attributes:
         patients: a step, on average.
         noise: multiplier of differential privacy; None without.
+        summed: sites of whose updates the coordinator sees only the mean; 1: it sees each one.
         answer: of the site under its own policy: `answered`, or the code of its refusal.
         lifted: the numbers are from a site whose policy has no limits, since its own refused.
         correlation: of a rebuilt image with the training image it is most like; of the image for which the next
@@ -83,6 +89,7 @@ class Finding:
     other: float
     rebuilt: int
     drawn: int
+    summed: int = 1
 
 
 def open_worker(folder: Path | Site, study: Study, *, lifted: bool = False) -> Worker:
@@ -118,11 +125,16 @@ def audit_sites(
     logging.getLogger("crossprobe.worker").setLevel(logging.ERROR)  # refusals are in the table
     released = load_model(model) if model is not None else None
     sites = [load_site(folder) for folder in folders]
-    work = [(site, attack) for site in sites for attack in attacks_on(site, rounds, seed)] if rounds else []
+    work: list[tuple[tuple[Site, ...], Attack]] = []
+    work += [((site,), attack) for site in sites for attack in attacks_on(site, rounds, seed)] if rounds else []
+    for role in ROLES if rounds else ():
+        together = tuple(site for site in sites if site.config.role == role)
+        if len(together) >= SUMMED:
+            work.append((together, attack_on_sums(together[0], rounds, seed)))
     findings = []
-    for done, (site, attack) in enumerate(work):
+    for done, (attacked, attack) in enumerate(work):
         on_progress(done, len(work))
-        findings.append(run_attack(attack, site, seed))
+        findings.append(run_attack(attack, *attacked, seed=seed))
     on_progress(len(work), len(work))
     members = [found for site in sites for found in membership(released, site, seed)] if released else []
     told = [found for site in sites for found in numbers(site, released, seed)]
@@ -169,20 +181,33 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
         )
 
 
-def run_attack(attack: Attack, site: Site, seed: int = 0) -> Finding:
-    """Return what an attack gets from a site; where the site's own policy refuses, from one without limits."""
+def attack_on_sums(site: Site, rounds: int, seed: int) -> Attack:
+    """Return the attack on what secure aggregation leaves visible, the mean of several sites of a role."""
+    if site.config.role == "target":
+        network = {"features": (16, 16, 32, 64, 256, 16)}
+        study = hostile_study("self_supervise", batch_size=8, rounds=rounds, size=32, network=network, seed=seed)
+        return Attack("gates", study, rounds, partial(GatedTrap, scale=LINEAR))
+    study = hostile_study("supervise", rounds=rounds, size=32, learning_rate=0.01, seed=seed)
+    return Attack("trap", study, rounds, SuperviseTrap)
+
+
+def run_attack(attack: Attack, *sites: Site, seed: int = 0) -> Finding:
+    """Return what an attack gets from a site, or from the mean over several.
+
+    Where a site's own policy refuses, it is what sites without limits give.
+    """
     answer, lifted = "answered", False
     trap = attack.trap(attack.study) if attack.trap is not None else None
     try:
-        found = _matches(attack, trap, open_worker(site, attack.study), seed)
+        found = _matches(attack, trap, [open_worker(site, attack.study) for site in sites], seed)
     except Refused as refusal:
         answer, lifted = refusal.code, True
-        found = _matches(attack, trap, open_worker(site, attack.study, lifted=True), seed)
+        found = _matches(attack, trap, [open_worker(site, attack.study, lifted=True) for site in sites], seed)
     # not the highest correlation: a mean of many images is like all of them
     best = max(found, key=lambda match: match.correlation - match.other, default=Match(0.0, "", 0.0))
     privacy = attack.study.privacy
     return Finding(
-        site=site.config.name,
+        site=" + ".join(site.config.name for site in sites),
         attack=attack.name,
         patients=attack.study.batch_size,
         noise=privacy.noise_multiplier if privacy else None,
@@ -192,7 +217,8 @@ def run_attack(attack: Attack, site: Site, seed: int = 0) -> Finding:
         correlation=best.correlation,
         other=best.other,
         rebuilt=len(rebuilt_patients(found)),
-        drawn=attack.study.batch_size * attack.rounds,
+        drawn=attack.study.batch_size * attack.rounds * len(sites),
+        summed=len(sites),
     )
 
 
@@ -201,12 +227,18 @@ def rebuilt_patients(found: Sequence[Match]) -> set[str]:
     return {m.patient for m in found if m.correlation > REBUILT and m.correlation > m.other + MARGIN}
 
 
-def _matches(attack: Attack, trap: Trap | None, worker: Worker, seed: int) -> list[Match]:
+def _matches(attack: Attack, trap: Trap | None, workers: Sequence[Worker], seed: int) -> list[Match]:
     study, rounds = attack.study, list(islice(attack.study.rounds(), attack.rounds))
     if trap is None:
-        images = [match_gradient(worker, study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
+        images = [match_gradient(workers[0], study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:
-        images = [image for r in rounds for image in trap.read(ask(worker, study, r, trap.tensors), r)]
+        images = [image for r in rounds for image in trap.read(_mean(workers, study, r, trap), r)]
     if attack.averaged:
         images = [torch.stack(images).mean(0)]
-    return matches(images, worker.data)
+    return matches(images, *(worker.data for worker in workers))
+
+
+def _mean(workers: Sequence[Worker], study: Study, round_: Round, trap: Trap) -> Tensors:
+    """Return the mean of several sites' updates; of one, its own."""
+    updates = [ask(worker, study, round_, trap.tensors) for worker in workers]
+    return {name: np.asarray(np.mean([own[name] for own in updates], axis=0)) for name in updates[0]}

@@ -67,9 +67,10 @@ class GatedTrap:
 
     Args:
         reach: thresholds lie evenly in +- this; in 4 were the numbers of all images, breast and phantom wrist.
+        scale: of the gradient; far below AdamW's eps its step is linear, and what several sites send adds up.
     """
 
-    def __init__(self, study: Study, reach: float = 4.0) -> None:
+    def __init__(self, study: Study, reach: float = 4.0, scale: float | None = None) -> None:
         self.study, side = study, study.image.size // study.network.stride
         assert side == 2
         networks = initial_networks(study)
@@ -89,7 +90,7 @@ class GatedTrap:
             decoder.mix.weight[:, group:, 1, 1] = taps.repeat(self.gates, 1)
             assert decoder.mix.bias is not None
             decoder.mix.bias[:] = -thresholds.repeat_interleave(self.positions)
-            for layer, factor in ((decoder.mix, small(study)), (decoder.out, 0.0)):
+            for layer, factor in ((decoder.mix, scale or small(study)), (decoder.out, 0.0)):
                 for parameter in layer.parameters():
                     parameter.mul_(factor)
         self.tensors = networks.export(("target_branch.encoder", "mim_decoder"))

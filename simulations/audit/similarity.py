@@ -27,12 +27,12 @@ class Match:
 
 
 class Gallery:
-    """A site's letterboxed training images [N, S, S] as networks see them, or tiles of them, to compare with."""
+    """Sites' letterboxed training images [N, S, S] as networks see them, or tiles of them, to compare with."""
 
-    def __init__(self, data: Dataset) -> None:
-        frames = data.site.frames_of("train")
-        samples = [data.sample(frame) for frame in frames]
-        self.patients = np.array([frame.patient for frame in frames])
+    def __init__(self, *of: Dataset) -> None:
+        frames = [(data, frame) for data in of for frame in data.site.frames_of("train")]
+        samples = [data.sample(frame) for data, frame in frames]
+        self.patients = np.array([f"{data.site.config.name}/{frame.patient}" for data, frame in frames])
         self.valid = torch.stack([sample.valid for sample in samples])
         images = torch.stack([sample.image for sample in samples])
         self.images = standardise(images[:, None], self.valid[:, None])[:, 0]

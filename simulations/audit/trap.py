@@ -120,11 +120,11 @@ def trap_for(study: Study) -> Trap:
     return SuperviseTrap(study) if training_task(study).task == "supervise" else MimTrap(study)
 
 
-def matches(rebuilt: Sequence[Tensor], data: Dataset) -> list[Match]:
-    """Return the best match of each rebuilt image or tile, all of one size, among a site's training images."""
+def matches(rebuilt: Sequence[Tensor], *of: Dataset) -> list[Match]:
+    """Return the best match of each rebuilt image or tile, all of one size, among sites' training images."""
     if not rebuilt:
         return []
-    gallery = Gallery(data).cut(rebuilt[0].shape[-1])
+    gallery = Gallery(*of).cut(rebuilt[0].shape[-1])
     return [gallery.match(image) for image in rebuilt]
 
 

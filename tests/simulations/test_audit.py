@@ -19,7 +19,7 @@ from common.errors import RunError
 from common.study import Study
 from common.tasks import Metric
 from simulations.audit.ask import Refused, hostile_study
-from simulations.audit.audit import Attack, open_worker, rebuilt_patients, run_attack
+from simulations.audit.audit import Attack, attack_on_sums, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.membership import area_under_curve, true_positives
 from simulations.audit.numbers import numbers
@@ -111,6 +111,16 @@ def test_the_audit_tells_both_the_refusal_and_what_the_limits_held_back(east: Pa
     many = Attack("trap", hostile_study("supervise", batch_size=128, **SMALL), rounds=1, trap=SuperviseTrap)
     found = run_attack(many, untouched(north))
     assert (found.answer, found.lifted, found.rebuilt) == ("implausible-weights", True, 0)
+
+
+def test_gates_take_single_images_out_of_the_mean_of_three_sites(tmp_path: Path) -> None:
+    """Secure aggregation hides whose image it is, not the image."""
+    patients = {"train": 12, "test": 5}
+    folders = [write_site(tmp_path / f"e{seed}", "target", seed=seed, patients=patients) for seed in range(3)]
+    sites = [load_site(folder) for folder in folders]
+    found = run_attack(attack_on_sums(sites[0], 1, 0), *sites)
+    assert (found.summed, found.drawn) == (3, 24)
+    assert found.rebuilt >= 4
 
 
 def test_a_mean_that_is_like_everybody_is_nobody() -> None:
