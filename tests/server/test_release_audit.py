@@ -39,7 +39,12 @@ def record(finished: Finished) -> dict[str, Any]:
         "command": "crossprobe audit --sites /secret/north",
         "study_sha256": finished.study.hash(),
         "weights_sha256": digest((finished.run / RELEASE / WEIGHTS).read_bytes()),
-        "reconstruction": [images("north", 24), images("east", 3), images("north", 0, noise=0.1)],
+        "reconstruction": [
+            images("north", 24),
+            images("east", 3),
+            images("north", 0, noise=0.1),
+            images("north + east + south", 12) | {"summed": 3, "drawn": 96},
+        ],
         "membership": [members("north", 0.52), members("east", 0.61)],
         "numbers": [{"site": "north", "number": "foreground_fraction", "attacked": 8, "told": 0}],
     }
@@ -62,7 +67,7 @@ def test_the_card_has_the_worst_sites_figures_with_their_intervals_and_no_site(
     assert "**Not audited.**" not in card
     assert "| plain | all refused | gates: 24 of 32 [58, 87 %] |" in card
     assert "| differential privacy, noise 0.1 | all refused | gates: 0 of 32 [0, 11 %] |" in card
-    assert "| secure aggregation | not tried | not tried |" in card
+    assert "| secure aggregation | all refused | gates: 12 of 96 [7, 21 %] |" in card
     assert "| loss | 0.61 [0.46, 0.76] | 10 [4, 35] |" in card
     assert "`foreground_fraction`, by the difference of two studies: told of 0 of 8" in card
     assert "It found nothing that it counts as a failure" in card
