@@ -1,5 +1,6 @@
 """The thin ClientApp: bytes to the worker's socket and back, fixed refusals, and no torch."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hospital import Stub, done, hospital
-from tiny import refusal, request, study
+from tiny import refusal, request, study, write_study
 
 from clients.app import SOCKET_VARIABLE, app
 from clients.data.site import load_site
@@ -17,6 +18,9 @@ from clients.node import channel
 from clients.node.service import serving
 from common.messages import EnrolReply, EnrolRequest, pack, unpack
 from common.payload import fields_of, payload_of
+from common.signing import seal, unseal
+from common.study import load_study
+from server.signed import Keys
 
 STUDY = study()
 ENROL = pack(EnrolRequest(study=STUDY.hash()))
@@ -41,13 +45,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-def sent(payload: bytes | None, kind: str = "query", ttl: float = 20.0, **node_config: str) -> bytes:
+def sent(
+    payload: bytes | None,
+    kind: str = "query",
+    ttl: float = 20.0,
+    run_config: dict[str, str] | None = None,
+    **node_config: str,
+) -> bytes:
     """What the app answers to a message that holds `payload`."""
     content = RecordDict()
     if payload is not None:
         content["message"] = ArrayRecord({"payload": Array(**fields_of(payload))})
     message = Message(content, dst_node_id=2, message_type=kind, ttl=ttl)
-    context = Context(run_id=1, node_id=2, node_config=dict(node_config), state=RecordDict(), run_config={})
+    context = Context(
+        run_id=1, node_id=2, node_config=dict(node_config), state=RecordDict(), run_config=run_config or {}
+    )
     reply = app(message, context)
     assert not reply.has_error()
     return payload_of(reply.content.array_records["message"]["payload"])
@@ -81,6 +93,22 @@ def test_a_slow_worker_is_a_refusal_before_the_message_expires(
     with serving(north.worker, tmp_path / "w.sock"):
         reply = sent(request(STUDY, "pretrain", "source"), ttl=1.0, socket=str(tmp_path / "w.sock"))
     assert refusal(reply).code == "worker-timeout"
+
+
+def test_in_a_simulation_the_app_takes_and_gives_signed_messages_alone(tmp_path: Path, pair: Sequence[Path]) -> None:
+    file = write_study(tmp_path / "study.yaml")
+    simulation = {"study": str(file), "sites": os.pathsep.join(map(str, pair))}
+    keys = Keys.simulated(STUDY)
+    for place, name in enumerate(("north", "east")):
+        where = {"run_config": simulation, "partition-id": str(place)}
+        reply = unseal(sent(seal(ENROL, keys.own, "request"), **where))  # type: ignore[arg-type]
+        key = keys.of_site(name)
+        assert key is not None
+        reply.check(key, "reply")
+        header, _ = unpack(reply.payload)
+        assert isinstance(header, EnrolReply)
+        assert (header.study, header.site) == (load_study(file).hash(), name)
+        assert refusal(unseal(sent(ENROL, **where)).payload).code == "not-signed"  # type: ignore[arg-type]
 
 
 def test_every_other_failure_is_a_fixed_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
