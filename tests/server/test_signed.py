@@ -20,6 +20,7 @@ from clients.node.simulated import answer, open_worker
 from common.errors import ContractError, RunError
 from common.messages import EnrolReply, EnrolRequest, TaskReply, pack, unpack
 from common.options import KEYS_VARIABLE
+from common.release import find_release
 from common.run_folder import RunFolder
 from common.signing import PUBLIC_KEY, Sealed, key_of, make_keys, read_public_key, seal, text_of, unseal
 from common.simulated import simulated_secret
@@ -88,8 +89,11 @@ def test_a_signed_run_gives_the_very_same_model(
     sites: dict[str, Gatekeeper], finished: Finished, tmp_path: Path
 ) -> None:
     wire = Wire(sites)
-    run_study(STUDY, SignedTransport(wire, keys(sites)), tmp_path / "run")
+    run_study(STUDY, SignedTransport(wire, keys(sites)), tmp_path / "run", key=OWN)
     assert RunFolder(tmp_path / "run").model.read_bytes() == RunFolder(finished.run).model.read_bytes()
+    find_release(tmp_path / "run", OWN.public_key())
+    with pytest.raises(RunError, match="bad-signature"):
+        find_release(tmp_path / "run", FOREIGN.public_key())
     assert all(unseal(blob).signature for _, *both in wire.sent for blob in both)
 
 
