@@ -12,9 +12,9 @@ import pytest
 from federation import Federation, free_port, listens, wait_until
 from tiny import write_study
 
+from common.signing import SITES
 from server.federation.authority import make_authority, make_server_certificate
 from server.federation.flower_cli import FlowerCli
-from server.signed import SITES
 
 pytestmark = pytest.mark.federation
 
