@@ -147,6 +147,16 @@ def public_key_beside(studies: Path, given: Path | None) -> Ed25519PublicKey | N
     return read_public_key(beside) if beside.exists() else None
 
 
+def site_keys_beside(studies: Path, given: Path | None) -> dict[str, Ed25519PublicKey]:
+    """Return the sites' public keys: those of the folder given, else of `sites` in the studies' folder, else none.
+
+    Raises:
+        RunError: as `read_site_keys` does.
+    """
+    folder = given or studies / SITES
+    return read_site_keys(folder) if given is not None or any(folder.glob("*.pub")) else {}
+
+
 def read_private_key(file: Path) -> Ed25519PrivateKey:
     """Return the private key in a file. Raises RunError, also if others can read it."""
     try:

@@ -145,11 +145,12 @@ class LocalFederation:
         # Unix sockets have short names; the folders of a run may not.
         self.socket_folder = tempfile.TemporaryDirectory(prefix="crossprobe-")
         self.sockets = {name: Path(self.socket_folder.name) / f"{name}.sock" for name in self.names}
+        states = {name: State.create(self.kits / name / "state", (secrets or {}).get(name)) for name in self.names}
+        known = {name: text_of(state.signing_key().public_key()) for name, state in states.items()}
         for name, site in loaded.items():
             make_node_keys(self.kits / name / "node")
-            state = State.create(self.kits / name / "state", (secrets or {}).get(name))
             coordinator = text_of(read_public_key(self.kits / name / "study" / PUBLIC_KEY))
-            approve(state, site, checked, by="rehearsal", coordinator=coordinator)
+            approve(states[name], site, checked, by="rehearsal", coordinator=coordinator, sites=known)
 
     def __enter__(self) -> Self:
         return self

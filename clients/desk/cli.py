@@ -48,11 +48,16 @@ def desk(
     from clients.desk.server import serving, until_stopped
     from clients.governance.state import State
     from clients.node.surroundings import networks, surroundings
-    from common.signing import SITES, public_key_beside, read_site_keys
+    from common.signing import public_key_beside, site_keys_beside
 
-    key = public_key_beside(studies if studies.is_dir() else studies.parent, coordinator_key)
-    others = site_keys or (studies / SITES if (studies / SITES).is_dir() else None)
-    own = Desk(site_folder, State(state_folder), studies, key=key, sites=read_site_keys(others) if others else {})
+    beside = studies if studies.is_dir() else studies.parent
+    own = Desk(
+        site_folder,
+        State(state_folder),
+        studies,
+        key=public_key_beside(beside, coordinator_key),
+        sites=site_keys_beside(beside, site_keys),
+    )
     gate = Gate()
     with contextlib.ExitStack() as stack:
         path = socket or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-"))) / "desk.sock"

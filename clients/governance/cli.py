@@ -198,7 +198,9 @@ def approve(
     ] = None,
     site_keys: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="the other hospitals' signing keys, NAME.pub, for sums under masks"),
+        typer.Option(
+            metavar="DIR", help="the hospitals' signing keys, NAME.pub, for sums under masks; else sites beside STUDY"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -212,12 +214,12 @@ def approve(
     from clients.governance.proposal import propose
     from clients.governance.state import State
     from common.fingerprint import fingerprint
-    from common.signing import public_key_beside, read_site_keys, text_of
+    from common.signing import public_key_beside, site_keys_beside, text_of
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
     site = load_site(site_folder)
-    others = read_site_keys(site_keys) if site_keys else {}
+    others = site_keys_beside(study_file.parent, site_keys)
     sites = {name: text_of(key) for name, key in others.items()}
     key = public_key_beside(study_file.parent, coordinator_key)
     known = fingerprint(key) if key else None
@@ -250,6 +252,7 @@ def approve(
             "by": approval and approval.names,
             "when": approval and approval.when,
             "coordinator_key": approval.coordinator_fingerprint if approval else known,
+            "site_keys": {name: fingerprint(key) for name, key in others.items()},
         }
         print(json.dumps(content | {"proposal": asdict(proposal)}, indent=1, default=lambda model: model.model_dump()))
     elif approval is not None:

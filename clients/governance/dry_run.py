@@ -21,7 +21,7 @@ from common.masking import LEAST_SITES
 from common.messages import EnrolRequest, Header, Masking, Refusal, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
 from common.seeds import derive
-from common.signing import key_of, text_of
+from common.signing import site_key, text_of
 from common.study import Study
 from common.tasks import all_metrics
 
@@ -89,7 +89,7 @@ def _stand_ins(study: Study, secret: bytes) -> dict[str, Masker]:
     """Return other sites whose updates this one's would be summed with."""
     names = [f"other-{number}" for number in range(1, LEAST_SITES)]
     secrets = {name: derive(secret, name) for name in names}
-    return {name: Masker(name, study.hash(), own, key_of(derive(own, "signing"))) for name, own in secrets.items()}
+    return {name: Masker(name, study.hash(), own, site_key(own)) for name, own in secrets.items()}
 
 
 def _requests(study: Study, site: Site, masking: Masking) -> Iterator[tuple[str, bytes]]:

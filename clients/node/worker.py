@@ -33,7 +33,7 @@ from common.messages import (
 )
 from common.networks import Networks
 from common.seeds import derive
-from common.signing import key_of
+from common.signing import site_key
 from common.study import Round, Study
 from common.tasks import Task, TrainingTask
 from common.version import software_version
@@ -96,8 +96,7 @@ class Worker:
         self.rounds = list(study.rounds())
         self.networks = Networks(study, device, site.config.mixed_precision)
         self.data = Dataset(site, study) if data is None else data
-        signing_key = key_of(derive(secret, "signing"))
-        self.masker = masker or Masker(site.config.name, self.study_hash, secret, signing_key)
+        self.masker = masker or Masker(site.config.name, self.study_hash, secret, site_key(secret))
         declared = site.config.policy.declared_in(study, len(site.patients("train")))
         self.patients = declared if patients is None else patients
 

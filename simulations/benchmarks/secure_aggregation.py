@@ -25,7 +25,7 @@ from common.masking import threshold
 from common.messages import Masking, Message, TaskReply, UnmaskReply
 from common.options import Seed, commands, examples, several
 from common.seeds import derive
-from common.signing import key_of
+from common.signing import site_key
 from server.aggregation.exact_mean import ExactMean
 from server.aggregation.masked_sum import MaskedSum
 from simulations.simulate import hardware
@@ -69,7 +69,7 @@ def measure(sites: int, missing: int, seed: int) -> Cost:
     """Return the cost of one round. Raises RunError if the sum is not the plain one."""
     names = [f"site-{number:04d}" for number in range(sites)]
     secrets = {name: derive(b"benchmark", seed, name) for name in names}
-    maskers = {name: Masker(name, STUDY, own, key_of(derive(own, "signing"))) for name, own in secrets.items()}
+    maskers = {name: Masker(name, STUDY, own, site_key(own)) for name, own in secrets.items()}
     masking = Masking(keys={name: own.mask_key() for name, own in maskers.items()}, patients=PATIENTS * sites)
     plain, masked = ExactMean(PATIENTS * sites), MaskedSum(masking, REQUEST)
     header = TaskReply(study=STUDY, round=0, stage="refine", task="self_train", request=REQUEST, metrics={})
