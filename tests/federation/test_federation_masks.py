@@ -15,6 +15,7 @@ from server import history
 from server.run import run_study
 from simulations.local import LocalTransport
 
+pytestmark = pytest.mark.federation
 TARGETS = ("east", "west", "mid")
 
 
