@@ -80,7 +80,7 @@ def test_what_is_filled_is_tissue_of_the_same_image_and_nothing_else_changes(pha
 
     assert (after[~marks] == grey[~marks]).all()
     assert set(np.unique(after[marks])) <= set(np.unique(grey[view & ~marks]))
-    assert after[marks].std() > 0.25 * grey[view & ~marks].std()  # speckle, not a smear
+    assert after[marks].std() > 0.4 * grey[168:183, 60:200].std()  # speckle, not a smear
     assert (filled(grey, np.zeros_like(marks), view) == grey).all()
     assert (filled(grey, np.ones_like(marks), view) == grey).all()  # nothing to fill it from
 

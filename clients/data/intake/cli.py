@@ -26,7 +26,8 @@ def new(
         str | None, typer.Option(metavar="REGEX", help=r"finds the patient in a path: '(case\d+)_'")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="folder with a mask of the same path for each image")
+        Path | None,
+        typer.Option(metavar="DIR|FILE", help="folder with a mask of the same path for each image, or a COCO file"),
     ] = None,
     spacing_mm: Annotated[
         float | None, typer.Option(callback=finite, help="side of a pixel, where neither header nor table tells it")
@@ -92,7 +93,7 @@ def new(
     for line in (*grouped(removed.findings), *removed.lines()):
         print(line)
     print(
-        f"look at {sheet}: left is before; red was blanked, orange filled. It holds whatever was burned in; it stays here"
+        f"look at {sheet}: left is before, red was blanked, orange filled. It holds what was burned in, and stays here"
     )
     for line in grouped(findings):
         print(line)

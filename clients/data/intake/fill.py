@@ -40,7 +40,7 @@ def _most_alike(grey: Grey, usable: Mask, rows: np.ndarray, columns: np.ndarray)
     box = [(int(own.min()) - RIM, int(own.max()) + RIM + 1) for own in (rows, columns)]
     own = np.zeros((box[0][1] - box[0][0], box[1][1] - box[1][0]), bool)
     own[rows - box[0][0], columns - box[1][0]] = True
-    rim = np.argwhere(ndimage.binary_dilation(own, iterations=RIM) & ~own) + (box[0][0], box[1][0])
+    rim = np.argwhere(ndimage.binary_dilation(own, iterations=RIM) & ~own) + np.array([box[0][0], box[1][0]])
     height, width = grey.shape
     rim = rim[((rim >= 0) & (rim < (height, width))).all(1)]
     rim = rim[usable[tuple(rim.T)]]
@@ -56,7 +56,7 @@ def _most_alike(grey: Grey, usable: Mask, rows: np.ndarray, columns: np.ndarray)
                 continue
             if not usable[rows + down, columns + across].all():
                 continue
-            there = rim + (down, across)
+            there = rim + np.array([down, across])
             difference = np.abs(grey[tuple(there.T)].astype(np.float32) - before).mean()
             if difference < least:
                 best, least = (down, across), difference

@@ -14,7 +14,7 @@ from PIL import Image
 from clients.data.findings import Finding
 from clients.data.folders import whole_folder, write_site_files
 from clients.data.formats import open_recording
-from clients.data.formats.recording import Pixels, Recording, b_mode, to_grey
+from clients.data.formats.recording import Pixels, Recording, b_mode
 from clients.data.images import Grey, Mask, PictureError, check_depth, check_mask_size
 from clients.data.intake.fill import filled
 from clients.data.intake.identity import pseudonym
@@ -169,7 +169,8 @@ def _frames(
     source: Source, recording: Recording, rules: Rules, removed: Removed
 ) -> Iterator[tuple[int, Grey, Grey, Mask | None]]:
     """Index, image before and after, and mask of the frames of a file that are taken in."""
-    masks = _masks(source)
+    shape = (recording.count, recording.height, recording.width)
+    masks = source.mask(shape) if source.mask else None
     if masks is None and rules.role == "source":
         raise PictureError("no-mask", "expected a mask (role: source), found none", "Give the masks with --masks")
     # Twice over the file: a loop of a minute would not fit into memory as a whole.
@@ -232,20 +233,3 @@ def _blanked(frame: Grey, view: Mask | None, removed: Removed) -> Grey:
     removed.pixels_blanked += lost
     removed.frames_much_blanked += lost > MUCH * int(np.count_nonzero(frame))
     return after
-
-
-def _masks(source: Source) -> list[Mask] | None:
-    """A mask for each frame; any label but 0 is foreground, and there may be only one."""
-    if source.mask is None:
-        return None
-    found = []
-    for pixels in open_recording(source.mask).frames():
-        grey = to_grey(pixels)[0]
-        if len(np.unique(grey)) > 2:
-            raise PictureError(
-                "non-binary-mask",
-                f"expected 0 and one label in {source.mask.name}, found {len(np.unique(grey))} values",
-                "Export one structure, as PNG, NIfTI or NRRD; JPEG smears outlines",
-            )
-        found.append(grey > 0)
-    return found

@@ -106,7 +106,7 @@ def _dotted(levels: Levels, within: Mask, width: int) -> Mask:
     lines = [ndimage.grey_opening(levels, footprint=line) for line in (*_lines(width), np.ones((1, width)))]
     contrast = levels - np.max(lines, 0)
     dots = (contrast > CONTRAST) & (contrast > DOT_TIMES_SPECKLE * _speckle(contrast, within))
-    near, count = ndimage.label(ndimage.binary_dilation(dots, _disc(DOTS_APART * width // LEAST_WIDTH // 2)))
+    near, _ = ndimage.label(ndimage.binary_dilation(dots, _disc(DOTS_APART * width // LEAST_WIDTH // 2)))
     single, _ = ndimage.label(dots, np.ones((3, 3)))
     found = np.zeros_like(dots)
     for number, place in enumerate(ndimage.find_objects(near), 1):
