@@ -59,7 +59,7 @@ def _segment(header: dict[str, Any], layers: np.ndarray) -> Mask:
 def _placed(drawn: Mask, header: dict[str, Any], shape: tuple[int, int, int]) -> Mask:
     """The masks [F, H, W] within the whole image, of which only a part may be stored."""
     offset = tuple(int(own) for own in str(header.get(_OFFSET, "0 0 0")).split())[::-1]
-    if drawn.shape == shape or not any(offset) and _OFFSET not in header:
+    if drawn.shape == shape or _OFFSET not in header:
         return drawn
     end = tuple(start + side for start, side in zip(offset, drawn.shape, strict=True))
     if min(offset) < 0 or any(own > most for own, most in zip(end, shape, strict=True)):
