@@ -52,7 +52,7 @@ def test_a_name_and_a_caliper_within_the_image_are_gone(
     found = find_marks(pixels, grey, view)
     after = filled(grey, found, view)
 
-    assert found[truth].mean() > 0.97
+    assert found[truth].mean() > 0.95
     assert found.mean() < 0.1
     near = found & ~truth
     strokes = grey[truth].mean() - grey[near].mean(), after[truth].mean() - after[near].mean()
@@ -71,7 +71,7 @@ def test_an_image_without_marks_stays_as_it_is_above_all_its_bone(profile: str) 
 
 def test_what_is_filled_is_tissue_of_the_same_image_and_nothing_else_changes(phantom: PhantomFrame) -> None:
     marks, view = np.zeros(phantom.image.shape, bool), np.ones(phantom.image.shape, bool)
-    marks[150:165, 60:200] = True
+    marks[40:55, 60:200] = True
     view[:, :40] = False
     grey = np.where(view, phantom.image, 0).astype(np.uint16) * 257
     grey[marks] = 65535
@@ -80,7 +80,7 @@ def test_what_is_filled_is_tissue_of_the_same_image_and_nothing_else_changes(pha
 
     assert (after[~marks] == grey[~marks]).all()
     assert set(np.unique(after[marks])) <= set(np.unique(grey[view & ~marks]))
-    assert after[marks].std() > 0.4 * grey[168:183, 60:200].std()  # speckle, not a smear
+    assert after[marks].std() > 0.4 * grey[56:71, 60:200].std()  # speckle, not a smear
     assert (filled(grey, np.zeros_like(marks), view) == grey).all()
     assert (filled(grey, np.ones_like(marks), view) == grey).all()  # nothing to fill it from
 
