@@ -21,8 +21,13 @@ VALUES = (
     "", "null", "~", "-1", "0", "1", "1e999", "-1e999", "nan", ".nan", ".inf", "1e308", "9" * 400, "0x7fffffffffffffff",
     "2147483648", "-9223372036854775809", "0.1,2", "1.2.3", "true", "[]", "{}", "[[[[]]]]", "{a: {b: {c: 1}}}", "''",
     '"', "'", "../../../etc/passwd", "/etc/passwd", "C:\\windows", "a" * 5000, "\u202e\u0000", "\ud83d\ude00",
-    "\x1b[31mred\x1b[0m", "%s%n%x", "{{7*7}}", "<script>alert(1)</script>", "=cmd|' /C calc'!A0", "!!python/object:os.system",
-    "&a [*a, *a]", "*a", "2027-02-30", "010", "1:30", "\ufeff", "\u2028", "a: b: c", "- - -", "? x", "| \n  text", "é" * 200,
+    "\x1b[31mred\x1b[0m", "%s%n%x", "{{7*7}}", "<script>alert(1)</script>", "=cmd|' /C calc'!A0", "*a", "2027-02-30",
+    "!!python/object:os.system", "&a [*a, *a]", "010", "1:30", "\ufeff", "\u2028", "a: b: c", "- - -", "? x", "é" * 200,
+)  # fmt: skip
+#: Names of files that a shell, a terminal or another system takes for something else.
+NAMES = (
+    "--help", "-", "-rf", "con", "nul.png", "a" * 250, "\u202egnp.nacs", "a\nb", "\x1b[2J", "~", "$(id)", "`id`", "a;b",
+    "*", "?", "'", '"', "\\", "%00", "é" * 100, ".. ", "...", " ", "\t",
 )  # fmt: skip
 #: Numbers that a header's number is replaced by.
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -66,7 +71,7 @@ def text_of(rng: Rng, content: bytes) -> bytes:
         lines = text.split("\n")
         line, way = int(rng.integers(0, len(lines))), rng.integers(0, 8)
         if way <= 2:
-            words = [own for own in re.finditer(r"[^\s,;:\[\]{}]+", text)]
+            words = list(re.finditer(r"[^\s,;:\[\]{}]+", text))
             if words:
                 word = words[int(rng.integers(0, len(words)))]
                 text = text[: word.start()] + str(rng.choice(VALUES)) + text[word.end() :]
@@ -138,8 +143,7 @@ def name(rng: Rng) -> str:
     elif way == 2:
         text = "".join(chr(own) for own in rng.integers(1, 128, 30) if own != 0x2F)
     elif way == 3:
-        text = str(rng.choice(["--help", "-", "-rf", "con", "nul.png", "a" * 250, "\u202egnp.nacs", "a\nb", "\x1b[2J", "~",
-                               "$(id)", "`id`", "a;b", "*", "?", "'", '"', "\\", "%00", "é" * 100, ".. ", "...", " ", "\t"]))  # fmt: skip
+        text = str(rng.choice(NAMES))
     else:
         text = "scan.png"
     cut = os.fsencode(text)[:200] or b"x"
@@ -173,17 +177,28 @@ def _nifti_claim(shape: tuple[int, ...], zeros: int) -> bytes:
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
     header["magic"], header["vox_offset"] = b"n+1", 352
-    return gzip.compress(header.binaryblock + bytes(4 + zeros), 9)
+    return _packed_zeros(header.binaryblock + bytes(4 + 2**20), zeros)
 
 
 def _nrrd_claim(sizes: str, zeros: int) -> bytes:
     head = f"NRRD0004\ntype: uchar\ndimension: {len(sizes.split())}\nsizes: {sizes}\nencoding: gzip\n\n".encode()
-    return head + gzip.compress(bytes(zeros), 9)
+    return head + _packed_zeros(b"", zeros)
+
+
+def _bmp(height: int, width: int) -> bytes:
+    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 0, 0, 54, 40, width, height, 1, 8, 1, 0, 0, 0, 0, 0)
+
+
+def _packed_zeros(head: bytes, zeros: int) -> bytes:
+    """Gzip of a head and zeros, without ever holding them."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    parts = [packer.compress(head)] + [packer.compress(bytes(2**20)) for _ in range(zeros >> 20)]
+    return b"".join(parts) + packer.flush()
 
 
 def _deflated_bomb() -> bytes:
     """DICOM whose whole content is packed: 2 MiB that become 2 GiB."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     head = files.dicom("deflated")
     start = 132 + 12 + struct.unpack("<I", head[140:144])[0]
     inner = zlib.decompress(head[start:], -15)[: -files.loop().size - 12]
@@ -221,7 +236,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "dicom that claims 65535 x 65535": lambda: files.dicom(Rows=65535, Columns=65535),
     "dicom that claims 100000 frames": lambda: files.dicom(NumberOfFrames=100_000),
     "dicom, jpeg2000, that claims 3000 frames": lambda: files.dicom("jpeg2000", NumberOfFrames=3000),
-    "bmp that claims 60000 x 60000": lambda: b"BM" + struct.pack("<IIIIiiHHIIiiII", 0, 0, 54, 40, 60000, 60000, 1, 8, 1, 0, 0, 0, 0, 0),
+    "bmp that claims 60000 x 60000": lambda: _bmp(60000, 60000),
     "nothing": lambda: b"",
     "a megabyte of noise": lambda: np.random.default_rng(0).bytes(2**20),
 }  # fmt: skip

@@ -168,10 +168,12 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "mp4": lambda: video("mp4"),
     "mov": lambda: video("mov"),
     "avi": lambda: video("avi"),
-    **{
-        f"dicom, {own}": lambda own=own: dicom(own)
-        for own in ("plain", "rle", "jpeg", "jpeg2000", "deflated", "palette")
-    },  # type: ignore[misc]  # fmt: skip
+    "dicom": dicom,
+    "dicom, rle": lambda: dicom("rle"),
+    "dicom, jpeg": lambda: dicom("jpeg"),
+    "dicom, jpeg2000": lambda: dicom("jpeg2000"),
+    "dicom, deflated": lambda: dicom("deflated"),
+    "dicom, palette": lambda: dicom("palette"),
     "nifti": lambda: nifti(False),
     "nifti, gzip": lambda: nifti(True),
     "nrrd": lambda: nrrd(loop().T, encoding="raw"),
