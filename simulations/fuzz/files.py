@@ -40,6 +40,14 @@ def picture(format_name: str, mode: str = "L", frames: int = 1, **options: Any) 
     return buffer.getvalue()
 
 
+@cache
+def png_of(seed: int) -> bytes:
+    """A grey PNG that no other seed gives."""
+    buffer = io.BytesIO()
+    Image.fromarray(speckle(seed)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def sixteen_bits() -> bytes:
     """A PNG of 16 bits."""
     buffer = io.BytesIO()
