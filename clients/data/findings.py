@@ -24,7 +24,7 @@ class Finding:
 
 
 def one_line(text: str) -> str:
-    """The text as it may be printed: a file's name or a table's cell may hold line breaks, terminal codes or no text."""
+    """The text as it may be printed: a file's name or a cell may hold line breaks, terminal codes or no text at all."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

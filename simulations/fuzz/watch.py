@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simulations.fuzz.cases import case
+from simulations.fuzz.cases import case, warm
 
 #: What a case may take. Memory is the whole process', with torch and all libraries: some 400 MiB before it begins.
 MOST_S, MOST_MIB = 30.0, 1024.0
@@ -46,6 +46,7 @@ class Ended:
 
 def run_cases(seed: int, numbers: Sequence[int], batch: int = 25) -> Iterator[Ended]:
     """Run the cases; a process takes some of them, one after the other, and a new one follows it if it dies."""
+    warm()  # here once, instead of in every process
     left = list(numbers)
     while left:
         with tempfile.TemporaryDirectory(prefix="crossprobe-fuzz-") as folder:

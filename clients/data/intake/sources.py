@@ -1,5 +1,6 @@
 """What lies in a folder off a scanner: its files, and whose they are."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,18 +127,26 @@ def _stem(name: str) -> str:
 def _rows(folder: Path, table: Path) -> dict[str, Source]:
     findings: list[Finding] = []
     lines = read_table(table, COLUMNS, ("image",), findings, code="table")
-    found = {line.cells["image"].replace("\\", "/"): _source(folder, table, line, findings) for line in lines}
+    root = folder.resolve()
+    found = {line.cells["image"].replace("\\", "/"): _source(root, table, line, findings) for line in lines}
     if findings:
         raise SiteFolderError(findings)
     return found
+
+
+def _lies_in(root: Path, name: str) -> bool:
+    try:
+        path = os.path.realpath(root / name)
+        return path.startswith(f"{root}{os.sep}") and os.path.isfile(path)
+    except ValueError:  # a NUL
+        return False
 
 
 def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> Source:
     cells, where = line.cells, f"{table.name} line {line.number}"
     image, mask = (cells[name].replace("\\", "/") for name in ("image", "mask"))
     for name in filter(None, (image, mask)):
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        if not _lies_in(folder, name):
             message = f"expected a file within {folder.name}, found {name!r}"
             findings.append(Finding("missing-image", where, message, "Correct its path; A is not a"))
     spacing = None
