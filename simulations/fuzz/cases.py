@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import yaml
 
-from clients import predict as _  # noqa: F401  # its libraries take seconds
 from clients.data.formats import open_recording
 from clients.data.images import PictureError
 from clients.desk import views
@@ -207,6 +207,7 @@ RELEASE: dict[str, bytes] = {}
 
 def warm() -> None:
     """Make what all cases share: the whole files, with the libraries that write and read them, and the model."""
+    import_module("clients.predict")  # the command imports it late, for it takes seconds
     for kind in (*files.MAKERS, *files.MASK_MAKERS):
         files.whole(kind)
         with suppress(PictureError), TemporaryDirectory() as folder:
