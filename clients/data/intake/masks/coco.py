@@ -15,8 +15,8 @@ from common.errors import CrossProbeError
 from common.plain_words import problems
 from common.strict_text import TextError, parse_json
 
-#: A file of outlines is smaller; read, it takes ten times as much memory.
-MAX_BYTES = 2**25
+#: A file of outlines is smaller; read, it takes thirty times as much memory.
+MAX_BYTES = 2**24
 #: Corners of the polygons of one image.
 MAX_CORNERS = 100_000
 _Size = Annotated[int, Field(ge=1, le=2**16)]
@@ -112,7 +112,7 @@ def drawn(polygon: list[float], shape: tuple[int, ...]) -> Mask:
     corners = np.asarray(polygon, dtype=np.float64)
     if len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
         raise ValueError("a polygon has pairs of finite numbers, three or more")
-    corners = np.clip(corners.reshape(-1, 2), -1, max(shape) + 1)
+    corners = np.clip(corners.reshape(-1, 2), -1e7, 1e7)
     crossings = np.zeros((shape[0], shape[1] + 1), np.int32)
     for (x, y), (next_x, next_y) in pairwise([*corners, corners[0]]):
         low, high = sorted((y, next_y))
