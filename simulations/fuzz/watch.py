@@ -97,7 +97,7 @@ def _child(seed: int, numbers: Sequence[int], folder: Path, writer: int) -> None
     printed = os.open(folder / "printed", os.O_RDWR | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(printed, stream)
-    sys.stdout, sys.stderr = (open(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))
     for number in numbers:
         own = folder / str(number)
         own.mkdir()
