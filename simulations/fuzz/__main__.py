@@ -52,7 +52,10 @@ def main(
     seed: Seed = 0,
     cases: Annotated[int, typer.Option(min=1, help="how many")] = 2000,
     first: Annotated[int, typer.Option(min=0, help="number of the first, to repeat one")] = 0,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="write the figures there, and beside it as .md what is printed"),
+    ] = None,
 ) -> None:
     """Put bad inputs into `site new`, `site check`, `predict`, the desk and every kind of settings.
 
@@ -69,7 +72,9 @@ def main(
     command = shlex.join(["python", "-m", "simulations.fuzz", *sys.argv[1:]])
     found = summary(ended, {"command": command, "hardware": hardware(), "seed": seed})
     if out is not None:
+        page = f"<!-- written by `python -m simulations.fuzz` -->\n{sentence(found)}\n"
         write_atomically(out, (json.dumps(found, indent=1) + "\n").encode(), mode=PUBLIC)
+        write_atomically(out.with_suffix(".md"), page.encode(), mode=PUBLIC)
     print(sentence(found))
     if found["faults"]:
         raise typer.Exit(1)

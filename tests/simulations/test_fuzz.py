@@ -25,6 +25,7 @@ def test_a_sample_of_bad_inputs_ends_with_clean_results_or_clear_errors(
     found = json.loads((tmp_path / "fuzz.json").read_text())
     assert found["faults"] == []
     assert sum(found["ended"].values()) == 25
+    assert "25 bad inputs" in (tmp_path / "fuzz.md").read_text()
     assert {kind.partition(":")[0] for kind in found["ended"]} >= {"new", "check", "predict"}
 
 
