@@ -43,7 +43,7 @@ def sentence(found: dict[str, object]) -> str:
     )
     return (
         f"`{found['command']}`: {found['cases']} bad inputs, {clean} with a clean result, {clear} with a clear error, "
-        f"{len(found['faults'])} with a fault; the slowest took {found['slowest_s']:.1f} s, the largest "  # type: ignore[arg-type]
+        f"{len(found['faults'])} with a fault; the slowest took {found['slowest_s']:.1f} s of a processor, the largest "  # type: ignore[arg-type]
         f"{found['most_mib']:.0f} MiB of memory, torch and all libraries included."
     )
 

@@ -19,8 +19,11 @@ import numpy as np
 
 from simulations.fuzz.cases import case, warm
 
-#: What a case may take. Memory is the whole process', with torch and all libraries: some 400 MiB before it begins.
+#: What a case may take: of a processor's time, whatever else the machine does, and of memory. That is the whole
+#: process', with torch and all libraries: some 300 MiB before it begins.
 MOST_S, MOST_MIB = 30.0, 1024.0
+#: When a case counts as stuck, by the clock on the wall.
+STUCK_S = 120.0
 #: More than `MOST_MIB`, so that what takes too much is seen, and is stopped before the machine is in need.
 _DATA_BYTES, _FILE_BYTES = 2**32, 2**30
 #: What a case may leave behind, see `Case`.
@@ -71,12 +74,12 @@ def _in_child(seed: int, numbers: Sequence[int], folder: Path) -> Iterator[Ended
     pending, done = b"", 0
     try:
         while done < len(numbers):
-            ready, _, _ = select.select([reader], [], [], MOST_S)
+            ready, _, _ = select.select([reader], [], [], STUCK_S)
             part = os.read(reader, 2**16) if ready else b""
             if not part:
-                fault = "the process died" if ready else f"no end after {MOST_S:.0f} s"
+                fault = "the process died" if ready else f"no end after {STUCK_S:.0f} s"
                 what = (folder / "what").read_text() if (folder / "what").exists() else ""
-                yield Ended(numbers[done], what, None, (fault,), seconds=0.0 if ready else MOST_S)
+                yield Ended(numbers[done], what, None, (fault,), seconds=0.0 if ready else STUCK_S)
                 return
             *lines, pending = (pending + part).split(b"\n")
             for line in lines:
@@ -119,13 +122,13 @@ def _judged(rng: np.random.Generator, number: int, own: Path, folder: Path, prin
     os.ftruncate(printed, 0)
     os.lseek(printed, 0, os.SEEK_SET)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-    start, code, faults = time.monotonic(), None, []
+    start, code, faults = time.process_time(), None, []
     try:
         code = drawn.run()
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         faults.append(f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"[:300])
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     sys.stdout.flush()
     sys.stderr.flush()
     shown = os.pread(printed, 2**20, 0).decode(errors="replace")

@@ -54,6 +54,13 @@ def sleeps() -> int:
     return 0
 
 
+def works() -> int:
+    end = time.process_time() + 1.0
+    while time.process_time() < end:
+        pass
+    return 0
+
+
 def dies() -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
@@ -66,6 +73,7 @@ def hoards() -> int:
 FAULTS: list[tuple[Callable[[], int], str]] = [
     (fails, "KeyError: 'traceback' (test_fuzz.py"),
     (sleeps, "no end after"),
+    (works, "1 s"),
     (dies, "the process died"),
     (hoards, "MiB"),
     (lambda: 1, "without a word"),
@@ -83,7 +91,8 @@ FAULTS: list[tuple[Callable[[], int], str]] = [
 @pytest.mark.parametrize(("run", "fault"), FAULTS, ids=[fault for _, fault in FAULTS])
 def test_every_kind_of_fault_is_seen(monkeypatch: pytest.MonkeyPatch, run: Callable[[], int], fault: str) -> None:
     monkeypatch.setattr(watch, "warm", lambda: None)
-    monkeypatch.setattr(watch, "MOST_S", 2.0 if run is sleeps else 60.0)
+    monkeypatch.setattr(watch, "STUCK_S", 2.0 if run is sleeps else 60.0)
+    monkeypatch.setattr(watch, "MOST_S", 0.5)
     monkeypatch.setattr(watch, "case", lambda rng, folder: (folder / "in").mkdir() or Case("x", run))
 
     (ended,) = watch.run_cases(0, [0])
