@@ -53,7 +53,7 @@ def case(rng: Rng, folder: Path) -> Case:
 
 
 def _bad_image(rng: Rng) -> tuple[str, bytes]:
-    if rng.random() < 0.04:
+    if rng.random() < 0.02:
         kind = str(rng.choice(list(damage.BOMBS)))
         return kind, damage.BOMBS[kind]()
     kind = str(rng.choice(list(files.MAKERS)))
@@ -62,7 +62,7 @@ def _bad_image(rng: Rng) -> tuple[str, bytes]:
 
 
 def _bad_text(rng: Rng, content: bytes) -> tuple[str, bytes]:
-    if rng.random() < 0.1:
+    if rng.random() < 0.05:
         kind = str(rng.choice(list(damage.TEXT_BOMBS)))
         return kind, damage.TEXT_BOMBS[kind]()
     return "damaged text", damage.text_of(rng, content)
