@@ -188,8 +188,8 @@ def page(found: list[Found], mistaken: list[Mistaken], settings: dict[str, objec
         "<!-- written by `python -m simulations.benchmarks.marks` -->",
         f"`{settings['command']}`",
         "",
-        f"Seed {settings['seed']}; {settings['images']} phantom images of each probe drawn on. Objects (letters, dots, crosses)"
-        f" of which {WHOLE:.0%} of the pixels were found, in %, of PNG / JPEG:",
+        f"Seed {settings['seed']}; {settings['images']} phantom images of each probe drawn on. Objects (letters, dots,"
+        f" crosses) of which {WHOLE:.0%} of the pixels were found, in %, of PNG / JPEG:",
         "",
         f"| | {' | '.join(COLOURS)} |",
         f"| --- |{' --- |' * len(COLOURS)}",
