@@ -48,6 +48,7 @@ def predict(
     images, and OUT/results.csv: area, confidence, and where a person should look again. DICOM gets a DICOM Segmentation
     and NIfTI a NIfTI mask in OUT/segmentations, a video an overlay video.
     """
+    from clients.data.findings import one_line
     from clients.predict import TABLE, predict
     from clients.released import load_model
     from common.signing import read_public_key
@@ -66,9 +67,9 @@ def predict(
     print(f"{len(outcome.rows)} images segmented, written to {out}; {again} to look at again, see {TABLE}")
     print(f"done: {len(outcome.done)} files; skipped: {len(outcome.skipped)}; failed: {len(outcome.problems)}")
     for name in outcome.skipped:
-        print(f"skipped, not taken for an image: {name}")
+        print(one_line(f"skipped, not taken for an image: {name}"))
     for problem in outcome.problems:
-        print(f"failed: {problem}", file=sys.stderr)
+        print(one_line(f"failed: {problem}"), file=sys.stderr)
     if outcome.problems:
         print(f"{len(outcome.problems)} files were NOT segmented, or not whole; they are named above", file=sys.stderr)
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clients.data.findings import Finding, SiteFolderError
+from clients.data.findings import Finding, SiteFolderError, one_line
 from clients.data.formats import format_of, open_recording
 from clients.data.formats.recording import b_mode
 from clients.data.frames import FIELD_MM
@@ -132,7 +132,7 @@ def predict(
             raise RunError(f"cannot write to {out}: {error.strerror}. {len(rows)} images are done.") from None
         progress(index + 1, len(inputs))
     if not rows:
-        shown = "\n".join(problems[:3])
+        shown = "\n".join(map(one_line, problems[:3]))
         raise RunError(f"none of {len(inputs)} files could be segmented; nothing was written. The first:\n{shown}")
     write_rows(out / TABLE, rows)
     return Outcome(tuple(rows), tuple(done), _skipped(images), tuple(problems))

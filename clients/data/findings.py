@@ -20,9 +20,12 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        line = f"{self.code}: {self.where}: {self.message}. {self.remedy}."
-        # A cell of the table may hold line breaks or terminal codes; a finding stays one line.
-        return "".join(letter if letter.isprintable() else "?" for letter in line)
+        return one_line(f"{self.code}: {self.where}: {self.message}. {self.remedy}.")
+
+
+def one_line(text: str) -> str:
+    """The text as it may be printed: a file's name or a cell may hold line breaks, terminal codes or no text at all."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 #: Findings of one code that are shown; thousands of wrong rows are one mistake, made once.

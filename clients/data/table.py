@@ -11,6 +11,8 @@ from pathlib import Path
 from clients.data.findings import Finding, remedy_of
 
 DELIMITERS = ",;\t"
+#: Some hundred thousand rows; a larger file is no list of images, and takes minutes to read.
+MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ def read_table(
         return []
 
     try:
-        text = _decoded(path.read_bytes())
-        lines = _split(text)
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            message = f"expected a table of at most {MAX_BYTES >> 20} MiB, found more"
+            return unusable(f"huge-{code}", message, "Is it this file? Else make several sites of it")
+        lines = _split(_decoded(content))
     except FileNotFoundError:
         remedy = f"Write it with the header {','.join(columns)} and one row per image"
         return unusable(f"missing-{code}", "expected this file, found none", remedy)

@@ -73,4 +73,4 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         name = f"'{row.image}" if row.image.startswith(("=", "+", "-", "@")) else row.image
         writer.writerow(asdict(row) | {"image": name})
-    path.write_text(text.getvalue(), encoding="utf-8")
+    path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")  # names as they are on the disk

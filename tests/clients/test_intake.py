@@ -196,7 +196,7 @@ def test_a_folder_of_dicom_becomes_a_site_in_which_nobody_is_named(
     assert "6 frames seen, 5 taken" in shown
     assert "1 frames left out because they show what the one before shows" in shown
     assert "unknown-format: Mueller_Anna/report.txt" in shown
-    assert "NOT looked for" in shown
+    assert "NOT all text and marks are found" in shown
 
 
 def test_the_pictures_before_and_after_lie_beside_the_site_for_its_owner_alone(archive: Path, tmp_path: Path) -> None:

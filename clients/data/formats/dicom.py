@@ -5,13 +5,14 @@ Only the listed tags are read from the file at all. Compressed pixels are decode
 
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clients.data.formats.recording import Field, Pixels, Recording, reading, scaled, square
+from clients.data.formats.recording import Field, Pixels, Recording, huge, reading, scaled, square
 from clients.data.images import PictureError
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ TAGS = (
 )
 #: Ultrasound, and the two that frame grabbers write.
 MODALITIES = ("US", "IVUS", "OT", "SC", "")
+#: Where what the group length counts begins: after preamble, mark and the element of the length itself (PS3.10 7.1).
+_META_START = 144
+#: More than a minute of grey frames, packed as a whole.
+MAX_DEFLATED_BYTES = 2**28
 _TISSUE, _TWO_DIMENSIONAL, _CENTIMETRES = 1, 1, 3
 
 
@@ -59,6 +64,7 @@ def read(path: Path) -> Recording:
 
     with reading("DICOM file"):
         _quieten()
+        _check_deflated(path)
         data = dcmread(path, specific_tags=list(TAGS))
         modality = str(data.get("Modality", ""))
         if modality not in MODALITIES:
@@ -78,6 +84,23 @@ def read(path: Path) -> Recording:
             patient=str(data.get("PatientID") or "").strip(),
             device=" ".join(maker).strip(),
         )
+
+
+def _check_deflated(path: Path) -> None:
+    """A file may be packed as a whole, and unpack to any size; the library unpacks all of it at once."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    unpacker, size = zlib.decompressobj(-15), 0
+    with path.open("rb") as file:
+        file.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+        while not unpacker.eof and (part := unpacker.unconsumed_tail or file.read(2**16)):
+            size += len(unpacker.decompress(part, 2**20))
+            if size > MAX_DEFLATED_BYTES:
+                raise huge("more", f"at most {MAX_DEFLATED_BYTES >> 20} MiB once it is unpacked")
 
 
 def _quieten() -> None:

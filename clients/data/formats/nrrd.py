@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,25 @@ def matches(head: bytes) -> bool:
 
 def read(path: Path) -> Recording:
     """The frames of a NRRD file. Raises PictureError."""
+    with reading("NRRD file"):
+        header, values = read_values(path, axes=(2, 3))
+        volume = values.reshape(*values.shape[:2], -1, order="F")
+        spacing = _spacing(header)
+        return Recording(lambda: frames_of(volume), volume.shape[2], volume.shape[1], volume.shape[0], spacing)
+
+
+def read_values(path: Path, axes: tuple[int, ...]) -> tuple[dict[str, Any], np.ndarray]:
+    """The header of a NRRD file and its values, the first axis of which changes fastest.
+
+    Args:
+        axes: how many there may be.
+
+    Raises:
+        PictureError: and whatever a broken header makes the library raise; see `reading`.
+    """
     import nrrd
 
-    with reading("NRRD file"), path.open("rb") as file:
+    with path.open("rb") as file:
         header = nrrd.read_header(file)
         if any(key in header for key in ("data file", "datafile")):
             # The file it names could be any on this machine.
@@ -27,12 +44,11 @@ def read(path: Path) -> Recording:
         shape = tuple(int(side) for side in header["sizes"])
         dtype = np.dtype(nrrd.reader._determine_datatype(header))
         size = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
-        if len(shape) not in (2, 3) or min(shape) < 1 or size > MAX_BYTES:
-            raise huge("others", f"values with 2 or 3 axes, at most {MAX_BYTES >> 20} MiB of them")
+        if len(shape) not in axes or min(shape) < 1 or size > MAX_BYTES:
+            known = " or ".join(str(own) for own in axes)
+            raise huge("others", f"values with {known} axes, at most {MAX_BYTES >> 20} MiB of them")
         content = _decoded(file.read(MAX_BYTES), str(header["encoding"]), size)
-        volume = np.frombuffer(content, dtype, count=size // dtype.itemsize).reshape(*shape[:2], -1, order="F")
-        spacing = _spacing(header)
-        return Recording(lambda: frames_of(volume), volume.shape[2], shape[1], shape[0], spacing_mm=spacing)
+        return header, np.frombuffer(content, dtype, count=size // dtype.itemsize).reshape(shape, order="F")
 
 
 def _decoded(content: bytes, encoding: str, size: int) -> bytes:

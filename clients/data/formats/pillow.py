@@ -1,6 +1,5 @@
 """PNG, JPEG, TIFF, BMP and GIF, also of several pages or frames."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +21,7 @@ def matches(head: bytes) -> bool:
 
 def read(path: Path) -> Recording:
     """The frames of a file. Raises PictureError."""
-    with reading("image"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next check says it better
+    with reading("image"):
         picture = Image.open(path, formats=NAMES)
     with reading("image"), picture:
         check_pixels(picture.width, picture.height, "image")

@@ -1,5 +1,6 @@
 """What every image format is read into: frames, and the few facts that may be taken over with them."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ def reading(kind: str) -> Iterator[None]:
     Broken files make these libraries raise errors of every kind, from `KeyError` to their decoders' own.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a library, about a file that is read or refused anyhow
+            yield
     except PictureError:
         raise
     except Image.DecompressionBombError:

@@ -10,8 +10,8 @@ from PIL import Image
 from clients.data.images import Grey
 
 SIDE, COLUMNS, MOST = 240, 3, 48
-#: What was blanked is red in the picture before.
-REMOVED = (214, 40, 40)
+#: In the picture before, what was blanked is red, and what was filled is tinted so that it still can be read.
+REMOVED, FILLED = (214, 40, 40), (255, 149, 0)
 
 
 class BeforeAfter:
@@ -44,6 +44,7 @@ class BeforeAfter:
 def _pair(before: Grey, after: Grey) -> Image.Image:
     scale = 255 / np.iinfo(before.dtype).max
     left, right = (np.repeat((own * scale).astype(np.uint8)[..., None], 3, -1) for own in (before, after))
+    left[before != after] = left[before != after] // 2 + np.array(FILLED, np.uint8) // 2
     left[(before > 0) & (after == 0)] = REMOVED
     pair = Image.new("RGB", (2 * SIDE + 4, SIDE))
     for place, pixels in enumerate((left, right)):

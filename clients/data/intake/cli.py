@@ -26,7 +26,8 @@ def new(
         str | None, typer.Option(metavar="REGEX", help=r"finds the patient in a path: '(case\d+)_'")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="folder with a mask of the same path for each image")
+        Path | None,
+        typer.Option(metavar="DIR|FILE", help="folder with a mask of the same path for each image, or a COCO file"),
     ] = None,
     spacing_mm: Annotated[
         float | None, typer.Option(callback=finite, help="side of a pixel, where neither header nor table tells it")
@@ -42,6 +43,9 @@ def new(
     most_frames: Annotated[int, typer.Option(min=1, help="of one loop")] = 20,
     keep_outside: Annotated[
         bool, typer.Option("--keep-outside", help="do NOT blank what is outside of the field of view")
+    ] = False,
+    keep_marks: Annotated[
+        bool, typer.Option("--keep-marks", help="do NOT look for text and marks within the field of view")
     ] = False,
     keep_frames: Annotated[bool, typer.Option("--keep-frames", help="also take frames that show the same")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier OUT")] = False,
@@ -74,7 +78,7 @@ def new(
             sources,
             out,
             name=site_name,
-            rules=Rules(role, spacing_mm, device, keep_outside, keep_frames, most_frames),
+            rules=Rules(role, spacing_mm, device, keep_outside, keep_marks, keep_frames, most_frames),
             key=secret,
             overwrite=overwrite,
             show=pictures.add,
@@ -88,7 +92,9 @@ def new(
         raise typer.Exit(1 if findings else 0)
     for line in (*grouped(removed.findings), *removed.lines()):
         print(line)
-    print(f"look at {sheet}: left is before, red is what was blanked. It holds whatever was burned in; it stays here")
+    print(
+        f"look at {sheet}: left is before, red was blanked, orange filled. It holds what was burned in, and stays here"
+    )
     for line in grouped(findings):
         print(line)
     print(f"{out}: {f'{len(findings)} finding(s), mend them' if findings else 'a site without findings'}")

@@ -34,7 +34,8 @@ def site_key(path: Path) -> bytes:
 def pseudonym(key: bytes, kind: str, identity: str) -> str:
     """The name of a patient or clip: HMAC-SHA256, cut to `HEX_DIGITS`. `kind` keeps equal ids of two kinds apart."""
     plain = unicodedata.normalize("NFC", identity.strip())
-    return hmac.new(key, f"{kind}\0{plain}".encode(), "sha256").hexdigest()[:HEX_DIGITS]
+    text = f"{kind}\0{plain}".encode(errors="surrogatepass")  # a file's name may be no text at all
+    return hmac.new(key, text, "sha256").hexdigest()[:HEX_DIGITS]
 
 
 def _read(path: Path) -> bytes:

@@ -1,7 +1,7 @@
 """`crossprobe site new`: a site's folder from whatever lies in another, with what tells of people taken out.
 
-What is taken out: every header (only listed tags are read at all), file names, patients' ids, and all pixels outside
-of the field of view. What is not: text, arrows and calipers WITHIN the field of view.
+What is taken out: every header (only listed tags are read at all), file names, patients' ids, all pixels outside of
+the field of view, and what is found of text, arrows and calipers within it. No mask is ever changed.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +14,11 @@ from PIL import Image
 from clients.data.findings import Finding
 from clients.data.folders import whole_folder, write_site_files
 from clients.data.formats import open_recording
-from clients.data.formats.recording import Recording, b_mode, to_grey
+from clients.data.formats.recording import Pixels, Recording, b_mode
 from clients.data.images import Grey, Mask, PictureError, check_depth, check_mask_size
+from clients.data.intake.fill import filled
 from clients.data.intake.identity import pseudonym
+from clients.data.intake.marks import find_marks
 from clients.data.intake.sources import Source
 from clients.data.intake.view import Novelty, bright, field_of_view
 from clients.data.manifest import Role
@@ -26,6 +28,8 @@ from common.errors import CrossProbeError
 MOST_FRAMES = 20
 #: Share of a frame's pixels that, when blanked, is worth a look: consoles write less than that around an image.
 MUCH = 0.15
+#: The same of pixels that were taken for marks: a line of text and its calipers are less.
+MUCH_MARKED = 0.08
 CONTENT = ("site.yaml", "manifest.csv", "images", "masks")
 
 
@@ -36,6 +40,7 @@ class Rules:
     Attributes:
         spacing_mm: for files of which neither header nor table tells it.
         keep_outside: leave the pixels outside of the field of view.
+        keep_marks: leave text and marks within the field of view.
         keep_frames: take every frame, also those that show the same.
     """
 
@@ -43,6 +48,7 @@ class Rules:
     spacing_mm: float | None = None
     device: str = ""
     keep_outside: bool = False
+    keep_marks: bool = False
     keep_frames: bool = False
     most_frames: int = MOST_FRAMES
 
@@ -59,6 +65,9 @@ class Removed:
     frames_blanked: int = 0
     frames_much_blanked: int = 0
     pixels_blanked: int = 0
+    frames_filled: int = 0
+    frames_much_filled: int = 0
+    pixels_filled: int = 0
     patients_renamed: int = 0
     findings: list[Finding] = field(default_factory=list)
 
@@ -70,9 +79,11 @@ class Removed:
             f"{self.frames_beyond_most} frames left out because their loop has enough",
             f"{self.pixels_blanked} pixels outside of the field of view blanked, in {self.frames_blanked} frames",
             f"{self.frames_much_blanked} frames lost more than {MUCH:.0%} of what they showed: a shadow at the edge?",
+            f"{self.pixels_filled} pixels of text and marks within the field filled, in {self.frames_filled} frames",
+            f"{self.frames_much_filled} frames had more than {MUCH_MARKED:.0%} of their image filled: was it tissue?",
             f"{self.patients_renamed} patients under new names; no header, no file name and no id was taken over",
             f"{len(self.findings)} files not taken in",
-            "NOT looked for: text, arrows and calipers within the field of view. Look at every image before it is used",
+            "NOT all text and marks are found (docs/site-folder.md says which). Look at every image before it is used",
         ]
 
 
@@ -158,13 +169,14 @@ def _frames(
     source: Source, recording: Recording, rules: Rules, removed: Removed
 ) -> Iterator[tuple[int, Grey, Grey, Mask | None]]:
     """Index, image before and after, and mask of the frames of a file that are taken in."""
-    masks = _masks(source)
+    shape = (recording.count, recording.height, recording.width)
+    masks = source.mask(shape) if source.mask else None
     if masks is None and rules.role == "source":
         raise PictureError("no-mask", "expected a mask (role: source), found none", "Give the masks with --masks")
     # Twice over the file: a loop of a minute would not fit into memory as a whole.
     shown: Mask | None = None
     novelty, fresh, seen = Novelty(), [], 0
-    for index, frame in enumerate(_greys(recording)):
+    for index, (_, frame) in enumerate(_greys(recording)):
         shown = bright(frame) if shown is None else shown | bright(frame)
         if rules.keep_frames or novelty.is_new(frame):
             fresh.append(index)
@@ -186,19 +198,30 @@ def _frames(
     removed.frames_alike += seen - len(fresh)
     removed.frames_beyond_most += len(fresh) - len(spread)
     chosen = {fresh[place] for place in spread}
-    for index, frame in enumerate(_greys(recording)):
+    for index, (pixels, frame) in enumerate(_greys(recording)):
         if index in chosen:
             mask = masks[index] if masks is not None else None
             if mask is not None:
                 check_mask_size(mask.shape, frame.shape)
-            yield index, frame, _blanked(frame, view, removed), mask
+            unmarked = frame if rules.keep_marks else _unmarked(pixels, frame, view, removed)
+            yield index, frame, _blanked(unmarked, view, removed), mask
 
 
-def _greys(recording: Recording) -> Iterator[Grey]:
+def _greys(recording: Recording) -> Iterator[tuple[Pixels, Grey]]:
+    """Each frame as it is read, and as grey levels."""
     for pixels in recording.frames():
         if pixels.shape[:2] != (recording.height, recording.width):
             raise PictureError("frame-size", "expected frames of one size, found others", "Export them one by one")
-        yield check_depth(b_mode(pixels), "image")
+        yield pixels, check_depth(b_mode(pixels), "image")
+
+
+def _unmarked(pixels: Pixels, frame: Grey, view: Mask | None, removed: Removed) -> Grey:
+    inside = np.ones(frame.shape, bool) if view is None else view
+    marks = find_marks(pixels, frame, inside) & inside
+    removed.frames_filled += bool(marks.any())
+    removed.pixels_filled += int(marks.sum())
+    removed.frames_much_filled += bool(marks.sum() > MUCH_MARKED * inside.sum())
+    return filled(frame, marks, inside)
 
 
 def _blanked(frame: Grey, view: Mask | None, removed: Removed) -> Grey:
@@ -210,20 +233,3 @@ def _blanked(frame: Grey, view: Mask | None, removed: Removed) -> Grey:
     removed.pixels_blanked += lost
     removed.frames_much_blanked += lost > MUCH * int(np.count_nonzero(frame))
     return after
-
-
-def _masks(source: Source) -> list[Mask] | None:
-    """A mask for each frame; any label but 0 is foreground, and there may be only one."""
-    if source.mask is None:
-        return None
-    found = []
-    for pixels in open_recording(source.mask).frames():
-        grey = to_grey(pixels)[0]
-        if len(np.unique(grey)) > 2:
-            raise PictureError(
-                "non-binary-mask",
-                f"expected 0 and one label in {source.mask.name}, found {len(np.unique(grey))} values",
-                "Export one structure, as PNG, NIfTI or NRRD; JPEG smears outlines",
-            )
-        found.append(grey > 0)
-    return found

@@ -1,10 +1,12 @@
 """What lies in a folder off a scanner: its files, and whose they are."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from clients.data.findings import Finding, SiteFolderError
+from clients.data.intake.masks import Outlines, coco, outlines_of
 from clients.data.manifest import COLUMNS, SPLITS, Split
 from clients.data.table import Line, decimal, read_table
 from common.errors import CrossProbeError
@@ -23,7 +25,7 @@ class Source:
     device: str = ""
     spacing_mm: float | None = None
     split: Split | None = None
-    mask: Path | None = None
+    mask: Outlines | None = None
 
 
 def find_sources(
@@ -34,7 +36,8 @@ def find_sources(
     Args:
         table: CSV with the columns of a manifest.csv, of which `image` alone is needed; paths from `folder`.
         pattern: regular expression with one group, the patient, looked for in each file's path within the folder.
-        masks: folder with a file of the same path, whatever its suffix, for each image that has a mask.
+        masks: folder with a file of the same path, whatever its suffix, for each image that has a mask; or a COCO
+            file that names the images.
 
     Raises:
         SiteFolderError: if the table cannot be used.
@@ -44,12 +47,12 @@ def find_sources(
         raise CrossProbeError(f"expected a folder of images, found none at {folder}. Correct the path.")
     rows = _rows(folder, table) if table else {}
     finder = _compiled(pattern) if pattern else None
-    known = _by_stem(masks) if masks else {}
+    known = _Masks(masks) if masks else None
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         hidden = any(part.startswith(".") for part in name.split("/"))
-        if hidden or path.name.lower() in OTHER_FILES or not path.is_file() or path == table:
+        if hidden or path.name.lower() in OTHER_FILES or not path.is_file() or path in (table, masks):
             continue
         if table and name not in rows:
             continue
@@ -63,7 +66,7 @@ def find_sources(
                 source.device,
                 source.spacing_mm,
                 source.split,
-                source.mask or known.get(_stem(name)),
+                source.mask or (known.of(name) if known else None),
             )
         )
     if not found:
@@ -84,32 +87,66 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return finder
 
 
-def _by_stem(masks: Path) -> dict[str, Path]:
-    if not masks.is_dir():
-        raise CrossProbeError(f"expected a folder of masks, found none at {masks}. Correct the path.")
-    return {_stem(path.relative_to(masks).as_posix()): path for path in sorted(masks.rglob("*")) if path.is_file()}
+class _Masks:
+    """The masks of a folder or of a COCO file, by the path of their image. Raises CrossProbeError."""
+
+    def __init__(self, place: Path) -> None:
+        self._place, self._listed = place, place.is_file()
+        self._taken: dict[str, str] = {}
+        if self._listed:
+            self._known: dict[str, Outlines] = dict(coco.read(place))
+        elif place.is_dir():
+            files = [path for path in sorted(place.rglob("*")) if path.is_file()]
+            self._known = {_stem(path.relative_to(place).as_posix()): outlines_of(path) for path in files}
+        else:
+            raise CrossProbeError(
+                f"expected a folder of masks or a COCO file, found none at {place}. Correct the path."
+            )
+
+    def of(self, name: str) -> Outlines | None:
+        """The mask of an image, or None. A COCO file often names images without the folders that they lie in."""
+        if not self._listed:
+            return self._known.get(_stem(name))
+        parts = name.split("/")
+        found = next((own for n in range(len(parts)) if (own := "/".join(parts[n:])) in self._known), None)
+        if found is None:
+            return None
+        if self._taken.setdefault(found, name) != name:
+            raise CrossProbeError(
+                f"{self._place} names {found}, and two images have this name: {self._taken[found]} and {name}. Name it "
+                "with its folder there."
+            )
+        return self._known[found]
 
 
 def _stem(name: str) -> str:
-    """A path without its suffix, nor the two of `.nii.gz`."""
-    return re.sub(r"(\.nii\.gz|\.[A-Za-z0-9]{1,5})$", "", name)
+    """A path without its suffix, nor the two of `.nii.gz` and `.seg.nrrd`."""
+    return re.sub(r"(\.nii\.gz|\.seg\.nrrd|\.[A-Za-z0-9]{1,5})$", "", name)
 
 
 def _rows(folder: Path, table: Path) -> dict[str, Source]:
     findings: list[Finding] = []
     lines = read_table(table, COLUMNS, ("image",), findings, code="table")
-    found = {line.cells["image"].replace("\\", "/"): _source(folder, table, line, findings) for line in lines}
+    root = folder.resolve()
+    found = {line.cells["image"].replace("\\", "/"): _source(root, table, line, findings) for line in lines}
     if findings:
         raise SiteFolderError(findings)
     return found
+
+
+def _lies_in(root: Path, name: str) -> bool:
+    try:
+        path = os.path.realpath(root / name)
+        return path.startswith(f"{root}{os.sep}") and os.path.isfile(path)
+    except ValueError:  # a NUL
+        return False
 
 
 def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> Source:
     cells, where = line.cells, f"{table.name} line {line.number}"
     image, mask = (cells[name].replace("\\", "/") for name in ("image", "mask"))
     for name in filter(None, (image, mask)):
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        if not _lies_in(folder, name):
             message = f"expected a file within {folder.name}, found {name!r}"
             findings.append(Finding("missing-image", where, message, "Correct its path; A is not a"))
     spacing = None
@@ -122,6 +159,5 @@ def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> S
     if cells["split"] and split is None:
         message = f"expected one of {', '.join(SPLITS)} or an empty cell, found {cells['split']!r}"
         findings.append(Finding("bad-split", where, message, "Correct it, or leave it empty"))
-    return Source(
-        folder / image, image, cells["patient"], cells["device"], spacing, split, folder / mask if mask else None
-    )
+    outlines = outlines_of(folder / mask) if mask else None
+    return Source(folder / image, image, cells["patient"], cells["device"], spacing, split, outlines)

@@ -1,0 +1,157 @@
+"""Text, calipers, dotted lines and arrows that a console drew into the image: where they are.
+
+Two things tell them from tissue. B-mode is grey, so that colour was drawn. And a beam is wider than a pulse is long:
+echoes are smeared sideways, and nothing in tissue gives a bright stroke that is upright, long and thin.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from clients.data.formats.recording import Pixels
+from clients.data.images import Grey, Mask
+
+Levels = npt.NDArray[np.float32]
+
+#: Larger frames are looked at in steps of several pixels, of which the brightest counts: seconds instead of minutes.
+MOST_SIDE = 800
+#: A stroke is thinner than this share of the frame's height, and not below this many pixels.
+WIDTH, LEAST_WIDTH = 0.012, 5
+#: Least contrast of a stroke, in grey levels of 255, and in multiples of what speckle around it shows.
+CONTRAST, TIMES_SPECKLE = 30.0, 5.0
+#: Speckle that is darker than this, in grey levels of contrast, is not told from none.
+LEAST_SPECKLE = 4.0
+#: Share of its strokes' contrast that the rest of a letter has.
+REST = 0.4
+#: A row of letters, at least this many times as wide as high, is a word; what is narrower is a mark.
+WORD = 1.8
+#: Dots in a row that make a line, the pixels between two, and how far one may lie off the line.
+DOTS, DOTS_APART, DOTS_OFF = 6, 9, 1.2
+#: Least contrast of a dot, in multiples of what speckle shows: more than of a stroke, for single pixels vary more.
+DOT_TIMES_SPECKLE = 10.0
+#: Difference of two channels, of 255: from where on a pixel is coloured, and what is taken along beside such a one.
+COLOUR, COLOUR_RIM = 48, 20
+
+
+def find_marks(pixels: Pixels, grey: Grey, view: Mask) -> Mask:
+    """Where a frame was drawn on, bool [H, W], with a rim of a pixel or two.
+
+    Args:
+        pixels: the frame as it was read, [H, W] or [H, W, 3].
+        grey: the same as grey levels.
+        view: where the probe's image is; only there is the speckle measured.
+    """
+    step = -(-max(grey.shape) // MOST_SIDE)
+    levels = _brightest(grey * np.float32(255 / np.iinfo(grey.dtype).max), step)
+    within = _brightest(view, step).astype(bool)
+    width = max(LEAST_WIDTH, round(WIDTH * len(levels)) | 1)
+    drawn = _letters(levels, within, width) | _dotted(levels, within, width)
+    drawn = ndimage.binary_dilation(_with_words(drawn, width), iterations=max(1, width // 5))
+    whole: Mask = np.repeat(np.repeat(drawn, step, 0), step, 1)[: grey.shape[0], : grey.shape[1]]
+    return whole | _coloured(pixels, width * step)
+
+
+def _brightest(values: np.ndarray, step: int) -> np.ndarray:
+    """Of each square of `step` pixels the largest value."""
+    if step == 1:
+        return values
+    height, width = (side // step + (side % step > 0) for side in values.shape)
+    padded = np.pad(values, [(0, height * step - values.shape[0]), (0, width * step - values.shape[1])], mode="edge")
+    return padded.reshape(height, step, width, step).max((1, 3))
+
+
+def _letters(levels: Levels, within: Mask, width: int) -> Mask:
+    """Strokes, and what belongs to the same letter or cross but lies across."""
+    contrast = _strokes(levels, width)
+    speckle = _speckle(contrast, within)
+    seeds = (contrast > CONTRAST) & (contrast > TIMES_SPECKLE * speckle)
+    if not seeds.any():
+        return seeds
+    reach = ndimage.grey_dilation(np.where(seeds, contrast, 0), size=(2 * width + 1, 2 * width + 1))
+    thin = levels - ndimage.grey_opening(levels, footprint=_disc(width // 2))
+    rest = (reach > 0) & (thin > REST * reach)
+    labels, _ = ndimage.label(rest | seeds, np.ones((3, 3)))
+    return np.isin(labels, np.unique(labels[seeds]))
+
+
+def _strokes(levels: Levels, width: int) -> Levels:
+    """Contrast of a bright line through each pixel, upright or inclined up to 45 degrees, thinner than `width`.
+
+    The bar of a cross or an E interrupts a stroke; such a gap is closed where it is bright, too.
+    """
+    thin = levels - ndimage.grey_opening(levels, (1, width))
+    with_bars = levels - ndimage.grey_opening(levels, (1, 3 * width))
+    found = np.zeros_like(levels)
+    for line in _lines(width):
+        whole = np.minimum(ndimage.grey_closing(thin, footprint=line), with_bars)
+        np.maximum(found, ndimage.grey_opening(whole, footprint=line), out=found)
+    return found
+
+
+def _speckle(contrast: Levels, within: Mask) -> Levels:
+    """The mean contrast around each pixel; the strongest tenth counts no more than the rest, it may be drawn."""
+    if not within.any():
+        return np.full_like(contrast, LEAST_SPECKLE)
+    usual = np.minimum(contrast, np.percentile(contrast[within], 90))
+    side = len(contrast) // 6
+    weight = ndimage.uniform_filter(within.astype(np.float32), side)
+    around: Levels = ndimage.uniform_filter(np.where(within, usual, 0), side) / np.maximum(weight, 1e-3)
+    return around + LEAST_SPECKLE
+
+
+def _dotted(levels: Levels, within: Mask, width: int) -> Mask:
+    """Dots that lie in a row."""
+    lines = [ndimage.grey_opening(levels, footprint=line) for line in (*_lines(width), np.ones((1, width)))]
+    contrast = levels - np.max(lines, 0)
+    dots = (contrast > CONTRAST) & (contrast > DOT_TIMES_SPECKLE * _speckle(contrast, within))
+    near, _ = ndimage.label(ndimage.binary_dilation(dots, _disc(DOTS_APART * width // LEAST_WIDTH // 2)))
+    single, _ = ndimage.label(dots, np.ones((3, 3)))
+    found = np.zeros_like(dots)
+    for number, place in enumerate(ndimage.find_objects(near), 1):
+        own = dots[place] & (near[place] == number)
+        if len(np.unique(single[place][own])) < DOTS:
+            continue
+        across = np.linalg.eigvalsh(np.cov(np.argwhere(own).T))[0]
+        found[place] |= own & (across <= (DOTS_OFF * width / LEAST_WIDTH) ** 2)
+    return found
+
+
+def _with_words(drawn: Mask, width: int) -> Mask:
+    """Letters in a row become one block, a letter wider to both sides: what is left of a word could still be read."""
+    blocks, _ = ndimage.label(ndimage.binary_dilation(drawn, np.ones((1, 4 * width + 1))))
+    words = drawn.copy()
+    for number, place in enumerate(ndimage.find_objects(blocks), 1):
+        rows, columns = np.nonzero(drawn[place] & (blocks[place] == number))
+        height = int(np.ptp(rows)) + 1
+        if np.ptp(columns) < WORD * height:
+            continue
+        top, left = place[0].start + rows.min(), place[1].start + columns.min()
+        words[top : top + height, max(0, left - height) : place[1].start + columns.max() + height] = True
+    return words
+
+
+def _coloured(pixels: Pixels, width: int) -> Mask:
+    if pixels.ndim == 2:
+        return np.zeros(pixels.shape, bool)
+    colour = np.ptp(pixels.astype(np.int16), axis=-1)
+    rim = ndimage.binary_propagation(colour > COLOUR, mask=colour > COLOUR_RIM)
+    return _with_words(ndimage.binary_dilation(rim, iterations=2), width)
+
+
+def _lines(length: int) -> Iterator[Mask]:
+    """Lines through the middle of a square [length, length], from upright to 45 degrees to either side."""
+    middle, rows = length // 2, np.arange(length)
+    for slope in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        line = np.zeros((length, length), bool)
+        line[rows, middle + np.rint(slope * (rows - middle)).astype(int)] = True
+        yield line
+        if abs(slope) == 0.5:
+            yield line.T
+
+
+def _disc(radius: int) -> Mask:
+    rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disc: Mask = rows**2 + columns**2 <= (radius + 0.5) ** 2
+    return disc
