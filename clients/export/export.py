@@ -34,8 +34,12 @@ Segmenter = Callable[[np.ndarray], np.ndarray]
 
 
 def graph_of(model: Model, *, flips: bool = True) -> Graph:
-    """Return the graph of a model; `flips` False leaves the mirrored image out where the study has it."""
-    graph: Graph = Graph(model, flips=flips and model.study.flips_at_inference).eval()
+    """Return the graph of a model; `flips` False leaves the mirrored image out where the study has it.
+
+    A student never sees it, see `common.infusion.predict_maps`.
+    """
+    flips = flips and model.study.flips_at_inference and model.predictor != "student"
+    graph: Graph = Graph(model, flips=flips).eval()
     return graph
 
 
@@ -106,8 +110,8 @@ def as_predict(model: Model) -> Segmenter:
     def segment(image: np.ndarray) -> np.ndarray:
         height, width = image.shape[-2:]
         pixels, valid = to_grid(image[0, 0], Placement((height, width), (height, width)), grid, stride=stride)
-        maps = predict_maps(model.networks, model.study, pixels, valid)
-        return maps["infusion" if model.fused else "source_branch"][None, None, :height, :width].numpy()
+        maps = predict_maps(model.networks, model.study, pixels, valid, [model.predictor])
+        return maps[model.predictor][None, None, :height, :width].numpy()
 
     return segment
 
@@ -130,18 +134,21 @@ class Exported:
     dice_predict: float | None
 
 
-def export(folder: Path, out: Path, *, flips: bool = True, pictures: Sequence[np.ndarray] = ()) -> Exported:
+def export(
+    folder: Path, out: Path, *, student: bool = False, flips: bool = True, pictures: Sequence[np.ndarray] = ()
+) -> Exported:
     """Write a release as ONNX to `out`, and its card beside it.
 
     Args:
         folder: a release, or the finished run that holds it.
+        student: its small, fast network instead of the whole.
         pictures: images [1, 1, H, W] on the study's grid to compare on, besides generated ones of several sizes.
 
     Raises:
         StudyError, RunError: if the release cannot be used, the graph differs from torch by more than `TOLERANCE`, or
             `out` cannot be written. Nothing was written then.
     """
-    model, release = load_model(folder), find_release(folder)
+    model, release = load_model(folder, student=student), find_release(folder)
     graph, card = graph_of(model, flips=flips), (release / CARD).read_text(encoding="utf-8")
     content = to_onnx(graph, _metadata(model.study, digest((release / WEIGHTS).read_bytes()), graph, card))
     size = model.study.image.size
@@ -180,6 +187,7 @@ def _metadata(study: Study, weights: str, graph: Graph, card: str) -> dict[str, 
         "size": str(grid.size),
         "input": f"{INPUT}, float32 [batch, 1, height, width], grey in [0, 1], {size}",
         "output": f"{OUTPUT}, float32 [batch, 1, height, width] in [0, 1]; the mask is above 0.5",
+        "predictor": graph.predictor,
         "mirrored": str(graph.flips).lower(),
         "limits": (
             "Research software, no medical device. An image larger than `size` is seen whole, where `crossprobe "

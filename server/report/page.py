@@ -44,6 +44,7 @@ GLOSSARY = {
     "target_branch": "The branch whose encoder learns from the unlabelled images.",
     "average": "The plain mean of both branches' probabilities.",
     "infusion": "The released model: both branches, weighted pixel by pixel by the infusion head.",
+    "student": "The small, fast network that learned what the released model predicts; one pass, never mirrored.",
 }
 
 

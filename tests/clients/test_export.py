@@ -34,7 +34,7 @@ SIZES = [(1, 32, 32), (3, 48, 32), (2, 33, 47), (1, 20, 70), (1, 3, 5)]
 def untrained(of: Study) -> Model:
     networks = Networks(of)
     networks.load(initial_networks(of).export(FUSED))
-    return Model(of, networks.requires_grad_(False), fused=of.fused)
+    return Model(of, networks.requires_grad_(False), "infusion" if of.fused else "source_branch")
 
 
 @pytest.fixture(scope="module")
