@@ -223,6 +223,8 @@ def _patient_charts(patients: Sequence[PatientDice]) -> list[tuple[str, str, int
 
 def _head_trained(study: Study, state: ServerState) -> bool:
     """Return whether a round before the released one trained the infusion head: untrained, it is the average."""
+    if "infusion_head" in study.initial:
+        return True
     before = list(study.rounds())[: state.released_round or 0]
     return any("infusion_head" in task.trains for round_ in before if (task := round_.stage.source) is not None)
 
