@@ -14,7 +14,7 @@ from common.tasks import Distil
 
 
 def objective(context: TaskContext) -> Objective:
-    """Return the student's `dice + cross-entropy` with the teacher's probabilities, which no step moves."""
+    """Return the student's Dice with the teacher's mask plus cross-entropy with its probabilities; no step moves it."""
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, Distil)
     taught: dict[Frame, Tensor] = {}
@@ -30,6 +30,7 @@ def objective(context: TaskContext) -> Objective:
         batch = tiles(samples, [says(frame)[None] for frame in frames], study.image.size, generator)
         seen = view(batch, study.augmentation, generator, task.strength)
         logits = networks.branch("student")(seen.x)
-        return Loss(dice_cross_entropy(logits, truth=seen.maps, weight=seen.valid))
+        mask = (seen.maps > 0.5).float()
+        return Loss(dice_cross_entropy(logits, truth=mask, weight=seen.valid, soft=seen.maps))
 
     return Objective(loss)
