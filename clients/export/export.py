@@ -157,7 +157,7 @@ def export(
     generated = [speckle(height, width) for height, width in ((size, size), (size // 2 + 1, size + 3), (256, 200))]
     generated.append(np.concatenate([speckle(size, size, seed=seed) for seed in range(3)]))
     segment = segmenter(content)
-    # In float64, where the rounding is: a network that tells noise apart has torch's own float32 off by half of this.
+    # In float64: rounding, which a network that tells noise apart enlarges, is then in one of the two only.
     worst = difference(in_torch(graph, torch.float64), segment, [*generated, *pictures])
     if not worst <= TOLERANCE:
         raise RunError(
