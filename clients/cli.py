@@ -29,6 +29,7 @@ app.add_typer(export)
     epilog=examples(
         "crossprobe predict --model runs/demo --images scans/ --out segmented/",
         "crossprobe predict --model runs/demo --images scans/ --out segmented/ --spacing-mm 0.12",
+        "crossprobe predict --model runs/demo-live --images scans/ --out segmented/ --student",
     )
 )
 def predict(
@@ -41,6 +42,9 @@ def predict(
     spacing_mm: Annotated[
         float | None, typer.Option(callback=finite, help="side of a pixel in mm, where neither file nor CSV tells it")
     ] = None,
+    student: Annotated[
+        bool, typer.Option("--student", help="the small, fast network of a study that distils, as live video has it")
+    ] = False,
 ) -> None:
     """Segment images and cine loops (PNG, JPEG, TIFF, DICOM, NIfTI, MP4 and others) with a released model.
 
@@ -53,7 +57,7 @@ def predict(
     from clients.released import load_model
     from common.signing import read_public_key
 
-    trained = load_model(model, read_public_key(coordinator_key) if coordinator_key else None)
+    trained = load_model(model, read_public_key(coordinator_key) if coordinator_key else None, student=student)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
         outcome = predict(

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from common.components import BRANCHES, FUSED, Tensors
+from common.components import BRANCHES, FUSED, STUDENT, Tensors
 from common.contract import check_tensors
 from common.errors import ContractError, RunError
 from common.geometry import from_grid, placement, to_grid
@@ -24,21 +24,20 @@ MAX_NORM = 1e5
 
 @dataclass(frozen=True)
 class Model:
-    """A released model and the study it belongs to. `fused` is False for a baseline's single branch."""
+    """A released model and the study it belongs to.
+
+    Attributes:
+        predictor: the map that it draws: `infusion`, `student`, or `source_branch` of a study that trains one branch.
+    """
 
     study: Study
     networks: Networks
-    fused: bool
-
-    @property
-    def predictor(self) -> str:
-        """The name of the map that the model is released for."""
-        return "infusion" if self.fused else "source_branch"
+    predictor: str
 
     def maps(self, image: np.ndarray, spacing_mm: float | None) -> dict[str, np.ndarray]:
         """Return the foreground probability [H, W] in [0, 1] of an image [H, W] in [0, 1], by predictor.
 
-        They are `infusion` and the branches that it fuses, or the one branch there is.
+        They are `infusion` and the branches that it fuses, or the one network there is.
 
         Raises:
             StudyError: if the study needs the image's spacing and there is none.
@@ -46,8 +45,8 @@ class Model:
         grid = self.study.image
         place = placement(image.shape[0], image.shape[1], spacing_mm, grid)
         pixels, valid = to_grid(image, place, grid, stride=self.study.network.stride)
-        found = predict_maps(self.networks, self.study, pixels, valid)
-        names = (*BRANCHES, "infusion") if self.fused else ("source_branch",)
+        names = (*BRANCHES, "infusion") if self.predictor == "infusion" else (self.predictor,)
+        found = predict_maps(self.networks, self.study, pixels, valid, names)
         return {name: from_grid(found[name], place).numpy() for name in names}
 
     def probability(self, image: np.ndarray, spacing_mm: float | None) -> np.ndarray:
@@ -55,16 +54,18 @@ class Model:
         return self.maps(image, spacing_mm)[self.predictor]
 
 
-def load_model(folder: Path, key: Ed25519PublicKey | None = None) -> Model:
+def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, student: bool = False) -> Model:
     """Return the model of a release: exactly the tensors of its study, in float32, all finite.
 
     Args:
         folder: a release, or the finished run that holds it, see `common.release`.
         key: the coordinator's, who must have signed it.
+        student: the release's small, fast network instead of the whole.
 
     Raises:
         StudyError: if its study cannot be read.
-        RunError: if there is no release, it is not whole, or the study beside the model is not the one of the run.
+        RunError: if there is no release, it is not whole, the study beside the model is not the one of the run, or
+            there is no student.
     """
     release = find_release(folder, key)
     study = read_study_of_run(release)
@@ -77,10 +78,15 @@ def load_model(folder: Path, key: Ed25519PublicKey | None = None) -> Model:
             f"{release / STUDY} was changed after the run, or is of another version of this software: its hash is not "
             "the one it records. Get the release again; nothing was segmented."
         )
+    if student and study.student is None:
+        raise RunError(
+            f"expected a student in {release}, found none: study `{study.name}` has no `distil` stage. Leave --student "
+            "out, or train the study with one, see docs/export.md."
+        )
     file = release / WEIGHTS
     tensors = _tensors(file)
     networks = Networks(study)
-    expected = FUSED if study.fused else FUSED[:2]
+    expected = (*FUSED, *(STUDENT if study.student is not None else ())) if study.fused else FUSED[:2]
     try:
         check_tensors(tensors, networks.shapes(expected), max_norm=MAX_NORM)
     except ContractError as error:
@@ -89,7 +95,7 @@ def load_model(folder: Path, key: Ed25519PublicKey | None = None) -> Model:
         ) from None
     networks.load(tensors)
     networks.requires_grad_(False)
-    return Model(study, networks, fused=study.fused)
+    return Model(study, networks, "student" if student else "infusion" if study.fused else "source_branch")
 
 
 def _tensors(file: Path) -> Tensors:

@@ -21,12 +21,18 @@ MEANINGS = {
     "mim_decoder": "helper network that fills in hidden parts of images; not part of the released model",
     "projector": "helper network that compares views of an image; not part of the released model",
     "infusion_head": "small network that weighs the two branches pixel by pixel",
+    "student.encoder": "first half of the small, fast network that learns what the whole model predicts",
+    "student.decoder": "second half of the small, fast network that learns what the whole model predicts",
 }
 COMPONENTS = tuple(MEANINGS)
 BRANCHES = ("source_branch", "target_branch")
-#: A branch's name stands for both of its halves.
-HALVES = {branch: tuple(name for name in COMPONENTS if name.startswith(f"{branch}.")) for branch in BRANCHES}
-BRANCH_PARTS = tuple(half for halves in HALVES.values() for half in halves)
+#: The name of a segmentation network stands for both of its halves.
+HALVES = {
+    network: tuple(name for name in COMPONENTS if name.startswith(f"{network}.")) for network in (*BRANCHES, "student")
+}
+BRANCH_PARTS = tuple(half for branch in BRANCHES for half in HALVES[branch])
+#: The small network of a study that distils; only such a study has it.
+STUDENT = HALVES["student"]
 #: The fused model: both branches and the head. What the score judges and what is released.
 FUSED = (*BRANCH_PARTS, "infusion_head")
 #: Read-only at a site: the model that an evaluation compares with.

@@ -1,6 +1,6 @@
 """From two branches' logits to one prediction: the confidence-aware infusion, and every predictor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,20 +54,24 @@ def fuse(head: InfusionHead, source_logits: Tensor, target_logits: Tensor) -> Fu
     return Fusion(p_source, p_target, weight, weight * p_source + (1 - weight) * p_target)
 
 
+#: What the branches and the head give; the networks beside them are `baseline` and `student`.
+MAPS = ("source_branch", "target_branch", "average", "infusion", "weight")
+
+
 def predict_maps(
-    networks: Networks, study: Study, image: Tensor, valid: Tensor, *, baseline: bool = False
+    networks: Networks, study: Study, image: Tensor, valid: Tensor, names: Sequence[str] = MAPS
 ) -> dict[str, Tensor]:
-    """Return every predictor's foreground probability, and the infusion's `weight`, for one image.
+    """Return predictors' foreground probability, and the infusion's `weight`, for one image.
 
     Args:
         image: [h, w] in [0, 1] on the study's grid, h and w at least `study.image.size`.
         valid: [h, w] bool, False on padding.
-        baseline: predict with the baseline too.
+        names: of `MAPS`, `baseline` and `student`, where the study has them; only what they need is computed.
 
     Returns:
         [h, w] maps in [0, 1] by name. Images larger than a tile are predicted tile by tile and
-        blended; with `study.flips_at_inference` each tile is averaged with its mirror; small parts are dropped as
-        `study.smallest_part` says.
+        blended; with `study.flips_at_inference` each tile is averaged with its mirror, but for the student, whose
+        only worth is that it is fast; small parts are dropped as `study.smallest_part` says.
     """
     x = standardise(image[None, None], valid[None, None])
     side = study.image.size
@@ -78,7 +82,6 @@ def predict_maps(
             return predict(x)
         return sliding_window_inference(x, side, 4, predict, overlap=0.5, mode="gaussian")
 
-    names = (*MAPS, "baseline") if baseline else MAPS
     with torch.no_grad():
         maps = tiled(lambda tile: _stacked(networks, tile, names, flips=study.flips_at_inference))[0]
     share = study.smallest_part
@@ -102,18 +105,22 @@ def without_small_parts(p: Tensor, share: float) -> Tensor:
     return p * torch.from_numpy((sizes >= share * sizes[0])[parts])
 
 
-MAPS = ("source_branch", "target_branch", "average", "infusion", "weight")
-
-
-def _stacked(networks: Networks, x: Tensor, names: tuple[str, ...], *, flips: bool) -> Tensor:
+def _stacked(networks: Networks, x: Tensor, names: Sequence[str], *, flips: bool) -> Tensor:
     """Return [B, len(names), H, W] for standardised tiles [B, 1, H, W]."""
     views = torch.cat([x, x.flip(-1)]) if flips else x
-    fusion = fuse(networks.infusion_head, networks.source_branch(views), networks.target_branch(views))
-    by_name = {name: getattr(fusion, name) for name in MAPS}
+
+    def mean(maps: Tensor) -> Tensor:
+        if not flips:
+            return maps
+        plain, mirrored = maps.chunk(2)
+        return (plain + mirrored.flip(-1)) / 2
+
+    by_name = {}
+    if set(names) & set(MAPS):
+        fusion = fuse(networks.infusion_head, networks.source_branch(views), networks.target_branch(views))
+        by_name = {name: mean(getattr(fusion, name)) for name in MAPS}
     if "baseline" in names:
-        by_name["baseline"] = torch.sigmoid(networks.baseline(views))
-    maps = torch.cat([by_name[name] for name in names], 1)
-    if not flips:
-        return maps
-    plain, mirrored = maps.chunk(2)
-    return (plain + mirrored.flip(-1)) / 2
+        by_name["baseline"] = mean(torch.sigmoid(networks.baseline(views)))
+    if "student" in names:
+        by_name["student"] = torch.sigmoid(networks.branch("student")(x))
+    return torch.cat([by_name[name] for name in names], 1)

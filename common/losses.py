@@ -12,15 +12,18 @@ def _per_image(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6)
 
 
-def dice_cross_entropy(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+def dice_cross_entropy(logits: Tensor, truth: Tensor, weight: Tensor, soft: Tensor | None = None) -> Tensor:
     """Soft Dice plus cross-entropy, [B] (Milletari et al. 2016; nnU-Net's sum of both).
 
     Args:
         logits: [B, 1, H, W].
         truth: [B, 1, H, W] in [0, 1].
         weight: [B, 1, H, W] >= 0; 0 where a pixel does not count.
+        soft: [B, 1, H, W] in [0, 1], what the cross-entropy takes in the place of `truth`: Dice with uncertain labels
+            is least for a mask that is larger than theirs.
     """
-    cross_entropy = _per_image(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), weight)
+    probability = truth if soft is None else soft
+    cross_entropy = _per_image(F.binary_cross_entropy_with_logits(logits, probability, reduction="none"), weight)
     soft_dice = DiceLoss(reduction="none", smooth_nr=1.0, smooth_dr=1.0)
     dice = soft_dice(torch.sigmoid(logits) * weight, truth * weight).flatten(1).mean(1)
     return cross_entropy + dice

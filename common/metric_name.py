@@ -10,6 +10,7 @@ PREDICTORS = {
     "target_branch": "the branch for the unlabelled probe",
     "average": "the plain average of both branches",
     "infusion": "both branches, weighed by the infusion head",
+    "student": "the small, fast network that learned what the others predict together",
 }
 MEASURES = {
     "dice": "Dice (0 to 1)",
@@ -55,9 +56,9 @@ class MetricName:
         return name if name in ALL else None
 
     @property
-    def compares(self) -> bool:
-        """Whether there is such a number only where the study names a baseline."""
-        return self.predictor == "baseline" or self.statistic.startswith("difference")
+    def about(self) -> tuple[str, ...]:
+        """The predictors that the number is about: one, or one and the baseline that it is compared with."""
+        return (self.predictor, "baseline") if self.statistic.startswith("difference") else (self.predictor,)
 
     @property
     def range(self) -> tuple[float, float]:

@@ -206,6 +206,8 @@ class Networks(nn.Module):
         self.mim_decoder = MimDecoder(study.network)
         self.projector = Projector(study.network)
         self.infusion_head = InfusionHead()
+        if study.student is not None:
+            self.student = Branch(study.student)
         # a step on a CPU takes an eighth less; torch's stubs leave this form of `to` out
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device != "cpu":
@@ -215,7 +217,7 @@ class Networks(nn.Module):
 
     def _compute_on(self, device: str) -> None:
         """Move all but the head, which is too small to be worth it, and have tensors cross at the edges."""
-        branches = [self.source_branch, self.target_branch, self.baseline]
+        branches = self._branches()
         for branch in branches:
             branch.encoder.register_forward_pre_hook(lambda _, images: images[0].to(device))
         for network in (*branches, self.mim_decoder, self.projector):
@@ -223,13 +225,16 @@ class Networks(nn.Module):
 
     def _mix_precision(self, device: str) -> None:
         """Have all but the head compute under autocast, and give their results in float32."""
-        branches = (self.source_branch, self.target_branch, self.baseline)
+        branches = self._branches()
         parts = [part for branch in branches for part in (branch.encoder, branch.decoder)]
         cast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
         for network in (*parts, self.mim_decoder, self.projector):
             network.forward = cast(network.forward)
         for ends in (*branches, self.mim_decoder, self.projector):
             ends.register_forward_hook(lambda *call: call[-1].float())
+
+    def _branches(self) -> list[Branch]:
+        return [module for module in self.children() if isinstance(module, Branch)]
 
     def component(self, name: str) -> nn.Module:
         """Return the module of a component, e.g. `target_branch.encoder`."""
@@ -267,14 +272,7 @@ def initial_networks(study: Study) -> Networks:
     """Return networks initialised from the study's seed, each component from a seed of its own."""
     networks = Networks(study)
     with torch.random.fork_rng(devices=[]):
-        for name in (
-            "source_branch",
-            "target_branch",
-            "baseline",
-            "mim_decoder",
-            "projector",
-            "infusion_head",
-        ):
+        for name, _ in networks.named_children():
             torch.manual_seed(derive_seed(b"initial", study.seed, name))
             for module in networks.component(name).modules():
                 reset = getattr(module, "reset_parameters", None)

@@ -9,16 +9,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.components import BASELINE, BRANCHES, COMPONENTS, HALVES, ROLES, Role, branches_of
+from common.components import BASELINE, BRANCH_PARTS, COMPONENTS, HALVES, ROLES, STUDENT, Role, branches_of
 from common.errors import StudyError
 from common.masking import LEAST_SITES
 from common.messages import Sha256
+from common.metric_name import PREDICTORS
 from common.network_settings import BasicUNet, Network
 from common.privacy import Privacy
 from common.run_folder import RunFolder
 from common.settings import Settings, parse_settings, read_settings
 from common.strict_text import TextError, read_yaml
-from common.tasks import AnyTask, Evaluate, Score, Supervise, Task, TrainingTask, unset
+from common.tasks import AnyTask, Distil, Evaluate, Score, Supervise, Task, TrainingTask, unset
 
 
 class ImageGrid(Settings):
@@ -139,6 +140,11 @@ class Stage(Settings):
         """Return what sites of `role` do in this stage."""
         return self.source if role == "source" else self.target
 
+    @property
+    def distils(self) -> bool:
+        """Whether sites of any role train the student."""
+        return any(isinstance(self.task_of(role), Distil) for role in ROLES)
+
     def rho(self, component: str, role: Role) -> float:
         """Return the weight of `role`'s mean update in the aggregate of `component`."""
         trainers = [r for r in ROLES if (task := self.task_of(r)) and component in task.trains]
@@ -163,6 +169,8 @@ class Stage(Settings):
             if task is not None and role not in task.roles:
                 why = "a source site has labels" if role == "source" else "it needs labels; a target site has none"
                 raise ValueError(f"`{task.task}` is for {' and '.join(task.roles)} sites; {why}")
+            if self.distils and task is not None and not isinstance(task, Distil):
+                raise ValueError(f"stage `{self.name}`: beside `distil` nothing else is trained, found `{task.task}`")
         return self
 
 
@@ -186,8 +194,10 @@ class Study(Settings):
         seed: of the initial components; a site's randomness comes from its own secret.
         batch_size: patients a step, one frame each.
         weight_decay: AdamW's.
+        student: the small network that `distil` trains, without its own key `kind` a BasicUNet with the `features` that
+            it names; None: the study has no student.
         flips_at_inference: average each prediction with that of the mirrored image, for every
-            predictor, the baseline included.
+            predictor, the baseline included; the student alone is never mirrored, see `common.infusion`.
         smallest_part: connected parts of a prediction smaller than this share of its largest one are dropped, for every
             predictor, the baseline included, and so from pseudo-labels too; 0 keeps all.
         foreground: what of the sources' foreground is expected on a target: its mean `area`, or its `thickness`, the
@@ -205,6 +215,7 @@ class Study(Settings):
     seed: int = Field(default=0, ge=0, lt=2**31)
     image: ImageGrid = ImageGrid()
     network: Network = BasicUNet()
+    student: Network | None = Field(default=None, exclude_if=unset)
     augmentation: Augmentation = Augmentation()
     batch_size: int = Field(default=8, ge=1, le=1024)
     weight_decay: float = Field(default=1e-4, ge=0)
@@ -220,7 +231,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        known = (*COMPONENTS, *BRANCHES, "baseline")
+        known = (*self.components, *(name for name in HALVES if HALVES[name][0] in self.components), "baseline")
         wrong = sorted(self.initial.keys() - set(known))
         if wrong:
             raise ValueError(f"unknown component(s) in initial: {', '.join(wrong)}; known: {', '.join(known)}")
@@ -229,6 +240,27 @@ class Study(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names) or {"score", "evaluate"} & set(names):
             raise ValueError("stage names must differ, and `score` and `evaluate` are the engine's own")
+        return self
+
+    @model_validator(mode="after")
+    def _distils(self) -> Self:
+        stages = [stage.distils for stage in self.stages]
+        if (self.student is not None) != any(stages):
+            raise ValueError(
+                "the key student and a stage with `distil` go together: the one names what the other trains"
+            )
+        if self.student is None:
+            return self
+        if self.image.size % self.student.stride:
+            raise ValueError(f"image.size must be a multiple of the student's stride, {self.student.stride}")
+        if stages != sorted(stages):
+            raise ValueError("`distil` stages come last: the student learns from the model that is released")
+        given = {half for name in self.initial for half in HALVES.get(name, (name,))}
+        if missing := set(BRANCH_PARTS) - given - self._trained:
+            raise ValueError(
+                f"`distil` has no model to learn from: expected every part of both branches to be trained or given in "
+                f"initial, found nothing of {', '.join(sorted(missing))}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -270,26 +302,40 @@ class Study(Settings):
         return role in self.secure_aggregation and bool(task.trains)
 
     @property
+    def _trained(self) -> set[str]:
+        tasks = [task for stage in self.stages for role in ROLES if (task := stage.task_of(role))]
+        return {name for task in tasks for name in task.trains}
+
+    @property
     def fused(self) -> bool:
         """Whether the study trains more than a single branch, so that there is something to fuse."""
-        tasks = [task for stage in self.stages for role in ROLES if (task := stage.task_of(role))]
-        return not {name for task in tasks for name in task.trains} <= set(HALVES["source_branch"])
+        return not self._trained <= set(HALVES["source_branch"])
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """All components of this study; the baseline, which none trains, is not among them."""
+        return tuple(name for name in COMPONENTS if self.student is not None or name not in STUDENT)
 
     def rounds(self) -> Iterator[Round]:
         """Yield every round in order, the engine's own closing ones included.
 
         After the study's stages a fused study scores its last model (`score`) and evaluates the
         released one (`evaluate`). Under privacy nothing is scored, the last model is the released one,
-        and it is evaluated only where the study says so.
+        and it is evaluated only where the study says so. `distil` comes between the two: once it is known which model
+        is released.
         """
-        closing = [
-            Stage(name="score", rounds=1, source=Score(), target=Score()),
-            Stage(name="evaluate", rounds=1, source=Evaluate(), target=Evaluate()),
-        ]
-        if self.privacy is not None:
-            closing = closing[1:] if self.privacy.evaluation == "outside" else []
+        score = Stage(name="score", rounds=1, source=Score(), target=Score())
+        evaluate = Stage(name="evaluate", rounds=1, source=Evaluate(), target=Evaluate())
+        scored = self.fused and self.privacy is None
+        evaluated = self.fused and (self.privacy is None or self.privacy.evaluation == "outside")
+        stages = (
+            *(stage for stage in self.stages if not stage.distils),
+            *([score] if scored else []),
+            *(stage for stage in self.stages if stage.distils),
+            *([evaluate] if evaluated else []),
+        )
         index = 0
-        for stage in (*self.stages, *(closing if self.fused else ())):
+        for stage in stages:
             for step in range(stage.rounds):
                 yield Round(index, stage, step)
                 index += 1
@@ -304,13 +350,20 @@ class Study(Settings):
         """Whether the study names a baseline, with which an evaluation compares."""
         return "baseline" in self.initial
 
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """What an evaluation compares in this study, in the contract's order."""
+        there = {"baseline": self.compares, "student": self.student is not None}
+        return tuple(name for name in PREDICTORS if there.get(name, True))
+
     def components_of(self, task: Task) -> tuple[str, ...]:
         """Return what a request of `task` carries in this study."""
-        return tuple(name for name in task.components() if self.compares or name not in BASELINE)
+        known = {*self.components, *(BASELINE if self.compares else ())}
+        return tuple(name for name in task.components() if name in known)
 
     def metrics_of(self, task: Task, role: Role) -> tuple[str, ...]:
         """Return the numbers that `task` may send in this study from a site of `role`, before its policy."""
-        return task.metrics_of(role, private=self.privacy is not None, compares=self.compares)
+        return task.metrics_of(role, private=self.privacy is not None, predictors=self.predictors)
 
     def resolved(self) -> str:
         """Return the canonical JSON of the study with every default written out."""
@@ -357,7 +410,9 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
             update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
         )
         stages = [Stage(name="baseline", rounds=rounds, source=task)]
-    return study.model_copy(update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}})
+    return study.model_copy(
+        update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}, "student": None}
+    )
 
 
 def parse_study(content: object, *, origin: str) -> Study:

@@ -7,14 +7,14 @@ docs/method.md.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from pydantic_core import PydanticUndefined
 
-from common.components import BASELINE, BRANCH_PARTS, FUSED, HALVES, ROLES, Role, Split, branches_of
+from common.components import BASELINE, BRANCH_PARTS, FUSED, HALVES, ROLES, STUDENT, Role, Split, branches_of
 from common.metric_name import ALL as EVALUATION
 from common.settings import Settings, by_key
 
@@ -61,7 +61,7 @@ class Metric:
         digits: significant digits that leave, as many as its purpose needs; None for a whole number. More would let
             two replies that differ by one patient tell that patient's part.
         role: of the only sites that send it; None: of all that run the task.
-        compares: it exists only where the study names a baseline.
+        about: predictors of the evaluation; the number exists only where the study has all of them.
         frozen: it is about all patients of a split, so a site sends the first value again in all later rounds of a
             study: a change would be that of the patient who came or went.
     """
@@ -70,7 +70,7 @@ class Metric:
     high: float
     meaning: str
     role: Role | None = None
-    compares: bool = False
+    about: tuple[str, ...] = ()
     digits: int | None = 3
     frozen: bool = False
 
@@ -102,7 +102,7 @@ class Task(Settings):
     #: Roles that may run it, and the split whose patients it draws; None where it looks at patients of several.
     roles: ClassVar[tuple[Role, ...]] = ROLES
     split: ClassVar[Split | None] = None
-    #: Components that it reads besides those it trains. `BASELINE` comes where the study names one.
+    #: Components that it reads besides those it trains. `BASELINE` and `STUDENT` come where the study has them.
     reads: ClassVar[tuple[str, ...]] = ()
     trainable: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[Mapping[str, Metric]] = {}
@@ -110,7 +110,7 @@ class Task(Settings):
     not_private: ClassVar[str] = ""
     #: Its `score` tells which round's model is released, and whether a round that trained has to be undone.
     selects_release: ClassVar[bool] = False
-    #: It is given the released model instead of the current one, and reports whoever answered.
+    #: It is given the released model instead of the current one; where it trains nothing, whoever answered is enough.
     of_released: ClassVar[bool] = False
 
     task: str
@@ -157,17 +157,17 @@ class Task(Settings):
         return [half for branch in branches_of(self.trains) for half in HALVES[branch]]
 
     @classmethod
-    def metrics_of(cls, role: Role, *, private: bool, compares: bool) -> tuple[str, ...]:
+    def metrics_of(cls, role: Role, *, private: bool, predictors: Collection[str]) -> tuple[str, ...]:
         """Return the numbers that a site of `role` may send at most.
 
         Args:
             private: the study has differential privacy; no noise is in a training task's numbers, so none leaves.
-            compares: the study names a baseline.
+            predictors: what the study has to evaluate.
         """
         if private and issubclass(cls, TrainingTask):
             return ()
         own = cls.metrics.items()
-        return tuple(name for name, m in own if m.role in (None, role) and (compares or not m.compares))
+        return tuple(name for name, m in own if m.role in (None, role) and set(m.about) <= set(predictors))
 
 
 #: Every task by its name.
@@ -343,6 +343,30 @@ class Infuse(TrainingTask):
     shrinkage: float = Field(default=10.0, ge=0)
 
 
+class Distil(TrainingTask):
+    """A small student learns what the released model predicts, so that one fast network can stand for all of it.
+
+    Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) with the teacher's probabilities as soft labels. It
+    comes after all other stages. With no labels and no number before its steps it can be private.
+
+    Attributes:
+        learning_rate: a student a quarter of a branch's size bears more, and starts from nothing.
+        strength: of the simulated device shift in the student's view, in [0, 1]; the teacher sees the plain image.
+    """
+
+    meaning: ClassVar[str] = (
+        "trains a small, fast network on your images, with the released model's own predictions as labels"
+    )
+    trainable: ClassVar[tuple[str, ...]] = STUDENT
+    reads: ClassVar[tuple[str, ...]] = FUSED
+    metrics: ClassVar[Mapping[str, Metric]] = {"loss": LOSS}
+    of_released: ClassVar[bool] = True
+    task: Literal["distil"] = "distil"
+    trains: tuple[str, ...] = Field(default=STUDENT, min_length=1)
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    strength: float = Field(default=0.5, ge=0, le=1)
+
+
 class Score(Task):
     """How good is the received model? Targets answer the label-free score, sources Dice on `val`."""
 
@@ -359,10 +383,10 @@ class Evaluate(Task):
 
     meaning: ClassVar[str] = "trains nothing; compares the models with your labelled `test` patients"
     split: ClassVar[Split] = "test"
-    reads: ClassVar[tuple[str, ...]] = (*FUSED, *BASELINE)
+    reads: ClassVar[tuple[str, ...]] = (*FUSED, *BASELINE, *STUDENT)
     metrics: ClassVar[Mapping[str, Metric]] = {
         str(name): Metric(
-            *name.range, name.meaning, compares=name.compares, digits=None if name.statistic == "patients" else 3
+            *name.range, name.meaning, about=name.about, digits=None if name.statistic == "patients" else 3
         )
         for name in EVALUATION
     }

@@ -160,8 +160,8 @@ def lacking(study: Study, roles: Sequence[Role], round_: Round) -> dict[Role, tu
     return {
         role: (roles.count(role), least)
         for role, least in study.participation.quorum.items()
-        # what judges the released model reports whoever answered
-        if (task := tasks[role]) is not None and not task.of_released and roles.count(role) < least
+        # what only judges the released model reports whoever answered
+        if (task := tasks[role]) is not None and (task.trains or not task.of_released) and roles.count(role) < least
     }
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from safetensors.numpy import save
 
 from common.audit_record import load_audit
-from common.components import ROLES, Tensors
+from common.components import ROLES, STUDENT, Tensors, select
 from common.errors import RunError
 from common.files import PUBLIC, private_folder, write_atomically
 from common.messages import digest
@@ -37,6 +37,9 @@ _CARD = """\
 | weights | `{{ files.weights }}`, SHA-256 `{{ weights }}`, {{ "{:,}".format(parameters) }} numbers, float32 |
 | software | CrossProbe {{ software }} |
 | network | {{ study.network.kind }}, channels {{ study.network.channels | join(", ") }} |
+{% if study.student %}
+| student | {{ study.student.kind }}, channels {{ study.student.channels | join(", ") }}, taught by the others |
+{% endif %}
 | input | one grey image, {{ grid }} |
 | output | probability in [0, 1] of each pixel; the mask is above 0.5 |
 | sites | {% for role, count in sites.items() %}{{ count }} {{ role }}{{ ", " if not loop.last }}{% endfor %} |
@@ -147,10 +150,13 @@ def export_release(
 
 
 def final_model(study: Study, state: ServerState) -> Tensors:
-    """Return what a finished run releases: both branches and the head, or the one branch that was trained."""
+    """Return what a finished run releases: both branches and the head, and the student where there is one.
+
+    Of a study that trains one branch, that branch.
+    """
     if not study.fused:
         return {name: x for name, x in state.components.items() if name.startswith("source_branch.")}
-    return state.released or fused_tensors(state.components)
+    return (state.released or fused_tensors(state.components)) | select(state.components, STUDENT)
 
 
 def _study(study: Study) -> bytes:

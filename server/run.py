@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from common.components import BASELINE, COMPONENTS, ROLES, Role, Tensors
+from common.components import BASELINE, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
 from common.messages import EnrolReply, EnrolRequest, Refusal, pack, unpack
@@ -128,7 +128,7 @@ def initial_components(study: Study) -> Tensors:
             networks.load(renamed)
         except RuntimeError as error:
             raise RunError(f"initial weights of `{owner}`: {weights.file} does not fit the network: {error}") from None
-    return networks.export((*COMPONENTS, *BASELINE))
+    return networks.export((*study.components, *BASELINE))
 
 
 def run_study(

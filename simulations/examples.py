@@ -43,8 +43,15 @@ QUALITY = 70
 Colour = tuple[int, int, int]
 #: Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart with any colour vision.
 ORANGE, SKY, GREEN, YELLOW, GREY = (230, 159, 0), (86, 180, 233), (0, 190, 140), (240, 228, 66), (200, 200, 200)
+PURPLE = (204, 121, 167)
 WHITE = (245, 245, 245)
-COLOURS: dict[str, Colour] = {"baseline": GREY, "source_branch": ORANGE, "target_branch": SKY, "infusion": GREEN}
+COLOURS: dict[str, Colour] = {
+    "baseline": GREY,
+    "source_branch": ORANGE,
+    "target_branch": SKY,
+    "student": PURPLE,
+    "infusion": GREEN,
+}
 
 
 @dataclass(frozen=True)
@@ -83,17 +90,13 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
     pictures, patients = [], []
     for site in _worth_a_look(run, sites):
         data = Dataset(site, study)
-        measured = measure_patients(networks, study, data, _predictors(study), _dice)
+        measured = measure_patients(networks, study, data, study.predictors, _dice)
         if any(measured.values()):
             dice = {name: [float(np.mean(of_patient)) for of_patient in own.values()] for name, own in measured.items()}
             patients.append(PatientDice(site.config.name, site.config.role, dice))
         for candidate, rank in _picked(_candidates(data, measured), per_site):
             pictures.append(_example(networks, study, data, candidate, rank))
     return Drawn(pictures, patients)
-
-
-def _predictors(study: Study) -> list[str]:
-    return [name for name in PREDICTORS if name != "baseline" or study.compares]
 
 
 def _dice(probability: np.ndarray, truth: np.ndarray, spacing_mm: float | None) -> float:
@@ -132,7 +135,7 @@ def _networks(study: Study, run: Path) -> Networks:
 def _maps(networks: Networks, study: Study, data: Dataset, frame: Frame) -> dict[str, np.ndarray]:
     """Return every predictor's probability and the weight, [H, W] in [0, 1] on the frame's own pixels."""
     sample = data.sample(frame)
-    maps = predict_maps(networks, study, sample.image, sample.valid, baseline=study.compares)
+    maps = predict_maps(networks, study, sample.image, sample.valid, (*study.predictors, "weight"))
     return {name: from_grid(values, sample.place).numpy() for name, values in maps.items()}
 
 
@@ -195,7 +198,7 @@ def _panels(image: np.ndarray, maps: Mapping[str, np.ndarray], truth: np.ndarray
     panels = [("Image", _encoded(ground))]
     panels += [
         (name.replace("_", " ").capitalize(), _encoded(_overlaid(ground, masks[name], COLOURS[name])))
-        for name in ("baseline", "source_branch", "target_branch")
+        for name in ("baseline", "source_branch", "target_branch", "student")
         if name in masks
     ]
     panels.append((f"Infusion weight, mean {maps['weight'].mean():.2f}", _encoded(_weight_picture(maps["weight"]))))

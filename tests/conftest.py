@@ -9,7 +9,7 @@ import torch
 from finished import Finished
 from hospital import Hospital, Stub, hospital
 from hypothesis import HealthCheck, settings
-from tiny import Between, one_stage, repeated, study, workers, write_site
+from tiny import Between, distilling, one_stage, repeated, study, workers, write_site
 
 from clients.data.site import Site, load_site
 from common.components import BRANCHES, Tensors
@@ -50,6 +50,15 @@ def finished(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     tiny = study()
     transport = Between(workers(tiny, pair))
     run = tmp_path_factory.mktemp("finished") / "run"
+    return Finished(tiny, run, transport, run_study(tiny, transport, run))
+
+
+@pytest.fixture(scope="session")
+def distilled(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """`finished` with a student: every task there is."""
+    tiny = distilling()
+    transport = Between(workers(tiny, pair))
+    run = tmp_path_factory.mktemp("distilled") / "run"
     return Finished(tiny, run, transport, run_study(tiny, transport, run))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from clients.export.export import Segmenter, as_predict, graph_of, in_torch, segmenter
 from clients.export.pictures import speckle
-from clients.released import load_model
+from clients.released import Model, load_model
 
 #: What a live view shows, and the side of its frames in pixels.
 LIVE_FRAMES_PER_S, SIDE_PX = 30, 256
@@ -38,12 +38,21 @@ class Timing:
     cpu_ms: float
 
 
-def bench(folder: Path, model: Path, small: Path | None, *, flips: bool, frames: int, threads: int = 2) -> list[Timing]:
+def bench(
+    folder: Path,
+    model: Path,
+    small: Path | None,
+    *,
+    student: bool = False,
+    flips: bool,
+    frames: int,
+    threads: int = 2,
+) -> list[Timing]:
     """Time an exported model, and `small` in 8 bits, beside torch, frame after frame of 256 x 256."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ways = _ways(folder, model, small, flips=flips, threads=threads)
+        ways = _ways(load_model(folder, student=student), model, small, flips=flips, threads=threads)
         spent: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for turn in range(-WARM_UP, frames):
             image = speckle(SIDE_PX, SIDE_PX, seed=turn + WARM_UP)
@@ -67,8 +76,7 @@ def as_markdown(timings: list[Timing]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(map(str, asdict(timing).values()))} |" for timing in timings)]) + "\n"
 
 
-def _ways(folder: Path, model: Path, small: Path | None, *, flips: bool, threads: int) -> dict[str, Segmenter]:
-    trained = load_model(folder)
+def _ways(trained: Model, model: Path, small: Path | None, *, flips: bool, threads: int) -> dict[str, Segmenter]:
     ways = {
         "torch, as predict (tiles)": as_predict(trained),
         "torch, whole": in_torch(graph_of(trained, flips=flips)),

@@ -19,7 +19,7 @@ app = commands()
 @app.command(
     epilog=examples(
         "crossprobe export runs/demo --out model.onnx",
-        "crossprobe export runs/demo --out model.onnx --no-flips --bench",
+        "crossprobe export runs/demo-live --out model.onnx --student --bench",
         "crossprobe export runs/demo --out model.onnx --int8 --images scans/ --spacing-mm 0.12 --bench",
         note="Needs the optional packages: pip install -c constraints.txt -e '.[export]'",
     )
@@ -27,6 +27,9 @@ app = commands()
 def export(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="a release, or the finished run that holds it")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the ONNX file to write; its card goes beside it")],
+    student: Annotated[
+        bool, typer.Option("--student", help="the small, fast network of a study that distils, for live video")
+    ] = False,
     flips: Annotated[
         bool,
         typer.Option("--flips/--no-flips", help="average with the mirrored image where the study does; half as fast"),
@@ -44,7 +47,9 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a released model as one ONNX file: normalisation, both branches and head; any batch, any image size.
+    """Write a released model as one ONNX file: normalisation, both branches and head, or the student alone.
+
+    It takes any batch and any image size.
 
     It is compared with torch, to 1e-4 in each pixel's probability, before it is written. Study, hashes, spacing, limits
     and the model card stand in its metadata.
@@ -69,9 +74,11 @@ def export(
     if there and not overwrite:
         raise RunError(f"{', '.join(there)} is there already. Choose another --out, or give --overwrite.")
     pictures = read_pictures(load_model(release).study, images, spacing_mm) if images is not None else []
-    exported = write(release, out, flips=flips, pictures=pictures)
+    exported = write(release, out, student=student, flips=flips, pictures=pictures)
     int8_dice = quantise(out, small, pictures) if small is not None else None
-    timings = time_it(release, out, small, flips=flips, frames=frames, threads=threads) if bench else []
+    timings = []
+    if bench:
+        timings = time_it(release, out, small, student=student, flips=flips, frames=frames, threads=threads)
     if as_json:
         found = {"file": str(out), **asdict(exported), "int8": small and str(small), "int8_dice": int8_dice}
         print(json.dumps(found | {"timings": [asdict(timing) for timing in timings]}, indent=1))

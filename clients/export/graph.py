@@ -1,4 +1,5 @@
-"""A released model as one graph: padding, normalisation, both branches and the infusion head; images of any size."""
+"""A released model as one graph of images of any size: padding, normalisation, both branches and the infusion head, or
+the student alone."""
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,11 @@ class Graph(nn.Module):
 
     def __init__(self, model: Model, *, flips: bool) -> None:
         super().__init__()
-        self.networks, self.fused, self.flips = model.networks, model.fused, flips
-        self.size, self.stride = model.study.image.size, model.study.network.stride
+        study = model.study
+        network = study.student if model.predictor == "student" else study.network
+        assert network is not None
+        self.networks, self.predictor, self.flips = model.networks, model.predictor, flips
+        self.size, self.stride = study.image.size, network.stride
 
     def forward(self, image: Tensor) -> Tensor:
         count, _, height, width = image.shape
@@ -41,7 +45,7 @@ class Graph(nn.Module):
         return larger + -larger % self.stride - side  # type: ignore[return-value]
 
     def _predict(self, x: Tensor) -> Tensor:
-        source = self.networks.source_branch(x)
-        if not self.fused:
-            return torch.sigmoid(source)
-        return fuse(self.networks.infusion_head, source, self.networks.target_branch(x)).infusion
+        if self.predictor != "infusion":
+            return torch.sigmoid(self.networks.branch(self.predictor)(x))
+        source, target = self.networks.source_branch(x), self.networks.target_branch(x)
+        return fuse(self.networks.infusion_head, source, target).infusion

@@ -15,7 +15,7 @@ from clients.data.frames import read_mask
 from clients.learning.training import Measured, Numbers, TaskCancelled, TaskContext
 from common.geometry import from_grid
 from common.infusion import predict_maps
-from common.metric_name import MEASURES, PREDICTORS, MetricName
+from common.metric_name import MEASURES, MetricName
 from common.metrics import bootstrap_interval, mean_by_patient, measure_frame
 from common.networks import Networks
 from common.study import Study
@@ -43,7 +43,7 @@ def measure_patients(
             raise TaskCancelled
         for frame in frames[patient]:
             sample = data.sample(frame)
-            maps = predict_maps(networks, study, sample.image, sample.valid, baseline="baseline" in predictors)
+            maps = predict_maps(networks, study, sample.image, sample.valid, predictors)
             truth = read_mask(frame)
             for predictor in predictors:
                 probability = from_grid(maps[predictor], sample.place).numpy()
@@ -59,7 +59,7 @@ def run(context: TaskContext) -> Numbers:
     count = len(context.data.site.patients("test", labelled=True))
     if count < context.policy.min_patients:
         return {}
-    predictors = [p for p in PREDICTORS if p != "baseline" or context.study.compares]
+    predictors = context.study.predictors
     measured = measure_patients(
         context.networks, context.study, context.data, predictors, measure_frame, context.cancelled
     )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.components import BASELINE, COMPONENTS, HALVES, component_of, select
+from common.components import BASELINE, HALVES, component_of, select
 from common.errors import ContractError
 from common.networks import Networks, initial_networks
 from common.study import Study
@@ -47,7 +47,7 @@ class Plausibility:
 
     def __init__(self, study: Study) -> None:
         self.given = {half for name in study.initial for half in HALVES.get(name, (name,))}
-        self.initial = initial_networks(study).export((*COMPONENTS, *BASELINE))
+        self.initial = initial_networks(study).export((*study.components, *BASELINE))
         self.inputs = _patterns(study.image.size)
 
     def check(self, received: Mapping[str, np.ndarray], networks: Networks, components: Sequence[str]) -> None:

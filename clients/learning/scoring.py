@@ -127,7 +127,7 @@ def fused_dice(context: TaskContext) -> Numbers:
     values = []
     for frame in context.data.overview("val", SCORED_PATIENTS):
         sample = context.data.sample(frame)
-        maps = predict_maps(context.networks, context.study, sample.image, sample.valid, baseline=False)
+        maps = predict_maps(context.networks, context.study, sample.image, sample.valid)
         values.append(frame_dice(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame)))
     return {"val_dice": Measured(sum(values) / len(values), len(values))} if values else {}
 

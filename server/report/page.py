@@ -44,6 +44,7 @@ GLOSSARY = {
     "target_branch": "The branch whose encoder learns from the unlabelled images.",
     "average": "The plain mean of both branches' probabilities.",
     "infusion": "The released model: both branches, weighted pixel by pixel by the infusion head.",
+    "student": "The small, fast network that learned what the released model predicts; one pass, never mirrored.",
 }
 
 
@@ -222,6 +223,8 @@ def _patient_charts(patients: Sequence[PatientDice]) -> list[tuple[str, str, int
 
 def _head_trained(study: Study, state: ServerState) -> bool:
     """Return whether a round before the released one trained the infusion head: untrained, it is the average."""
+    if "infusion_head" in study.initial:
+        return True
     before = list(study.rounds())[: state.released_round or 0]
     return any("infusion_head" in task.trains for round_ in before if (task := round_.stage.source) is not None)
 

@@ -43,11 +43,11 @@ class Membership:
 def membership(model: Model, site: Site, seed: int) -> list[Membership]:
     """Return what each attack that the site's masks allow finds: `loss` needs them on `train`, `entropy` none."""
     data = Dataset(site, model.study)
-    predictor = "infusion" if model.fused else "source_branch"
 
     def probability(frame: Frame) -> tuple[Tensor, Tensor]:
         sample = data.sample(frame)
-        return predict_maps(model.networks, model.study, sample.image, sample.valid)[predictor], sample.valid
+        maps = predict_maps(model.networks, model.study, sample.image, sample.valid, [model.predictor])
+        return maps[model.predictor], sample.valid
 
     def surprise(frame: Frame) -> float:
         """Cross-entropy, nats a pixel."""

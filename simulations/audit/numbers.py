@@ -67,7 +67,7 @@ def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
         study = hostile_study("supervise", seed=seed, **AREA)
         ask = _asking(study, next(iter(study.rounds())), {})
         yield _told(site, "foreground_fraction", ask, _areas(site, study), seed)
-    if model is not None and model.fused and site.patients("test", labelled=True):
+    if model is not None and model.study.fused and site.patients("test", labelled=True):
         study, closing = model.study, list(model.study.rounds())[-1]
         ask = _asking(study, closing, model.networks.export(FUSED))
         found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)["infusion"]

@@ -21,7 +21,6 @@ from clients.learning.training import TaskContext
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.refusals import refusal as refused
 from clients.node.worker import Worker
-from common.components import COMPONENTS
 from common.errors import RunError
 from common.messages import EnrolReply, EnrolRequest, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
@@ -375,7 +374,7 @@ def test_a_refused_round_leaves_its_head_in_the_history(pair: Sequence[Path], tm
     of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})
     own = hospital(tmp_path / "state", with_policy(load_site(pair[0]), max_round_bytes=1000), of)
     participants = {"north": Participant("source", 6, False)}
-    state = init(of, participants, initial_networks(of).export(COMPONENTS))
+    state = init(of, participants, initial_networks(of).export(of.components))
     _, record = run_round(of, state, next(of.rounds()), Guarded([own]))
     seen = record.sites["north"]
     assert (seen.status, record.counted) == ("refused", False)

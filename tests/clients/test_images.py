@@ -14,9 +14,8 @@ from tiny import study as tiny_study
 from clients.data.dataset import Dataset
 from clients.data.site import Site, load_site
 from clients.learning.evaluate import measure_patients
-from common.components import BASELINE, COMPONENTS
+from common.components import BASELINE
 from common.errors import RunError
-from common.metric_name import PREDICTORS
 from common.metrics import mean_by_patient, measure_frame
 from common.networks import initial_networks
 from common.run_folder import RunFolder
@@ -32,7 +31,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     study = study_with_baseline()
     run = tmp_path_factory.mktemp("pictures") / "run"
     fabricate(run, study=study, evaluated={"east": evaluation((0.05, 0.02, 0.08))})
-    tensors = initial_networks(study).export((*COMPONENTS, *BASELINE))
+    tensors = initial_networks(study).export((*study.components, *BASELINE))
     state = ServerState(round=7, components=tensors, released_round=3, best_score=0.6, participants=PAIR)
     save_state(RunFolder(run).checkpoint, state, study.hash())
     RunFolder(run).release.mkdir()
@@ -56,7 +55,7 @@ def test_pictures_show_best_median_and_worst_of_each_site(examples: list[Example
     assert ranks == ["best Dice of 5 patients", "median Dice of 5 patients", "worst Dice of 5 patients"]
     best, median, worst = (example.dice["infusion"] for example in examples[:3])
     assert best >= median >= worst
-    assert set(examples[0].dice) == set(PREDICTORS)
+    assert set(examples[0].dice) == {"baseline", "source_branch", "target_branch", "average", "infusion"}
 
 
 def test_same_run_gives_the_same_pictures(
@@ -85,7 +84,7 @@ def test_dice_by_patient_has_the_mean_that_the_site_reports(untrained: tuple[Stu
     study, run = untrained
     networks = _networks(study, run)
     for site, drawn in zip(sites, draw_examples(*untrained, sites).patients, strict=True):
-        measured = measure_patients(networks, study, Dataset(site, study), list(PREDICTORS), measure_frame)
+        measured = measure_patients(networks, study, Dataset(site, study), study.predictors, measure_frame)
         assert drawn.site == site.config.name
         for name, of_patients in drawn.dice.items():
             assert of_patients == pytest.approx(mean_by_patient(measured[name], "dice").tolist())

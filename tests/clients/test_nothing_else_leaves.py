@@ -13,8 +13,8 @@ from common.networks import initial_networks
 from common.tasks import TASKS
 
 
-def exchanged(finished: Finished) -> Iterator[tuple[TaskRequest, bytes, TaskReply, bytes]]:
-    for sent, received in zip(finished.transport.sent, finished.transport.received, strict=True):
+def exchanged(distilled: Finished) -> Iterator[tuple[TaskRequest, bytes, TaskReply, bytes]]:
+    for sent, received in zip(distilled.transport.sent, distilled.transport.received, strict=True):
         for site, reply in received.items():
             asked, answered = unpack(sent[site])[0], unpack(reply)[0]
             assert isinstance(asked, TaskRequest)
@@ -31,11 +31,11 @@ def traces(folder: Path) -> set[bytes]:
     return {word.encode() for word in words}
 
 
-def test_every_task_sends_exactly_the_tensors_it_trains(finished: Finished) -> None:
-    study, networks, seen = finished.study, initial_networks(finished.study), set()
+def test_every_task_sends_exactly_the_tensors_it_trains(distilled: Finished) -> None:
+    study, networks, seen = distilled.study, initial_networks(distilled.study), set()
     rounds = list(study.rounds())
-    for asked, sent, answered, reply in exchanged(finished):
-        role: Role = "target" if asked.task in ("self_supervise", "self_train") else "source"
+    for asked, sent, answered, reply in exchanged(distilled):
+        role: Role = "target" if asked.task in ("self_supervise", "self_train", "distil") else "source"
         if asked.task in ("score", "evaluate"):
             expected: dict = {}
         else:
@@ -49,21 +49,21 @@ def test_every_task_sends_exactly_the_tensors_it_trains(finished: Finished) -> N
     assert seen == set(TASKS)
 
 
-def test_every_task_sends_only_the_metrics_of_the_contract(finished: Finished) -> None:
+def test_every_task_sends_only_the_metrics_of_the_contract(distilled: Finished) -> None:
     seen = set()
-    for asked, _, answered, _ in exchanged(finished):
+    for asked, _, answered, _ in exchanged(distilled):
         assert set(answered.metrics) <= set(TASKS[asked.task].metrics)
         assert answered.metrics, asked.task
         seen.add(asked.task)
     assert seen == set(TASKS)
 
 
-def test_no_reply_names_a_patient_a_file_or_a_folder(finished: Finished, pair: Sequence[Path]) -> None:
+def test_no_reply_names_a_patient_a_file_or_a_folder(distilled: Finished, pair: Sequence[Path]) -> None:
     forbidden = set.union(*(traces(folder) for folder in pair))
     assert b"kept-north-train-0" in forbidden
     assert b"scan-east-test-4.png" in forbidden
-    replies = [reply for *_, reply in exchanged(finished)]
-    replies += finished.transport.enrol(pack(EnrolRequest(study=finished.study.hash()))).values()
+    replies = [reply for *_, reply in exchanged(distilled)]
+    replies += distilled.transport.enrol(pack(EnrolRequest(study=distilled.study.hash()))).values()
     for reply in replies:
         assert [word for word in forbidden if word in reply] == []
 
@@ -88,9 +88,9 @@ def turn_into_folder(file: Path) -> None:
 @pytest.mark.parametrize("breaks", [remove, cut, replace_by_text, turn_into_folder])
 @pytest.mark.parametrize("role", ROLES)
 def test_a_refusal_over_broken_files_names_none_of_them(
-    role: Role, breaks: Callable[[Path], None], tmp_path: Path, finished: Finished
+    role: Role, breaks: Callable[[Path], None], tmp_path: Path, distilled: Finished
 ) -> None:
-    study = finished.study
+    study = distilled.study
     folder = write_site(tmp_path / "ward-seven", role)
     (worker,) = workers(study, [folder])
     for file in (folder / "images").iterdir():

@@ -32,7 +32,7 @@ SPACED = {"image": {"size": 32, "geometry": "spacing", "spacing_mm": 1.0}}
 def untrained(of: Study) -> Model:
     networks = Networks(of)
     networks.load(initial_networks(of).export(FUSED))
-    return Model(of, networks.requires_grad_(False), fused=True)
+    return Model(of, networks.requires_grad_(False), "infusion")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_every_predictor_is_cleaned_and_no_weight_is() -> None:
     image, valid = torch.rand(32, 32, generator=torch.Generator().manual_seed(0)), torch.ones(32, 32, dtype=torch.bool)
     networks = initial_networks(study())
     as_is, cleaned = (
-        predict_maps(networks, study(smallest_part=share), image, valid, baseline=True) for share in (0.0, 1.0)
+        predict_maps(networks, study(smallest_part=share), image, valid, (*MAPS, "baseline")) for share in (0.0, 1.0)
     )
     for name in (*MAPS, "baseline"):
         expected = as_is[name] if name == "weight" else without_small_parts(as_is[name], 1.0)

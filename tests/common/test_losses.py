@@ -124,3 +124,30 @@ def test_contrast_of_equal_places_is_the_logarithm_of_their_number() -> None:
     usable = torch.zeros(1, 6, 6, dtype=torch.bool)
     usable[:, :2] = True
     assert float(dense_contrast(equal, equal, usable, 0.2)) == pytest.approx(2.4849, abs=1e-3)
+
+
+def test_soft_labels_are_the_cross_entropys_alone() -> None:
+    logits, mask, valid = drawn(0)
+    soft = torch.rand(mask.shape, generator=torch.Generator().manual_seed(2))
+    found = dice_cross_entropy(logits, mask, valid, soft=soft) - dice_cross_entropy(logits, mask, valid)
+    # cross-entropy is linear in its labels: -(y - z) * logit
+    expected = ((mask - soft) * logits * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_labels_alone_would_favour_a_mask_that_is_too_large() -> None:
+    """A disc of certain pixels in a rim of 0.4: with the mask's own Dice the rim stays below a half."""
+    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    radius = (rows - 7.5).hypot(columns - 7.5)
+    soft = torch.where(radius < 3, 0.98, torch.where(radius < 6, 0.4, 0.02))[None, None]
+    mask, rim, ones = (soft > 0.5).float(), (soft == 0.4), torch.ones_like(soft)
+
+    def rim_after(truth: Tensor) -> float:
+        logits = torch.zeros_like(soft, requires_grad=True)
+        for _ in range(400):
+            (slope,) = torch.autograd.grad(dice_cross_entropy(logits, truth, ones, soft=soft).sum(), logits)
+            logits = (logits - 40 * slope).detach().requires_grad_()
+        return float(torch.sigmoid(logits)[rim].mean())
+
+    assert rim_after(mask) < 0.4
+    assert rim_after(soft) > 0.4

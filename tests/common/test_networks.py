@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from opacus.validators import ModuleValidator
-from tiny import same, study, workers, write_site
+from tiny import distilling, same, study, workers, write_site
 from torch import Tensor, nn
 
-from common.components import BASELINE, COMPONENTS, component_of
+from common.components import BASELINE, STUDENT, component_of
 from common.errors import StudyError
 from common.infusion import fuse
 from common.network_settings import NETWORKS, BasicUNet, NetworkSettings, ResidualUNet
@@ -17,7 +17,7 @@ from common.networks import BUILDERS, Branch, InfusionHead, MimDecoder, Projecto
 from server.run import run_study
 from simulations.local import LocalTransport
 
-EVERY = (*COMPONENTS, *BASELINE)
+EVERY = (*study().components, *BASELINE)
 
 
 def images(count: int = 2, side: int = 32) -> Tensor:
@@ -57,6 +57,14 @@ def test_initial_tensors_depend_on_seed_and_component_only() -> None:
         assert not np.array_equal(one[name], other[name]), name
         twin = name.replace("source_branch", "target_branch")
         assert twin == name or not np.array_equal(one[name], one[twin])
+
+
+def test_a_student_changes_no_tensor_of_the_other_networks() -> None:
+    with_student = initial_networks(distilling())
+    assert same(with_student.export(EVERY), initial_networks(study()).export(EVERY))
+    assert with_student.shapes(STUDENT).keys() == with_student.export(STUDENT).keys()
+    with pytest.raises(AttributeError):
+        initial_networks(study()).export(STUDENT)
 
 
 def test_tensors_survive_export_and_load() -> None:

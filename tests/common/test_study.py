@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import content, one_stage, study
+from tiny import content, distilling, one_stage, study
 
-from common.components import COMPONENTS
+from common.components import BRANCH_PARTS, COMPONENTS, STUDENT
 from common.errors import StudyError
 from common.study import Study, Supervise, baseline_of, load_study, parse_study
 
@@ -246,7 +246,7 @@ def test_a_request_carries_what_its_task_needs() -> None:
     carried = {r.stage.name: (r.stage.source, r.stage.target) for r in of.rounds()}
     assert of.components_of(carried["pretrain"][0]) == tuple(WHOLE)
     assert set(of.components_of(carried["pretrain"][1])) == {"target_branch.encoder", "mim_decoder", "projector"}
-    fused = set(COMPONENTS) - {"mim_decoder", "projector"}
+    fused = {*BRANCH_PARTS, "infusion_head"}
     for stage in ("refine", "infuse", "score", "evaluate"):
         for task in carried[stage]:
             assert set(of.components_of(task)) == fused
@@ -317,11 +317,65 @@ def test_a_branch_begins_as_the_other_one_or_not_at_all(begin: dict[str, str]) -
 
 
 def test_settings_that_are_off_leave_no_trace_in_the_hash_of_older_studies() -> None:
-    newer = ("artefacts", "average", "smallest_part", "begin", "teacher_decay", "remake_every")
+    newer = ("artefacts", "average", "smallest_part", "begin", "teacher_decay", "remake_every", "student")
     assert not any(f'"{name}"' in study().resolved() for name in newer)
     on = study(stages=FORK, smallest_part=0.2).resolved()
     assert '"begin":{"target_branch":"source_branch"}' in on
     assert '"smallest_part":0.2' in on
+
+
+def distil(**more: object) -> dict:
+    return {"name": "distil", "rounds": 1, "target": {"task": "distil"}} | more
+
+
+INITIAL = {name: {"file": "x", "sha256": "0" * 64} for name in ("source_branch", "target_branch", "infusion_head")}
+
+
+def test_only_a_study_that_distils_has_a_student() -> None:
+    assert set(study().components) == set(COMPONENTS) - set(STUDENT)
+    assert set(distilling().components) == set(COMPONENTS)
+    assert "student" not in study().predictors
+    assert "student" in distilling().predictors
+    assert baseline_of(distilling()).student is None
+    for of, has in ((study(), False), (distilling(), True)):
+        evaluate = list(of.rounds())[-1].stage.target
+        assert (set(STUDENT) <= set(of.components_of(evaluate))) == has
+        assert any(name.startswith("student/") for name in of.metrics_of(evaluate, "target")) == has
+
+
+def test_the_student_learns_once_it_is_known_which_model_is_released() -> None:
+    stages = [r.stage.name for r in distilling().rounds()]
+    assert stages == ["pretrain", "adapt", "refine", "refine", "infuse", "score", "distil", "evaluate"]
+
+
+def test_a_finished_model_can_be_given_a_student_by_itself() -> None:
+    of = study(student={}, stages=[distil()], initial=INITIAL)
+    assert [r.stage.name for r in of.rounds()] == ["score", "distil", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"student": {}}, "go together"),
+        ({"stages": [*content()["stages"], distil()]}, "go together"),
+        ({"student": {}, "stages": [*content()["stages"][:3], distil(), content()["stages"][3]]}, "come last"),
+        ({"student": {}, "stages": [*content()["stages"], distil(source={"task": "score"})]}, "beside `distil`"),
+        ({"student": {}, "stages": [distil()]}, "found nothing of source_branch.decoder"),
+        (
+            {"student": {}, "stages": [distil()], "initial": {"baseline": INITIAL["source_branch"]}},
+            "target_branch",
+        ),
+        (
+            {"image": {"size": 40, "geometry": "letterbox", "spacing_mm": None}, "student": {}}
+            | {"network": {"kind": "residual_unet"}, "stages": [*content()["stages"], distil()]},
+            "the student's stride, 16",
+        ),
+        ({"student": {"kind": "forest"}, "stages": [*content()["stages"], distil()]}, "student"),
+        ({"initial": {"student": INITIAL["source_branch"]}}, "unknown component"),
+    ],
+)
+def test_a_student_that_could_learn_nothing_is_refused(changes: dict, wrong: str) -> None:
+    assert wrong in problems(content(**changes))
 
 
 def test_a_study_without_labels_has_no_baseline() -> None:

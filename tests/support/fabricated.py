@@ -11,7 +11,7 @@ import yaml
 from tiny import study as tiny_study
 
 from common.components import Role
-from common.metric_name import MEASURES, PREDICTORS
+from common.metric_name import MEASURES
 from common.run_folder import RunFolder
 from common.study import Study
 from server import history
@@ -35,7 +35,7 @@ def evaluation(difference: tuple[float, float, float] | None, *, dice: float = 0
     The means of Dice and the other shares are `dice`, the baseline's lower by the difference.
     """
     metrics: dict[str, float] = {}
-    for predictor in list(PREDICTORS)[0 if difference else 1 :]:
+    for predictor in study_with_baseline().predictors[0 if difference else 1 :]:
         metrics |= {f"{predictor}/empty_truth_share": 0.0, f"{predictor}/empty_prediction_share": 0.0}
         for measure in MEASURES:
             behind = difference[0] if difference and predictor == "baseline" else 0.0

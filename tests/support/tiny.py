@@ -110,6 +110,13 @@ def study(**changes: Any) -> Study:
     return parse_study(content(**changes), origin="tests")
 
 
+def distilling(**changes: Any) -> Study:
+    """The tiny study with a student, which its last stage trains."""
+    distil = {"task": "distil", "steps": 2}
+    stages = [*content()["stages"], {"name": "distil", "rounds": 1, "source": distil, "target": distil}]
+    return study(**{"student": {"features": [4] * 6}, "stages": stages} | changes)
+
+
 def one_stage(*, rounds: int = 1, name: str = "only", **roles: dict[str, Any]) -> Study:
     """A study of one stage, e.g. `source={"task": "supervise", ...}`."""
     return study(stages=[{"name": name, "rounds": rounds, **roles}])
