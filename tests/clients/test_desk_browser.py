@@ -44,8 +44,9 @@ FAINT = """(() => {
       return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05) < 4.5;
     }).map(one => one.outerHTML.slice(0, 80));
 })()"""
-NAMELESS = """[...document.querySelectorAll("a, button, input:not([type=hidden]), select, summary, img, svg, progress")].filter(
-  one => !(one.textContent.trim() || one.getAttribute("aria-label") || one.alt || (one.labels && one.labels.length))
+NAMELESS = """[...document.querySelectorAll("a, button, input:not([type=hidden]), summary, img, svg, progress")].filter(
+  one => !(one.textContent.trim() || one.getAttribute("aria-label") || one.alt || (one.labels && one.labels.length)
+    || one.querySelector("img[alt]"))
 ).map(one => one.outerHTML.slice(0, 80))"""
 
 
