@@ -156,6 +156,8 @@ def test_the_hospitals_commands_write_a_sites_folder_and_nothing_that_others_rea
         "/site": (data, False),
         "/archive": (f"${{{hospital.upper()}_ARCHIVE:-./kits/{hospital}/archive}}", False),
         "/intake": (f"{kit}/intake", True),
+        "/models": (f"{kit}/models", False),
+        "/predictions": (f"{kit}/predictions", True),
         "/study": (f"{kit}/study", False),
         "/node": (f"{kit}/node", True),
         "/state": (f"{kit}/state", True),

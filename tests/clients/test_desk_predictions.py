@@ -94,8 +94,8 @@ def test_further_images_are_offered_by_folder_and_what_fails_is_named(browser: V
     page = browser.get("/predictions").text
     assert 'value="images/monday"' in page
     page = browser.get(make(browser, "images/monday")).text
-    assert "1 images segmented" in page
-    assert "1 files were not segmented" in page
+    assert "1 image segmented" in page
+    assert "Not segmented, or not whole: 1" in page
     assert "<li>notes.txt: " in page
     assert html.escape(BAD) in page
     assert BAD not in page
