@@ -18,7 +18,6 @@ def test_the_walk_through_runs_as_it_stands(
         exec(compile(block, f"docs/walk-through.md, block {number}", "exec"), names)
     printed = capsys.readouterr().out
     assert re.search(r"unlabelled +infusion +Dice 0\.\d{3}", printed)
-    assert re.search(r"unlabelled +baseline +Dice 0\.\d{3}", printed)
     assert re.search(r"\n2 refine \{'labelled': [\d.]+, 'unlabelled': [\d.]+\} score 0", printed)
     assert printed.splitlines()[-1].startswith("(300, 400) 0.")
     work = tmp_path / "runs" / "walk-through"
