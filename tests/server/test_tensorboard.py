@@ -1,18 +1,23 @@
 """TensorBoard's files hold the run's numbers, each once, whenever and however often they are written."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricated import evaluation, fabricate, study_with_baseline
 from tensorboardX.proto.event_pb2 import Event
+from tiny import write_study
 
 import crossprobe
 from common.errors import RunError
 from common.run_folder import RunFolder
-from common.study import baseline_of
+from common.study import Study, baseline_of
 from server import history
+from server.history import RoundRecord
 from server.tensorboard import Events
+from simulations.simulate import Progress
 
 Points = dict[str, list[tuple[int, float, float]]]
 
@@ -89,3 +94,41 @@ def test_a_folder_that_cannot_be_written_is_told(run: Path, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="Choose another --tensorboard"), Events(run, tmp_path / "file"):
         pass
+
+
+def test_study_run_writes_events_round_by_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def follow(cli: object, run_id: str, out: Path, on_round: Callable[[RoundRecord], None]) -> None:
+        fabricate(tmp_path / "made", evaluated={"east": evaluation(None)})
+        out.mkdir()
+        for record in history.read(tmp_path / "made"):
+            history.append(out, record)
+            on_round(record)
+            steps.append(max(step for curve in points(board / "study").values() for step, _, _ in curve))
+
+    board = tmp_path / "board"
+    monkeypatch.setattr("server.federation.cli._connection", lambda *_: None)
+    monkeypatch.setattr("server.federation.deployment.start", lambda *_, **__: "1")
+    monkeypatch.setattr("server.federation.deployment.follow", follow)
+    study = write_study(tmp_path / "study.yaml")
+    words = ["study", "run", str(study), "--out", str(tmp_path / "run"), "--tensorboard", str(board)]
+    assert crossprobe.main(words) == 0
+    assert steps == [record.round for record in history.read(tmp_path / "run")]
+
+
+def test_simulate_writes_events_of_study_and_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def simulate(
+        study: Study, folders: object, out: Path, *, on_progress: Callable[[Progress], None], **_: object
+    ) -> dict[str, Any]:
+        fabricate(out, evaluated={"east": evaluation(None)})
+        on_progress(Progress("baseline", 1, 9, None))
+        fabricate(RunFolder(out).baseline.path, study=baseline_of(study_with_baseline(), rounds=2))
+        return {"wall_s": 1.0, "dice": {}, "difference_to_baseline": {}, "roles": {}}
+
+    monkeypatch.setattr("simulations.simulate.simulate", simulate)
+    board, study = tmp_path / "board", write_study(tmp_path / "study.yaml")
+    words = ["simulate", str(study), "--sites", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert crossprobe.main([*words, "--tensorboard", str(board)]) == 0
+    assert points(board / "study").keys() >= {"score/all_sites", "loss/pretrain/north"}
+    assert points(board / "baseline").keys() >= {"loss/baseline/north"}
