@@ -169,17 +169,21 @@ def make(
 
 def read(kept: Path) -> tuple[list[Prediction], list[str]]:
     """Return the predictions, the latest first, and the names of folders that cannot be read."""
-    found, damaged = [], []
-    for file in sorted(kept.glob(f"[0-9]*/{RECORD}"), reverse=True):
-        try:
-            content = parse_json(file.read_bytes(), origin=file.name)
-            if content.pop("version") != VERSION or content["id"] != file.parent.name:
-                raise ValueError
-            rows = tuple(Row(**row) for row in content.pop("rows"))
-            found.append(Prediction(rows=rows, problems=tuple(content.pop("problems")), **content))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, CrossProbeError):
-            damaged.append(file.parent.name)
-    return found, damaged
+    folders = [file.parent.name for file in sorted(kept.glob(f"[0-9]*/{RECORD}"), reverse=True)]
+    found = {name: find(kept, name) for name in folders}
+    return [one for one in found.values() if one], [name for name, one in found.items() if one is None]
+
+
+def find(kept: Path, name: str) -> Prediction | None:
+    """Return the prediction in a folder of `kept`, or None if there is none that can be read."""
+    try:
+        content = parse_json((kept / name / RECORD).read_bytes(), origin=RECORD)
+        if content.pop("version") != VERSION or content["id"] != name:
+            return None
+        rows = tuple(Row(**row) for row in content.pop("rows"))
+        return Prediction(rows=rows, problems=tuple(content.pop("problems")), **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CrossProbeError):
+        return None
 
 
 def picture(file: Path, side: int) -> str:

@@ -172,10 +172,10 @@ def results(desk: Desk, name: str) -> bytes:
 
 
 def _prediction(desk: Desk, name: str) -> tuple[Path, kept.Prediction]:
-    for found in kept.read(desk.places.kept)[0] if desk.places else ():
-        if desk.places and found.id == name:
-            return desk.places.kept, found
-    raise DeskError("There is no such prediction here.")
+    found = kept.find(desk.places.kept, name) if desk.places else None
+    if desk.places is None or found is None:
+        raise DeskError("There is no such prediction here.")
+    return desk.places.kept, found
 
 
 def ledger(desk: Desk) -> dict[str, Any]:
