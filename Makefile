@@ -23,7 +23,7 @@ demo: install
 
 # The pages of docs/ as a site that loads nothing from a network; a dead link fails.
 docs: install
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "look at it with: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000"
 
 # The README's picture, out of the phantom demo, which is run first where it has not been.

@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
         patch.setattr(socket.socket, "connect", no_network)
         patch.setattr(socket, "getaddrinfo", no_network)
-        patch.setenv("DISABLE_MKDOCS_2_WARNING", "true")
+        patch.setenv("NO_MKDOCS_2_WARNING", "1")
         out = tmp_path_factory.mktemp("site")
         build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(out)))
         yield out
