@@ -2,7 +2,7 @@
 
     KEPT/                      for its owner alone, like all in it
       lock                     held by the desk that uses it
-      20261126T101502Z/        one prediction: all that `clients.predict` writes, and
+      20261126T101502123456Z/        one prediction: all that `clients.predict` writes, and
         prediction.json        what was asked for and what became of it, written last
 
 What a page asks for is looked up among what lies there; no path ever comes from a browser.
@@ -151,7 +151,7 @@ def make(
         RunError: if no image could be segmented, or nothing can be written.
     """
     now = datetime.now(UTC)
-    name = f"{now:%Y%m%dT%H%M%S}Z"
+    name = f"{now:%Y%m%dT%H%M%S%f}Z"
     begun = kept / f"{_BEGUN}{name}"
     try:
         begun.mkdir(mode=0o700)

@@ -32,8 +32,8 @@ _THREADS = 16
 #: For a browser to send its request, or to take a part of the reply, in seconds.
 _PATIENCE_S = 15.0
 _STUDY = re.compile(r"/study/([0-9a-f]{64})(?:/(approve|withdraw|try))?")
-_PREDICTION = re.compile(r"/predictions/([0-9]{8}T[0-9]{6}Z)(?:/(page|image)/([0-9]{1,7}))?")
-_TABLE = re.compile(r"/predictions/([0-9]{8}T[0-9]{6}Z)/results\.csv")
+_PREDICTION = re.compile(r"/predictions/([0-9]{8}T[0-9]{12}Z)(?:/(page|image)/([0-9]{1,7}))?")
+_TABLE = re.compile(r"/predictions/([0-9]{8}T[0-9]{12}Z)/results\.csv")
 
 
 @dataclass

@@ -155,9 +155,9 @@ def test_a_spacing_that_makes_no_sense_is_refused(browser: Visitor, spacing: str
 
 def test_no_address_reaches_a_file_beside_a_prediction(browser: Visitor) -> None:
     place = make(browser, "site/val")
-    (kept(browser) / "20200101T000000Z").mkdir()
-    (kept(browser) / "20200101T000000Z" / "results.csv").write_text("root:secret")
-    for path in ("/predictions/20200101T000000Z", "/predictions/20200101T000000Z/results.csv",
+    (kept(browser) / "20200101T000000000000Z").mkdir()
+    (kept(browser) / "20200101T000000000000Z" / "results.csv").write_text("root:secret")
+    for path in ("/predictions/20200101T000000000000Z", "/predictions/20200101T000000000000Z/results.csv",
                  f"{place}/prediction.json", f"{place}/../lock", f"{place}/overlays/x.png", f"{place}/image/../1",
                  f"{place}/image/99999999", "/predictions/lock", f"{place}/results.csv/"):  # fmt: skip
         answer = browser.get(path)
@@ -204,7 +204,7 @@ def test_what_was_begun_is_taken_away_and_two_desks_do_not_share_a_folder(tmp_pa
         pass
     assert kept(browser).stat().st_mode & 0o077 == 0
     places = Places(tmp_path / "models", tmp_path / "other")
-    (tmp_path / "other" / ".begun-20260101T000000Z" / "masks").mkdir(parents=True)
+    (tmp_path / "other" / ".begun-20260101T000000000000Z" / "masks").mkdir(parents=True)
     with only_desk(places):
         assert files(places.kept) == {"lock"}
 
@@ -213,7 +213,7 @@ def test_without_models_the_page_says_what_is_missing(browser: Visitor) -> None:
     browser.desk.places = None
     assert "--models" in browser.get("/predictions").text
     assert browser.post("/predictions/make", model="first", images="site", spacing="").status == 409
-    assert browser.get("/predictions/20260101T000000Z").status == 409
+    assert browser.get("/predictions/20260101T000000000000Z").status == 409
 
 
 @pytest.mark.parametrize(
