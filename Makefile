@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: install demo test federation-test fault-test container-test lint clean
+.PHONY: install demo docs picture test federation-test fault-test container-test lint clean
 
 install: $(STAMP)
 
@@ -20,6 +20,16 @@ $(STAMP):
 
 demo: install
 	$(BIN)/crossprobe demo
+
+# The pages of docs/ as a site that loads nothing from a network; a dead link fails.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "look at it with: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000"
+
+# The README's picture, out of the phantom demo, which is run first where it has not been.
+picture: install
+	test -e runs/demo/release/SHA256SUMS || $(BIN)/crossprobe demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.picture runs/demo docs/picture.webp
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Segment images and cine loops with a run's released model: masks, confidence maps, overlays, a table."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +117,23 @@ def predict(
     """
     check_spacing(spacing_mm)
     check_places(images, out)
-    inputs = find_inputs(images)
+    outcome = segment(model, find_inputs(images), out, spacing_mm=spacing_mm, progress=progress)
+    return replace(outcome, skipped=_skipped(images))
+
+
+def segment(
+    model: Model,
+    inputs: Sequence[Input],
+    out: Path,
+    *,
+    spacing_mm: float | None = None,
+    progress: Callable[[float, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Segment files that were found already, and skip none; else as `predict`.
+
+    Raises:
+        RunError: if no image at all could be segmented, or `out` cannot be used.
+    """
     rows: list[Row] = []
     done, problems = [], []
     for index, given in enumerate(inputs):
@@ -135,7 +151,7 @@ def predict(
         shown = "\n".join(map(one_line, problems[:3]))
         raise RunError(f"none of {len(inputs)} files could be segmented; nothing was written. The first:\n{shown}")
     write_rows(out / TABLE, rows)
-    return Outcome(tuple(rows), tuple(done), _skipped(images), tuple(problems))
+    return Outcome(tuple(rows), tuple(done), (), tuple(problems))
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -21,6 +21,9 @@ SiteFolder = Annotated[Path, typer.Option("--site", metavar="DIR", help="folder 
 StateFolder = Annotated[Path, typer.Option("--state", metavar="DIR", help="the site's state folder; not the data's")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="the same seed gives the same bytes")]
+TensorBoard = Annotated[
+    Path | None, typer.Option("--tensorboard", metavar="DIR", help="also write losses, score and Dice for TensorBoard")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what this command wrote there before")]
 #: Where the SuperLink is, for a shell or a container that always talks to the same one.
 ADDRESS_VARIABLE, CA_VARIABLE = "CROSSPROBE_ADDRESS", "CROSSPROBE_CA"

@@ -9,6 +9,7 @@ survivors.json      whose updates the present round sums under masks, see `serve
 release/            the final model with study, card and hashes, see `common.release`; it alone may be passed on
 summary.json        what was found, for machines
 report.html         the same for people
+drawn.json          the report's pictures, where the sites' folders were at hand, see `server.report.drawn`
 error.txt           why the ServerApp ended, where it did not end well
 nodes.json          Flower's node behind each site's name
 flower.json         which Flower run writes the folder, and where
@@ -86,6 +87,11 @@ class RunFolder:
     def report(self) -> Path:
         """What was found, for people."""
         return self.path / "report.html"
+
+    @property
+    def drawn(self) -> Path:
+        """The report's pictures."""
+        return self.path / "drawn.json"
 
     @property
     def error(self) -> Path:

@@ -1,14 +1,14 @@
 """The coordinator's commands: `crossprobe study`, `provision` and `report`."""
 
-from common.options import RunFolder, commands, examples
+from common.options import RunFolder, TensorBoard, commands, examples
 from server.federation.cli import app as federation
 
 app = commands()
 app.add_typer(federation)
 
 
-@app.command(epilog=examples("crossprobe report runs/demo"))
-def report(run: RunFolder) -> None:
+@app.command(epilog=examples("crossprobe report runs/demo", "crossprobe report runs/demo --tensorboard runs/board"))
+def report(run: RunFolder, tensorboard: TensorBoard = None) -> None:
     """Render the report of a run.
 
     Writes RUN/report.html and RUN/summary.json from what a run left, also while it goes on.
@@ -22,3 +22,8 @@ def report(run: RunFolder) -> None:
     except RunError as error:
         print(f"no summary yet: {error}")
     print(render_report(run))
+    if tensorboard is not None:
+        from server.tensorboard import Events
+
+        with Events(run, tensorboard):
+            print(f"see it with: tensorboard --logdir {tensorboard}")

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.options import MAX_SEED, Json, Overwrite, Seed, StudyFile, commands, examples, several, typed
+from common.options import MAX_SEED, Json, Overwrite, Seed, StudyFile, TensorBoard, commands, examples, several, typed
 from simulations.show import counter, progress_bar, simulate_and_show
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def simulate(
     ] = None,
     seed: StudySeed = None,
     resume: Resume = False,
+    tensorboard: TensorBoard = None,
     as_json: Json = False,
 ) -> None:
     """Run a study over site folders on this machine.
@@ -116,7 +117,9 @@ def simulate(
     """
     study = _seeded_study(study_file, seed)
     out = out or Path("runs") / study.name
-    simulate_and_show(study, sites, out, resume=resume, command=typed(context), as_json=as_json)
+    simulate_and_show(
+        study, sites, out, resume=resume, command=typed(context), as_json=as_json, tensorboard=tensorboard
+    )
 
 
 def _seeded_study(file: Path, seed: int | None) -> "Study":

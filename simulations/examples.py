@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from common.networks import Networks
 from common.run_folder import RunFolder
 from common.study import Study
 from server.report.conclusions import RELEASED
-from server.report.page import Example, PatientDice
+from server.report.drawn import Drawn, Example, PatientDice
 from server.report.summary import summarise
 from server.state import load_state
 
@@ -63,13 +62,6 @@ class Candidate:
     dice: float | None
 
 
-class Drawn(NamedTuple):
-    """What a report shows of the images."""
-
-    pictures: list[Example]
-    patients: list[PatientDice]
-
-
 def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: int = 3) -> Drawn:
     """Return pictures of `per_site` test patients of each site, the same ones every time, and the Dice of all of them.
 
@@ -82,7 +74,7 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
         RunError: if the run has no final model.
     """
     if not study.fused:
-        return Drawn([], [])
+        return Drawn()
     # On tiles this small a second thread costs more than it brings, several times over on a busy machine.
     torch.set_num_threads(1)
     networks = _networks(study, run)

@@ -37,12 +37,20 @@ def counter(bar: Bar, text: str) -> Callable[[int, int], None]:
 
 
 def simulate_and_show(
-    study: "Study", folders: Sequence[Path], out: Path, *, resume: bool, command: str, as_json: bool
+    study: "Study",
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool,
+    command: str,
+    as_json: bool,
+    tensorboard: Path | None = None,
 ) -> None:
     """Run the comparison with live progress and print what it found."""
+    from server.tensorboard import following
     from simulations.simulate import simulate
 
-    with progress_bar() as bar:
+    with progress_bar() as bar, following(out, tensorboard) as follow:
         task = bar.add_task("starting Flower", total=None)
         shown = -1
 
@@ -53,6 +61,8 @@ def simulate_and_show(
                 bar.console.print(
                     f"{progress.done}/{progress.total} {_describe(progress)}", highlight=False, soft_wrap=True
                 )
+            if progress.done != shown:
+                follow()
             shown = progress.done
 
         summary = simulate(study, folders, out, resume=resume, command=command, on_progress=show)

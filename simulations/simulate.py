@@ -23,6 +23,7 @@ from common.run_folder import RunFolder
 from common.study import InitialWeights, Study, baseline_of
 from server import history
 from server.history import RoundRecord
+from server.report.drawn import keep
 from server.report.page import render_report
 from server.report.summary import write_summary
 from simulations.examples import draw_examples
@@ -112,11 +113,11 @@ def simulate(
             simulation.run(run.study_input, folders, run.path, resume=resume, on_poll=poll)
             poll()
     write_summary(out)
-    examples = draw_examples(study, out, sites)
+    keep(out, draw_examples(study, out, sites))
     extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware()}
     extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
-    render_report(out, *examples)
+    render_report(out)
     return summary
 
 

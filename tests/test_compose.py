@@ -121,8 +121,12 @@ def test_the_desks_pages_have_no_network_and_their_forwarder_has_no_data(hospita
     assert "networks" not in pages
     assert "ports" not in pages
     kit, data = f"${{{hospital.upper()}_KIT:-./kits/{hospital}}}", f"${{{hospital.upper()}_DATA:-./sites/{hospital}}}"
+    archive = f"${{{hospital.upper()}_ARCHIVE:-./kits/{hospital}/archive}}"
     assert mounts(pages) == {
         "/site": (data, False),
+        "/archive": (archive, False),
+        "/models": (f"{kit}/models", False),
+        "/predictions": (f"{kit}/predictions", True),
         "/study": (f"{kit}/study", False),
         "/state": (f"{kit}/state", True),
         "/run/desk": (f"{hospital}-desk-socket", True),
@@ -136,9 +140,44 @@ def test_the_desks_pages_have_no_network_and_their_forwarder_has_no_data(hospita
     assert COMPOSE["networks"][f"{hospital}-loopback"]["driver_opts"][masquerade] == "false"
     (published,) = forward["ports"]
     assert re.fullmatch(rf"127\.0\.0\.1:\${{{hospital.upper()}_DESK_PORT:-\d+}}:8600", published)
+    places = {name: option(pages, f"--{name}") for name in ("models", "predictions", "images")}
+    assert places == {"models": "/models", "predictions": "/predictions", "images": "/archive"}
     # The page's address has to be that of the published port.
     assert published.split(":", 1)[1].rpartition(":")[0] == option(pages, "--port")
     assert option(pages, "--socket") == option(forward, "--socket") == "/run/desk/desk.sock"
+
+
+@pytest.mark.parametrize("hospital", HOSPITALS)
+def test_the_hospitals_commands_write_a_sites_folder_and_nothing_that_others_read(hospital: str) -> None:
+    desk = SERVICES[f"{hospital}-desk"]
+    kit, data = f"${{{hospital.upper()}_KIT:-./kits/{hospital}}}", f"${{{hospital.upper()}_DATA:-./sites/{hospital}}}"
+    assert desk["network_mode"] == "none"
+    assert mounts(desk) == {
+        "/site": (data, False),
+        "/archive": (f"${{{hospital.upper()}_ARCHIVE:-./kits/{hospital}/archive}}", False),
+        "/intake": (f"{kit}/intake", True),
+        "/models": (f"{kit}/models", False),
+        "/predictions": (f"{kit}/predictions", True),
+        "/study": (f"{kit}/study", False),
+        "/node": (f"{kit}/node", True),
+        "/state": (f"{kit}/state", True),
+    }
+    writing = {name for name, service in SERVICES.items() for source, w in mounts(service).values()
+               if w and source == f"{kit}/intake"}  # fmt: skip
+    assert writing == {f"{hospital}-desk"}
+
+
+def test_a_kit_has_every_folder_that_its_services_mount(tmp_path: Path) -> None:
+    study = ROOT / "configs" / "demo.yaml"
+    _, kit = provision(load_study(study), study, tmp_path, [KitSite("east", "target")], host="fl.example.org", port=443)
+    variables = dict(line.split("=", 1) for line in (kit / ".env").read_text().splitlines())
+    own = yaml.safe_load((kit / "compose.yaml").read_text())["services"]
+    sources = {source for service in own.values() for source, _ in mounts(service).values()}
+    for source in sources:
+        place = re.sub(r"\$\{(\w+):-[^}]*\}", lambda found: variables[found[1]], source)
+        made_there = ("./site", "./node/node", "./node/superexec.secret", "./node/runtime.crt", "./node/runtime.key")
+        if "/" in place and place not in made_there:  # else a volume of the engine's
+            assert (kit / place).exists(), source  # an engine would make it, as root
 
 
 @pytest.mark.parametrize("hospital", HOSPITALS)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from common.errors import RunError
@@ -32,24 +33,41 @@ def desk(
     group: Annotated[str | None, typer.Option(help="group that may connect to the socket, beside this user")] = None,
     coordinator_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="approve requests signed by this key only; else coordinator.pub of --study"),
+        typer.Option(
+            metavar="FILE",
+            help="requests and models need a signature by this key; else coordinator.pub of --study, where it is",
+        ),
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="a release, or a folder of them, to segment own images with")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="with --models: a folder for what they draw; it stays here")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="with --models: further images, beside those of the site")
     ] = None,
     site_keys: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="the hospitals' signing keys, NAME.pub; else the folder sites of --study"),
     ] = None,
 ) -> None:
-    """Look after the site in a browser: check, dry run, approve, withdraw, ledger.
+    """Look after the site in a browser: check, dry run, approve, withdraw, ledger, predictions.
 
     Until Ctrl-C, at an address that it prints. This process opens images and listens at a Unix socket only.
     """
     from clients.desk.desk import Desk
     from clients.desk.gate import PARAMETER, Gate
+    from clients.desk.predictions import Places, only_desk
     from clients.desk.server import serving, until_stopped
     from clients.governance.state import State
     from clients.node.surroundings import networks, surroundings
+    from clients.predict import check_places
     from common.signing import public_key_beside, site_keys_beside
 
+    if (models is None) != (predictions is None) or (images is not None and models is None):
+        raise click.UsageError("--models and --predictions belong together, and --images to them: give both or none.")
+    places = Places(models, predictions, images) if models is not None and predictions is not None else None
     beside = studies if studies.is_dir() else studies.parent
     own = Desk(
         site_folder,
@@ -57,9 +75,14 @@ def desk(
         studies,
         key=public_key_beside(beside, coordinator_key),
         sites=site_keys_beside(beside, site_keys),
+        places=places,
     )
     gate = Gate()
     with contextlib.ExitStack() as stack:
+        if places is not None:
+            for folder in filter(None, (site_folder, places.images)):
+                check_places(folder, places.kept)
+            stack.enter_context(only_desk(places))
         path = socket or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-"))) / "desk.sock"
         stack.enter_context(serving(own, gate, path, group=group))
         if socket is None:

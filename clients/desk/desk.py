@@ -1,4 +1,4 @@
-"""What a person does at the desk: check the data, try a study out, approve it, take it back.
+"""What a person does at the desk: check the data, try a study out, approve it, take it back, segment own pictures.
 
 It does what the commands do, with their functions. Long work goes on in one thread beside the pages.
 """
@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,12 +18,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from clients.data.contact_sheet import contact_sheet
 from clients.data.findings import Finding
 from clients.data.site import Site, check_site
+from clients.data.table import decimal
+from clients.desk import predictions
+from clients.desk.predictions import Places
 from clients.governance.accountant import Accountant
 from clients.governance.approval import Approval, approval_of, approve, withdraw
 from clients.governance.dry_run import Sent, dry_run
-from clients.governance.persons import approve_as, name_of
+from clients.governance.persons import approve_as, check_person, name_of
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
+from clients.predict import check_spacing
+from clients.released import load_model
 from common.errors import CrossProbeError, SiteStateError
 from common.messages import digest
 from common.signing import text_of
@@ -58,13 +64,22 @@ class Work:
     """Long work in the background: what, how far (0 of 0: not known), and its error once it failed."""
 
     what: str
-    done: int = 0
+    done: float = 0
     total: int = 0
     error: str = ""
+    _begun: float = field(default_factory=time.monotonic)
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: float, total: int) -> None:
         """Note how far it is."""
+        if done < self.done:  # another part of the work
+            self._begun = time.monotonic()
         self.done, self.total = done, total
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left at the pace so far, or None where nothing tells."""
+        passed = time.monotonic() - self._begun
+        return passed * (self.total - self.done) / self.done if self.done else None
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,9 @@ class Desk:
     Attributes:
         folder: of the site's images.
         studies: a study's file, or a folder of them.
-        key: the coordinator's, which alone may then sign requests; None: they need no signature.
+        key: the coordinator's, which alone may then sign requests and released models; None: neither needs it.
         sites: the other hospitals' signing keys, for updates that are summed under masks.
+        places: of models and predictions; None: nothing is segmented here.
         checked: the last data check; None before the first has ended.
         tried: study hash -> what a dry run would have sent.
     """
@@ -111,6 +127,7 @@ class Desk:
     studies: Path
     key: Ed25519PublicKey | None = None
     sites: Mapping[str, Ed25519PublicKey] = field(default_factory=dict)
+    places: Places | None = None
     checked: Checked | None = None
     work: Work | None = None
     tried: dict[str, list[Sent]] = field(default_factory=dict)
@@ -144,17 +161,51 @@ class Desk:
 
         self._begin(f"trying out {case.study.name}", run)
 
-    def approve(self, study_hash: str, *, by: str, seen: str, passphrase: str = "") -> Approval:
+    def predict(self, model: str, images: str, spacing: str) -> None:
+        """Segment own pictures with a released model, in the background, and keep what it draws.
+
+        Args:
+            model, images: keys of `predictions.releases` and `predictions.choices`.
+            spacing: side of a pixel in mm, as typed, for pictures that do not tell it; may be empty.
+
+        Raises:
+            DeskError: if one of them is not there, or other work goes on.
+            RunError: if the spacing makes no sense.
+        """
+        places = self.places
+        if places is None:
+            raise DeskError("This desk was started without --models. Nothing was segmented.")
+        site = self._site() if images.partition("/")[0] == "site" else None
+        folder, offered = predictions.releases(places.models).get(model), predictions.choices(site, places.images)
+        if folder is None or images not in offered:
+            raise DeskError("This model or these images are not there any more. Nothing was segmented: choose again.")
+        spacing_mm = _millimetres(spacing)
+
+        def run(work: Work) -> None:
+            predictions.make(
+                load_model(folder, self.key),
+                predictions.inputs_of(images, site, places.images),
+                places.kept,
+                words=(model, offered[images]),
+                spacing_mm=spacing_mm,
+                progress=work.progress,
+            )
+
+        self._begin(f"segmenting {offered[images]} with {model}", run)
+
+    def approve(self, study_hash: str, *, by: str, seen: str, passphrase: str = "", restart: bool = False) -> Approval:
         """Approve a study as the command does.
 
         Args:
             by: name of the person.
             passphrase: theirs, where the policy asks for two persons.
             seen: `Case.seen` of the page that the person read.
+            restart: let the study begin again at its first round, with the worker stopped.
 
         Raises:
             DeskError: if the policy does not allow it, or anything on the page is not as it was read.
-            SiteStateError: if it cannot be written, or name and passphrase are not right.
+            SiteStateError: if it cannot be written, name and passphrase are not right, or, with `restart`, the
+                worker runs.
         """
         by = name_of(by)
         with self._lock:
@@ -165,15 +216,21 @@ class Desk:
                 raise DeskError(
                     "What this study would do here changed while you read. Nothing was changed: read again."
                 )
-            key = text_of(self.key) if self.key else ""
-            sites = {name: text_of(key) for name, key in self.sites.items()}
-            if site.config.policy.approvals_needed > 1:
+            key, two = text_of(self.key) if self.key else "", site.config.policy.approvals_needed > 1
+            sites = {name: text_of(own) for name, own in self.sites.items()}
+            if restart:
+                if two:
+                    check_person(self.state, by, passphrase)  # before anything is changed
+                with self.state.locked():
+                    self.state.start_over(study_hash)
+            if two:
                 approval = approve_as(
                     self.state, site, case.study, name=by, passphrase=passphrase, coordinator=key, sites=sites
                 )
             else:
                 approval = approve(self.state, site, case.study, by=by, coordinator=key, sites=sites)
-        log.warning("%s approved study %s, %s", by, case.study.name, study_hash)
+        again = " from its first round on" if restart else ""
+        log.warning("%s approved study %s, %s%s", by, case.study.name, study_hash, again)
         return approval
 
     def withdraw(self, study_hash: str, *, by: str) -> None:
@@ -268,6 +325,17 @@ class Desk:
             return digest(b"".join((self.folder / name).read_bytes() for name in ("site.yaml", "manifest.csv")))
         except OSError:
             return ""  # the check itself says what is wrong
+
+
+def _millimetres(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        spacing_mm = decimal(text.strip())
+    except ValueError:
+        raise DeskError("expected the side of a pixel as a number of millimetres. Nothing was segmented.") from None
+    check_spacing(spacing_mm)
+    return spacing_mm
 
 
 def latest_other(cases: Sequence[Case], case: Case) -> Case | None:

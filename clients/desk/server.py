@@ -32,6 +32,8 @@ _THREADS = 16
 #: For a browser to send its request, or to take a part of the reply, in seconds.
 _PATIENCE_S = 15.0
 _STUDY = re.compile(r"/study/([0-9a-f]{64})(?:/(approve|withdraw|try))?")
+_PREDICTION = re.compile(r"/predictions/([0-9]{8}T[0-9]{12}Z)(?:/(page|image)/([0-9]{1,7}))?")
+_TABLE = re.compile(r"/predictions/([0-9]{8}T[0-9]{12}Z)/results\.csv")
 
 
 @dataclass
@@ -71,6 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(403, "This address is not of the desk as it runs now. Use the one that it printed last.")
             return Reply(HTTPStatus.SEE_OTHER, headers={"Location": "/", "Set-Cookie": gate.cookie})
         gate.check_session(self.headers.get("Cookie"))
+        if found := _TABLE.fullmatch(place.path):
+            download = {"Content-Disposition": f'attachment; filename="{found[1]}.csv"'}
+            return Reply(HTTPStatus.OK, views.results(self.server.desk, found[1]), download, "text/csv; charset=utf-8")
         notice = views.DONE.get(place.query.removeprefix("done="), "")
         return Reply(HTTPStatus.OK, self._page(place.path, notice))
 
@@ -84,6 +89,13 @@ class _Handler(BaseHTTPRequestHandler):
             return views.render("data.html.j2", desk, csrf, notice=notice, **sheet)
         if path == "/ledger":
             return views.render("ledger.html.j2", desk, csrf, notice=notice, **views.ledger(desk))
+        if path == "/predictions":
+            return views.render("predictions.html.j2", desk, csrf, notice=notice, **views.predictions(desk))
+        if kept := _PREDICTION.fullmatch(path):
+            number = int(kept[3] or 1)
+            if kept[2] == "image":
+                return views.render("picture.html.j2", desk, csrf, **views.picture(desk, kept[1], number))
+            return views.render("prediction.html.j2", desk, csrf, **views.prediction(desk, kept[1], number))
         if found and found[2] is None:
             return views.render("study.html.j2", desk, csrf, notice=notice, **views.study(desk, found[1]))
         raise Refused(404, "There is no such page at the desk.")
@@ -98,6 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/data/check":
             desk.check_data()
             return see("/data?done=checking")
+        if path == "/predictions/make":
+            desk.predict(form.get("model", ""), form.get("images", ""), form.get("spacing", ""))
+            return see("/predictions?done=segmenting")
         if found is None or found[2] is None:
             raise Refused(404, "There is no such form at the desk. Nothing was changed.")
         study_hash, name = found[1], form.get("name", "")
@@ -109,7 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
             return see("/?done=withdrawn")
         if form.get("read") != "yes":
             raise DeskError("Tick that you have read what this study would do. Nothing was changed.")
-        approval = desk.approve(study_hash, by=name, seen=form.get("seen", ""), passphrase=form.get("passphrase", ""))
+        approval = desk.approve(
+            study_hash,
+            by=name,
+            seen=form.get("seen", ""),
+            passphrase=form.get("passphrase", ""),
+            restart=form.get("restart") == "yes",
+        )
         site = desk.checked.site if desk.checked else None
         half = site is not None and approval.void(site.config)
         return see(f"/study/{study_hash}?done={'half' if half else 'approved'}")

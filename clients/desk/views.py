@@ -9,22 +9,27 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from clients.data.contact_sheet import FOLDERS
+from clients.desk import predictions as kept
 from clients.desk.changes import changes
 from clients.desk.desk import Case, Desk, DeskError, latest_other
 from clients.desk.gate import FIELD
 from clients.governance.accountant import Accountant, smaller_cap
 from clients.governance.approval_words import declared, of_budget, signature, summed_with, what_it_tells
 from clients.governance.disclosure import explain
-from clients.governance.fit import kept_back
+from clients.governance.fit import kept_back as held_back
 from clients.governance.ledger import read, verify
 from clients.governance.proposal import Proposal
+from clients.predict import TABLE
 from common.components import MEANINGS, component_of
+from common.errors import SiteStateError
 from common.fingerprint import fingerprint
 from common.tasks import TASKS
 
 #: Messages of the ledger on a page; `crossprobe ledger show` has all.
 MOST_MESSAGES = 200
 MOST_NUMBERS = 6
+#: Pictures on a page of a prediction.
+MOST_PICTURES = 24
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader([Path(__file__).parent, *FOLDERS]),
@@ -39,6 +44,7 @@ DONE = {
     "trying": "The dry run has begun. Nothing is sent.",
     "approved": "Approved. The coordinator's next message about this study will be answered.",
     "half": "Written down. It holds once another person has approved it too.",
+    "segmenting": "The images are being segmented. What is drawn on them stays in this hospital.",
     "withdrawn": "Taken back. Nothing more of this study leaves from now on, also not from a running task.",
 }
 
@@ -85,6 +91,7 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
         raise DeskError("This study is not known here: it has neither a file in the kit nor an approval.")
     before = latest_other(cases, case)
     shown: dict[str, Any] = {"case": case, "before": before, "changed": {}, "tried": desk.tried.get(study_hash)}
+    shown |= _answered(desk, study_hash)
     proposal = case.proposal
     if proposal is None:
         return shown
@@ -99,11 +106,76 @@ def study(desk: Desk, study_hash: str) -> dict[str, Any]:
         "declared": declared(proposal),
         "networks": _networks(proposal),
         "numbers": explain(proposal.metrics),
-        "kept": kept_back(case.study, site) if site else [],
+        "kept": held_back(case.study, site) if site else [],
         "meanings": {name: TASKS[name].meaning for name in dict.fromkeys(stage.task for stage in proposal.stages)},
         "budget": list(of_budget(own)) if own else [],
         "bar": Bar("all studies together", own.before, own.after, own.cap, own.settings.delta) if own else None,
     }
+
+
+def _answered(desk: Desk, study_hash: str) -> dict[str, Any]:
+    """Return the study's latest round that was answered here, from 1 on; 0: none."""
+    try:
+        return {"answered": desk.state.answered(study_hash).round + 1, "damage": ""}
+    except SiteStateError as error:  # it must not keep anybody from withdrawing
+        return {"answered": 0, "damage": str(error)}
+
+
+def predictions(desk: Desk) -> dict[str, Any]:
+    """Return what can be segmented with what, and what was."""
+    places, site = desk.places, desk.checked.site if desk.checked and not desk.stale else None
+    if places is None:
+        return {"places": None}
+    made, damaged = kept.read(places.kept)
+    return {
+        "places": places,
+        "models": list(kept.releases(places.models)),
+        "choices": kept.choices(site, places.images),
+        "made": made,
+        "damaged": damaged,
+    }
+
+
+def prediction(desk: Desk, name: str, page: int) -> dict[str, Any]:
+    """Return one page of a prediction's pictures, those to look at again first. Raises DeskError if there is none."""
+    folder, found = _prediction(desk, name)
+    rows = sorted(enumerate(found.rows, 1), key=lambda row: not row[1].look_again)
+    pages = max(1, -(-len(rows) // MOST_PICTURES))
+    if not 1 <= page <= pages:
+        raise DeskError("This prediction has no such page.")
+    shown = rows[(page - 1) * MOST_PICTURES : page * MOST_PICTURES]
+    return {
+        "made": found,
+        "folder": folder / name,
+        "page": page,
+        "pages": pages,
+        "shown": [(number, row, kept.pictures(folder, found, row, kept.SMALL)) for number, row in shown],
+    }
+
+
+def picture(desk: Desk, name: str, number: int) -> dict[str, Any]:
+    """Return one picture of a prediction, counted from 1. Raises DeskError if there is none."""
+    folder, found = _prediction(desk, name)
+    if not 1 <= number <= len(found.rows):
+        raise DeskError("This prediction has no such picture.")
+    row = found.rows[number - 1]
+    return {"made": found, "number": number, "row": row, "pictures": kept.pictures(folder, found, row, kept.LARGE)}
+
+
+def results(desk: Desk, name: str) -> bytes:
+    """Return a prediction's table as it lies there. Raises DeskError if there is none."""
+    folder, _ = _prediction(desk, name)
+    try:
+        return (folder / name / TABLE).read_bytes()
+    except OSError as error:
+        raise DeskError(f"The table cannot be read: {error.strerror}.") from None
+
+
+def _prediction(desk: Desk, name: str) -> tuple[Path, kept.Prediction]:
+    found = kept.find(desk.places.kept, name) if desk.places else None
+    if desk.places is None or found is None:
+        raise DeskError("There is no such prediction here.")
+    return desk.places.kept, found
 
 
 def ledger(desk: Desk) -> dict[str, Any]:

@@ -43,7 +43,7 @@ app = commands(
 
 
 app.command(epilog=examples("crossprobe site new /archive/wrist /data/our-site --role target"))(new)
-app.command(epilog=examples(DESK_EXAMPLE))(desk)
+app.command(epilog=examples(DESK_EXAMPLE, f"{DESK_EXAMPLE} \\\n      --models models --predictions predictions"))(desk)
 app.add_typer(person, name="person")
 app.command("desk-forward", epilog=examples("crossprobe site desk-forward --socket /run/desk/desk.sock"))(desk_forward)
 

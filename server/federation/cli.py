@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,7 @@ from common.options import (
     Json,
     RunFolder,
     StudyFile,
+    TensorBoard,
     commands,
     examples,
 )
@@ -208,13 +210,18 @@ def run(
     study_file: StudyFile,
     out: Annotated[Path, typer.Option(metavar="RUN", help="folder of the run, as the server sees it")],
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last round of RUN")] = False,
+    tensorboard: TensorBoard = None,
     address: Address = "",
     ca: Ca = None,
 ) -> None:
     """Run it to its end; exit code 0 only if it completed."""
+    from server.tensorboard import following
+
     console = Console()
     try:
-        run_to_its_end(_connection(address, ca), study_file, out, resume=resume, console=console)
+        with following(out, tensorboard) as follow:
+            cli = _connection(address, ca)
+            run_to_its_end(cli, study_file, out, resume=resume, console=console, also=follow)
     except KeyboardInterrupt:
         print(
             f"no longer following; the run goes on at the coordinator. See it with: crossprobe study status "
@@ -225,8 +232,20 @@ def run(
     console.print(f"completed. The model and the history are in {out}; next: crossprobe report {out}")
 
 
-def run_to_its_end(cli: "FlowerCli", study_file: Path, out: Path, *, resume: bool, console: Console) -> None:
-    """Start a study and follow it, a line a round. Raises RunError if it fails; what it wrote stays."""
+def run_to_its_end(
+    cli: "FlowerCli",
+    study_file: Path,
+    out: Path,
+    *,
+    resume: bool,
+    console: Console,
+    also: Callable[[], None] = lambda: None,
+) -> None:
+    """Start a study and follow it, a line a round. Raises RunError if it fails; what it wrote stays.
+
+    Args:
+        also: called after each round.
+    """
     from common.study import load_study
     from server import history
     from server.federation import deployment
@@ -242,6 +261,7 @@ def run_to_its_end(cli: "FlowerCli", study_file: Path, out: Path, *, resume: boo
         def on_round(record: "RoundRecord") -> None:
             console.print(_line(record), soft_wrap=True)
             bar.update(task, description=record.stage, completed=record.round + record.counted)
+            also()
 
         deployment.follow(cli, run_id, out, on_round)
 

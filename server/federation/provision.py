@@ -2,8 +2,8 @@
 
 ca/           the authority's key; belongs on no server
 coordinator/  compose.yaml, .env, certificates, the SuperExec's secret, signing keys, proxy.conf, README.md
-SITE/         compose.yaml, compose.gpu.yaml, .env, ca.crt, study with the coordinator's public key, README.md; its own
-              keys are made at the site
+SITE/         compose.yaml, compose.gpu.yaml, .env, ca.crt, study with the coordinator's public key, README.md, and room
+              for what is made at the site: its own keys, its folder out of the archive, models and predictions
 """
 
 import filecmp
@@ -204,13 +204,14 @@ def _site_kit(
     compose: dict[str, Any], study: Study, file: Path, out: Path, site: KitSite, host: str, port: int
 ) -> Path:
     kit = out / site.name
-    for folder in (".", "state", "node"):
+    for folder in (".", "state", "node", "archive", "intake", "models", "predictions"):
         private_folder(kit / folder)
     own = select_services(compose, lambda name: name.startswith(f"{site.role}-"), prefix=site.role)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # From the coordinator's kit: `ca/` may be in a safe by the time a site is added.
     write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
-    variables = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_DESK_PORT": "8600", "COORDINATOR_ADDRESS": address}
+    variables = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_ARCHIVE": "./archive", "SITE_DESK_PORT": "8600"}
+    variables["COORDINATOR_ADDRESS"] = address
     _common_files(kit, file, own, variables)
     coordinator = read_public_key(out / COORDINATOR / SIGNING / PUBLIC_KEY)
     write_public(kit / "study" / PUBLIC_KEY, f"{text_of(coordinator)}\n".encode())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +28,7 @@ from server.report.conclusions import (
     score_sentence,
 )
 from server.report.dots import Pair, paired_chart
+from server.report.drawn import Example, PatientDice, kept
 from server.report.environment import environment
 from server.report.summary import summarise
 from server.state import ServerState, load_state
@@ -48,41 +49,13 @@ GLOSSARY = {
 }
 
 
-@dataclass(frozen=True)
-class Example:
-    """Pictures of one test image.
-
-    Attributes:
-        label: which image it is, without a patient's identifier or a file's name.
-        dice: predictor -> Dice in [0, 1]; empty where the image has no truth.
-        panels: (caption, WebP bytes) in the order to show.
-    """
-
-    site: str
-    role: str
-    label: str
-    dice: dict[str, float]
-    panels: list[tuple[str, bytes]]
-
-
-@dataclass(frozen=True)
-class PatientDice:
-    """Dice of each labelled test patient of a site, in [0, 1], of predictor -> patients in one order without names.
-
-    Numbers of single patients never leave a site: only who reads its folders has them.
-    """
-
-    site: str
-    role: str
-    dice: dict[str, list[float]]
-
-
 def render_report(run: Path, pictures: Sequence[Example] = (), patients: Sequence[PatientDice] = ()) -> Path:
     """Write `report.html` into a run's folder and return its path. The same files give the same bytes.
 
     Args:
         run: folder of a run, finished or not.
-        pictures, patients: examples to show and Dice by patient, where the caller may read the images.
+        pictures, patients: examples to show and Dice by patient, where the caller may read the images; else those
+            that a simulation kept, see `server.report.drawn`.
 
     Raises:
         RunError: if the folder holds no run, its checkpoint is damaged or the report cannot be written.
@@ -101,6 +74,8 @@ def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[
     records = history.read(run)
     baseline = history.read(RunFolder(run).baseline.path)
     summary = summarise(run) if state.round >= len(list(study.rounds())) else None
+    if summary is not None and not pictures and not patients:
+        pictures, patients = (drawn := kept(run)).pictures, drawn.patients
     content = {
         "study": study,
         "hash": study.hash(),

@@ -15,6 +15,8 @@ from server.state import ServerState, load_state
 
 #: Rounds with both numbers that a rank correlation needs before it says anything.
 MIN_SCORED_ROUNDS = 4
+#: What only the command knows that made the run: its own words, machine, and the time of it all.
+EXTRAS = ("wall_s", "command", "hardware", "privacy")
 
 
 def summarise(run: Path) -> dict[str, Any]:
@@ -58,10 +60,23 @@ def summarise(run: Path) -> dict[str, Any]:
 
 
 def write_summary(run: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write summary.json into a finished run's folder and return its content; `extra` keys are added."""
-    content = summarise(run) | (extra or {})
+    """Write summary.json into a finished run's folder and return its content.
+
+    Args:
+        extra: what the run's own files do not hold, `EXTRAS`; None: as an earlier summary of this run has it.
+    """
+    content = summarise(run)
+    content |= _extras(RunFolder(run).summary, content["hash"]) if extra is None else extra
     write_atomically(RunFolder(run).summary, (json.dumps(content, indent=1) + "\n").encode())
     return content
+
+
+def _extras(summary: Path, study_hash: str) -> dict[str, Any]:
+    try:
+        before = json.loads(summary.read_text(encoding="utf-8"))
+        return {key: before[key] for key in EXTRAS if key in before} if before["hash"] == study_hash else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _number(predictor: str, measure: str, statistic: str = "") -> str:

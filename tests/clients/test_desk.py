@@ -24,14 +24,14 @@ from clients.desk.server import serving
 from clients.governance.approval import approve
 from clients.governance.ledger import Ledger, entry
 from clients.governance.persons import add_person
-from clients.governance.state import State
+from clients.governance.state import Answered, State
 from common.fingerprint import fingerprint
 from common.messages import EnrolRequest, Message
 from common.signing import text_of
 from common.study import load_study
 
 STUDY = study()
-PAGES = ("/", "/data", "/ledger", f"/study/{STUDY.hash()}")
+PAGES = ("/", "/data", "/ledger", f"/study/{STUDY.hash()}", "/predictions")
 WAYS: tuple[Literal["in", "out"], ...] = ("in", "out")
 FORMS = ("/data/check", *(f"/study/{STUDY.hash()}/{word}" for word in ("try", "approve", "withdraw")))
 
@@ -155,9 +155,9 @@ def test_a_form_without_the_hidden_field_does_nothing(browser: Visitor) -> None:
 def test_a_get_changes_nothing_whatever_it_asks_for(browser: Visitor) -> None:
     before = kept(browser)
     form = f"?{FIELD}={browser.gate.csrf}&name=Eve&read=yes&seen={browser.seen(PAGES[3])}"
-    assert [browser.get(path).status for path in (*PAGES, "/desk.css")] == [200] * 5
+    assert [browser.get(path).status for path in (*PAGES, "/desk.css")] == [200] * 6
     assert [browser.get(path + form).status for path in FORMS] == [404] * 4
-    assert [browser.get(path + "?done=approved").status for path in PAGES] == [200] * 4
+    assert [browser.get(path + "?done=approved").status for path in PAGES] == [200] * 5
     for method in ("PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"):
         assert browser.get(FORMS[2] + form, method).status == 501
     assert kept(browser) == before
@@ -322,6 +322,55 @@ def test_an_approval_is_taken_back(browser: Visitor, caplog: pytest.LogCaptureFi
     assert f"Ben withdrew study {STUDY.hash()}" in caplog.text
 
 
+def answered(browser: Visitor, last: int) -> None:
+    browser.desk.state.keep_answer(STUDY.hash(), Answered(round=last, request="r", reply=b"kept"))
+
+
+def test_a_study_begins_again_as_by_the_command_and_only_where_it_was_asked_for(browser: Visitor) -> None:
+    state = browser.desk.state
+    assert 'name="restart"' not in browser.get(PAGES[3]).text  # nothing to begin again
+    answered(browser, 2)
+    form = {"name": "Anna", "read": "yes"}
+    assert "up to round 3" in browser.get(PAGES[3]).text
+    assert browser.post(FORMS[2], **form, seen=browser.seen(PAGES[3])).status == 303
+    assert state.answered(STUDY.hash()).round == 2
+    assert "starts this study again" in browser.get(PAGES[3]).text  # also while the approval holds
+    for wrong in ({"read": ""}, {"seen": "0" * 64}, {"name": ""}):
+        again = form | {"seen": browser.seen(PAGES[3]), "restart": "yes"} | wrong
+        assert browser.post(FORMS[2], **again).status == 409
+    with state.locked():  # a worker that runs
+        answer = browser.post(FORMS[2], **form, seen=browser.seen(PAGES[3]), restart="yes")
+        assert answer.status == 409
+        assert "Stop it first" in answer.text
+    assert state.answered(STUDY.hash()).round == 2
+    assert browser.post(FORMS[2], **form, seen=browser.seen(PAGES[3]), restart="yes").status == 303
+    assert (state.answered(STUDY.hash()).round, state.answered(STUDY.hash()).start) == (-1, 1)
+
+
+def test_where_two_persons_are_asked_for_a_wrong_passphrase_begins_nothing_again(browser: Visitor) -> None:
+    add_person(browser.desk.state, "Anna Berg", "correct horse battery")
+    config = browser.desk.folder / "site.yaml"
+    config.write_text(config.read_text().replace("policy:", "policy:\n  approvals_needed: 2"))
+    browser.desk.check_data()
+    wait_for(browser.desk)
+    answered(browser, 2)
+    form = {"name": "Anna Berg", "read": "yes", "restart": "yes", "seen": browser.seen(PAGES[3])}
+    assert browser.post(FORMS[2], **form, passphrase="a guess of Eve").status == 409
+    assert browser.desk.state.answered(STUDY.hash()).round == 2
+    assert browser.post(FORMS[2], **form, passphrase="correct horse battery").status == 303
+    assert browser.desk.state.answered(STUDY.hash()).round == -1
+
+
+def test_a_damaged_record_of_rounds_is_told_and_keeps_nobody_from_withdrawing(browser: Visitor) -> None:
+    browser.post(FORMS[2], name="Anna", read="yes", seen=browser.seen(PAGES[3]))
+    answered(browser, 2)
+    file = browser.desk.state.folder / "answered" / STUDY.hash()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "is damaged. Restore it" in browser.get(PAGES[3]).text
+    assert browser.post(FORMS[3], name="Anna").status == 303
+    assert not approval(browser).exists()
+
+
 def test_a_dry_run_shows_what_would_leave_and_leaves_nothing_behind(
     browser: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,11 +491,11 @@ def test_what_others_wrote_is_text_and_never_markup(browser: Visitor, tmp_path: 
         wait_for(browser.desk)
         assert browser.desk.work is None
         pages = [browser.get(path) for path in (*PAGES, f"/study/{study(name='hostile').hash()}")]
-        assert [page.status for page in pages] == [200] * 5
+        assert [page.status for page in pages] == [200] * 6
         for page in pages:
             assert not re.search("<script|<img src=x|<b>[.]json", page.text)
         assert html.escape(bad) in pages[0].text
-        assert html.escape(bad) in pages[4].text
+        assert html.escape(bad) in pages[5].text
     browser.desk.folder = hostile
     browser.desk.check_data()
     wait_for(browser.desk)

@@ -1,12 +1,15 @@
 """The desk as a person uses it, in headless Chromium: what the browser itself makes of cookie, origin and policy."""
 
 import asyncio
+import shutil
 import socket as sockets
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from finished import Finished
 from hospital import SECRET
 from tiny import content, study, write_study
 from visitor import wait_for
@@ -15,8 +18,10 @@ from webdriver import CHROMIUM, DRIVER, NO_DRIVER, window
 from clients.desk.desk import Desk
 from clients.desk.forward import forward
 from clients.desk.gate import Gate
+from clients.desk.predictions import Places, only_desk, read
 from clients.desk.server import serving
-from clients.governance.state import State
+from clients.governance.state import Answered, State
+from common.release import RELEASE
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=NO_DRIVER)
 STUDY = study()
@@ -40,21 +45,25 @@ FAINT = """(() => {
     }).map(one => one.outerHTML.slice(0, 80));
 })()"""
 NAMELESS = """[...document.querySelectorAll("a, button, input:not([type=hidden]), summary, img, svg, progress")].filter(
-  one => !(one.textContent.trim() || one.getAttribute("aria-label") || one.alt || (one.labels && one.labels.length))
+  one => !(one.textContent.trim() || one.getAttribute("aria-label") || one.alt || (one.labels && one.labels.length)
+    || one.querySelector("img[alt]"))
 ).map(one => one.outerHTML.slice(0, 80))"""
 
 
 @pytest.fixture
-def desk(tmp_path: Path, pair: Sequence[Path]) -> Desk:
+def desk(tmp_path: Path, pair: Sequence[Path], finished: Finished) -> Iterator[Desk]:
     studies = tmp_path / "studies"
     studies.mkdir()
     write_study(studies / "study.yaml")
     privacy = {"nominal_patients": 100, "noise_multiplier": 1.0}
     write_study(studies / "private.yaml", name="private", privacy=privacy, stages=content()["stages"][:1])
-    made = Desk(pair[0], State.create(tmp_path / "state", SECRET), studies)
+    shutil.copytree(finished.run / RELEASE, tmp_path / "models" / "first")
+    places = Places(tmp_path / "models", tmp_path / "kept")
+    made = Desk(pair[0], State.create(tmp_path / "state", SECRET), studies, places=places)
     made.check_data()
     wait_for(made)
-    return made
+    with only_desk(places):
+        yield made
 
 
 @pytest.fixture
@@ -98,10 +107,34 @@ def test_a_person_reads_tries_approves_and_withdraws(desk: Desk, address: str) -
         assert refused == []
 
 
+def test_a_person_segments_the_sites_images_and_looks_at_them(desk: Desk, address: str) -> None:
+    with window() as browser:
+        browser.open(address)
+        browser.click("nav a[href='/predictions']")
+        browser.click("option[value='site/test']")
+        browser.click("form.decide button")
+        browser.wait_for("[role=status]", "The images are being segmented")
+        browser.wait_for("tbody th", f"{datetime.now(UTC):%Y-}")  # the page looks again by itself
+        browser.click("tbody a")
+        browser.wait_for("h1", "5 images segmented")
+        shown = "[...document.querySelectorAll('main img')].filter(one => one.naturalWidth > 20).length"
+        assert browser.evaluate(shown) == 10
+        browser.click(".found a")
+        browser.wait_for("h1", "images/scan-north-test")
+        assert browser.evaluate(shown) == 2
+        assert browser.complaints() == []
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_each_page_fits_a_phone_and_can_be_read(desk: Desk, address: str, dark: bool) -> None:
     place = address.partition("?")[0]
+    desk.predict("first", "site/test", "")
+    wait_for(desk)
+    assert desk.places
+    ((made,), _) = read(desk.places.kept)
+    desk.state.keep_answer(STUDY.hash(), Answered(round=2, request="r", reply=b"kept"))
     pages = ["", "data", "ledger", *(f"study/{case.hash}" for case in desk.cases()[0])]
+    pages += ["predictions", f"predictions/{made.id}", f"predictions/{made.id}/image/1"]
     with window(dark=dark) as browser:
         browser.open(address)
         for page in pages:

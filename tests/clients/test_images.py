@@ -20,7 +20,8 @@ from common.metrics import mean_by_patient, measure_frame
 from common.networks import initial_networks
 from common.run_folder import RunFolder
 from common.study import Study, baseline_of
-from server.report.page import Example, render_report
+from server.report.drawn import Drawn, Example
+from server.report.page import render_report
 from server.state import ServerState, fused_tensors, save_state
 from simulations.examples import _networks, _worth_a_look, draw_examples
 
@@ -133,4 +134,4 @@ def test_pictures_need_a_final_model(tmp_path: Path, sites: list[Site]) -> None:
 
 
 def test_study_of_one_branch_has_no_pictures(tmp_path: Path, sites: list[Site]) -> None:
-    assert draw_examples(baseline_of(tiny_study()), tmp_path, sites) == ([], [])
+    assert draw_examples(baseline_of(tiny_study()), tmp_path, sites) == Drawn()

@@ -16,8 +16,9 @@ from PIL import Image
 
 from common.study import baseline_of
 from server.history import SiteRecord
+from server.report.drawn import Example, PatientDice
 from server.report.live import Run, live_page
-from server.report.page import Example, PatientDice, report_page
+from server.report.page import report_page
 from server.watch import WatchServer
 
 if CHROMIUM is None:

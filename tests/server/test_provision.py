@@ -74,6 +74,10 @@ def test_a_hospitals_kit_holds_no_private_file(study: Path, tmp_path: Path) -> N
         "study/coordinator.pub",
         "state",
         "node",
+        "archive",
+        "intake",
+        "models",
+        "predictions",
     }
 
 

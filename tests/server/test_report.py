@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from fabricated import SECRET, SOURCE, TARGET, entry, evaluation, fabricate, stu
 from private import private
 from tiny import study as tiny_study
 
-from common.errors import StudyError
+from common.errors import RunError, StudyError
 from common.run_folder import RunFolder
 from common.study import baseline_of
+from crossprobe import main
 from server.history import SiteRecord
 from server.report.charts import axis_over
 from server.report.conclusions import average_sentence, score_sentence
-from server.report.page import Example, PatientDice, render_report, report_page
+from server.report.drawn import Drawn, Example, PatientDice, keep
+from server.report.page import render_report, report_page
+from server.report.summary import write_summary
 from server.state import Participant
 
 
@@ -324,3 +328,34 @@ def test_axis_holds_all_values_between_few_round_ticks(values: list[float]) -> N
     axis = axis_over(values)
     assert 2 <= len(axis.ticks) <= 8
     assert all(-1e-9 <= axis.share(value) <= 1 + 1e-9 for value in values)
+
+
+PICTURE = Example("east", "target", "patient 1", {"infusion": 0.7}, [("Image", b"webp-bytes")])
+
+
+def test_a_report_made_again_has_the_pictures_and_the_command_of_the_simulation(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", evaluated={"east": evaluation((0.05, 0.02, 0.08))})
+    patients = [PatientDice("east", "target", {"baseline": [0.8, 0.5], "infusion": [0.7, 0.9]})]
+    keep(run, Drawn([PICTURE], patients))
+    told = {"wall_s": 9.5, "command": "crossprobe simulate study.yaml", "hardware": "2 cores"}
+    summary = write_summary(run, told)
+    first = render_report(run).read_bytes()
+    assert base64.b64encode(b"webp-bytes") in first
+    assert b"One dot a patient" in first
+    assert RunFolder(run).drawn.stat().st_mode & 0o077 == 0
+    assert main(["report", str(run)]) == 0
+    assert RunFolder(run).report.read_bytes() == first
+    assert json.loads(RunFolder(run).summary.read_text()) == summary
+    RunFolder(run).summary.write_text(json.dumps(summary | {"hash": "of another study"}))
+    assert "command" not in write_summary(run)
+
+
+def test_pictures_of_a_finished_run_only_and_none_that_are_damaged(tmp_path: Path) -> None:
+    unfinished = fabricate(tmp_path / "unfinished", done=3)
+    keep(unfinished, Drawn([PICTURE]))
+    assert base64.b64encode(b"webp-bytes").decode() not in page(unfinished)
+    run = fabricate(tmp_path / "run")
+    for damage in ("{", "[]", '{"version": 1, "pictures": [{"site": 1}], "patients": []}', '{"version": 2}'):
+        RunFolder(run).drawn.write_text(damage)
+        with pytest.raises(RunError, match=r"drawn\.json is damaged. Remove it"):
+            render_report(run)

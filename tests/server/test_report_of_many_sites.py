@@ -16,7 +16,8 @@ from fabricated import SOURCE, TARGET, entry, evaluation, fabricate
 from PIL import Image
 
 from server.history import SiteRecord
-from server.report.page import Example, PatientDice, render_report
+from server.report.drawn import Example, PatientDice
+from server.report.page import render_report
 from server.state import Participant
 
 SITES = 1000
