@@ -32,6 +32,7 @@ from wire import Weather
 
 from clients.governance.ledger import read as read_ledger
 from common.run_folder import RunFolder
+from simulations.federation import one_interrupt
 
 KINDS = ("worker", "supernode", "clientapp", "superlink", "serverapp", "cut")
 #: Share of rounds in which something happens.
@@ -208,7 +209,9 @@ def main() -> int:
     stages[-1] |= {"rounds": options.rounds - 3}  # and one to begin with, a score and an evaluation
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="crossprobe-soak-") as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(one_interrupt())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-soak-"))
         root = Path(folder)
         sites = [write_site(root / "north", "source"), write_site(root / "east", "target", seed=1, gain=0.7)]
         patient = {"deadline_s": 240.0, "retries": 20}

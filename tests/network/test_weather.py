@@ -1,4 +1,4 @@
-"""A round each under delay, loss, a narrow line, doubled and reordered packets, then all at once. `make network-test`."""
+"""A round each under delay, loss, a narrow line, doubled and early packets, then all at once. `make network-test`."""
 
 import time
 from collections import Counter
