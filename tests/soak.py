@@ -107,14 +107,13 @@ class Soak:
             self.done, self.since = done, now
         assert now - self.since < STUCK_S, f"round {self.done} is stuck\n{self.federation.logs()}"
         event = self.events.get(self.done)
-        if event and RunFolder(self.federation.run_folder).nodes.exists() and now - self.since > event.at_s:
-            del self.events[self.done]
-            if self._happens(event):
-                self.happened.append(event)
+        due = RunFolder(self.federation.run_folder).nodes.exists() and now - self.since > (event.at_s if event else 0)
+        if event and due and self._happens(event):
+            print(f"round {event.round}: {event.kind} of {event.site}", flush=True)
+            self.happened.append(self.events.pop(self.done))
 
     def _happens(self, event: Event) -> bool:
-        """Do it; return whether there was something to be killed."""
-        print(f"round {event.round}: {event.kind} of {event.site}", flush=True)
+        """Do it; return False if there is no app to be killed yet."""
         if event.kind == "cut":
             self.federation.wires[event.site].weather = Weather(cut=True)
             self.mended[event.site] = time.monotonic() + event.lasts_s
