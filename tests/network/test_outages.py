@@ -16,9 +16,10 @@ from common.run_folder import RunFolder
 
 pytestmark = [pytest.mark.network, pytest.mark.skipif(bool(missing()), reason=missing())]
 
-#: Rounds of the study below: pretrain, refine three times, score, evaluate.
-NO_NAMES_IN, BAD_GATEWAY_IN, SHORT_CUT_IN, LONG_CUT_IN, FOR_GOOD_IN, ROUNDS = 0, 1, 2, 3, 4, 6
-#: Flower gives a SuperNode up 60 s after its last sign of life; a request waits at most 30 s for its answer.
+#: Rounds of the study below: pretrain, refine four times, score, evaluate.
+NO_NAMES_IN, BAD_GATEWAY_IN, SHORT_CUT_IN, LONG_CUT_IN, NO_SERVER_IN, FOR_GOOD_IN, ROUNDS = 0, 1, 2, 3, 4, 5, 7
+#: Flower gives a SuperNode up 60 s after its last sign of life, and a ServerApp too; a request waits at most 30 s for
+#: its answer.
 OUTAGE_S, SHORT_S, LONG_S = 45.0, 20.0, 120.0
 #: An upload lasts some seconds, so that a cable can be cut in it.
 NARROW = Weather(bits_per_s=1e5)
@@ -33,13 +34,16 @@ class Outcome:
         gateway: what the proxy answered while the SuperLink was down.
         unanswered: how many questions for the coordinator's address were not answered.
         sent: round -> share of east's reply that was on the wire when it was cut.
-        ended: exit code and words of `study run` once east did not come back.
+        broken: exit code and words of `study run` once the SuperLink was away for long.
+        ended: the same of the resumed run once east did not come back.
+        resumed: exit code of the run after that.
     """
 
     federation: NetworkedFederation
     gateway: int = 0
     unanswered: int = 0
     sent: dict[int, float] = field(default_factory=dict)
+    broken: tuple[int, str] = (0, "")
     ended: tuple[int, str] = (0, "")
     resumed: int = -1
 
@@ -48,7 +52,7 @@ class Outcome:
 def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     root = tmp_path_factory.mktemp("outages")
     stages = [
-        stage | {"rounds": 3 if stage["name"] == "refine" else 1}
+        stage | {"rounds": 4 if stage["name"] == "refine" else 1}
         for stage in content()["stages"]
         if stage["name"] in ("pretrain", "refine")
     ]
@@ -62,9 +66,14 @@ def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> I
         with federation.running() as running:
             federation.wait(RunFolder(federation.run_folder).nodes.exists, "all sites are enrolled", 180)
             _names_go_away(story)
-            _the_superlink_is_behind_a_bad_gateway(story)
+            _reach(story, BAD_GATEWAY_IN)
+            _take_the_superlink_down(story, SHORT_S)
             _cut_in_mid_upload(story, SHORT_CUT_IN, SHORT_S)
             _cut_in_mid_upload(story, LONG_CUT_IN, LONG_S)
+            _reach(story, NO_SERVER_IN)
+            _take_the_superlink_down(story, LONG_S)
+            story.broken = (federation.ended(running, 300), federation.said.read_text())
+        with federation.running("--resume") as running:
             _reach(story, FOR_GOOD_IN)
             federation.wires["east"].weather = Weather(cut=True)
             story.ended = (federation.ended(running, 6 * DEADLINE_S), federation.said.read_text())
@@ -100,14 +109,13 @@ def _names_go_away(story: Outcome) -> None:
         server.silent = False
 
 
-def _the_superlink_is_behind_a_bad_gateway(story: Outcome) -> None:
-    """Take the SuperLink down and leave the proxy up."""
-    _reach(story, BAD_GATEWAY_IN)
+def _take_the_superlink_down(story: Outcome, seconds: float) -> None:
+    """Take the SuperLink down and leave the proxy up, which then is a bad gateway."""
     story.federation.kill("coordinator-superlink")
     down = story.federation.processes.pop("coordinator-superlink")
     down.wait(10)
     story.gateway = _answer(story.federation)
-    _last(story, OUTAGE_S)
+    _last(story, seconds)
     story.federation.start("coordinator", "superlink")
 
 
@@ -171,6 +179,14 @@ def test_names_that_are_not_answered_are_waited_for(outcome: Outcome) -> None:
 def test_a_bad_gateway_is_waited_for(outcome: Outcome) -> None:
     assert outcome.gateway == 502
     assert _attempts(outcome, BAD_GATEWAY_IN)[-1] == (True, {"north": "ok", "east": "ok"})
+
+
+def test_a_superlink_that_is_away_for_long_ends_the_run_with_what_to_do(outcome: Outcome) -> None:
+    code, said = outcome.broken
+    assert code == 1
+    assert "it was stopped or killed" in said
+    assert "--resume" in said
+    assert "Traceback" not in said
 
 
 def test_a_cable_cut_for_a_moment_in_mid_upload_costs_nothing(outcome: Outcome) -> None:
