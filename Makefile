@@ -38,7 +38,7 @@ fault-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 # Hospitals in network namespaces, at the end of wires that delay, lose and cut: a quarter of an hour, most of it waiting.
-# Needs root and Debian's iproute2, nginx-light and faketime; what cannot run is named at the end.
+# Needs root and Debian's iproute2, nginx-light and gcc; what cannot run is named at the end.
 network-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m network -rs tests/network
 

@@ -2,6 +2,7 @@
 
     make soak                                    200 rounds, seed 1
     make soak SOAK='--rounds 40 --seed 7'        others
+    python tests/soak.py --tell docs/soak        write docs/performance.md's section anew from that folder
 
 Each service is started again by its restart policy, a run whose ServerApp was killed by `--resume`. Then: was every
 round counted once, by both sites; is the model bit for bit that of an undisturbed run; did no site answer a round in
@@ -19,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ OFTEN = 0.12
 AT_S, CUT_S = (0.0, 12.0), (5.0, 90.0)
 #: More than this in MB a round is growth: 20 MB in a study of 200 rounds.
 FLAT_MB = 0.1
+#: Around what is written into the page.
+PAGE, MARKS = Path("docs/performance.md"), ("<!-- soak: python tests/soak.py --tell docs/soak -->", "<!-- end -->")
 #: A round that takes longer is stuck.
 STUCK_S = 900.0
 
@@ -194,13 +197,58 @@ def written(soak: Soak, options: argparse.Namespace, seconds: float, found: list
     }
 
 
+def section(result: dict[str, Any]) -> str:
+    """Return what docs/performance.md says of a soak."""
+    kinds = Counter(event["kind"] for event in result["happened"])
+    what = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+    rows = [
+        f"| {name} | {len({pid for _, pid, _ in memory})} | {max(mb for *_, mb in memory):.0f} | "
+        + (f"{grown['mb_a_round']:+.3f} over {grown['rounds']} |" if grown else "too few rounds |")
+        for name, memory in result["memory"].items()
+        for grown in [result["growth"][name]]
+    ]
+    lines = [
+        f"`{result['command']}` on {result['hardware']} ({result['software']}), beside other work: "
+        f"{result['seconds'] / 60:.0f} minutes, {result['median_round_s']} s a round in the middle.",
+        "",
+        f"What happened: {what}. {result['rounds_that_fell_short']} attempts at a round fell short and were repeated.",
+        "",
+        "What was found: "
+        + (
+            "; ".join(result["findings"])
+            or "nothing; every round counted once, by both sites, and the model is the undisturbed run's bit for bit"
+        )
+        + ".",
+        "",
+        f"| process | lives | most MB | MB a round (flat: at most {result['flat_mb_a_round']}) |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        "![memory of each process over the rounds](soak/memory.svg)",
+    ]
+    return "\n".join(lines)
+
+
+def tell(folder: Path, page: Path) -> None:
+    """Write a soak's section of a page, between its two marks."""
+    text = page.read_text(encoding="utf-8")
+    (begin, end) = MARKS
+    before, _, rest = text.partition(begin)
+    result = json.loads((folder / "soak.json").read_text(encoding="utf-8"))
+    page.write_text(f"{before}{begin}\n{section(result)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def main() -> int:
     """Soak, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
+    parser.add_argument("--tell", type=Path, metavar="DIR", help="do not soak; write the page from this folder")
     options = parser.parse_args()
+    if options.tell:
+        tell(options.tell, PAGE)
+        return 0
     if lacking := missing():
         print(f"a soak cannot run here: {lacking}", file=sys.stderr)
         return 1

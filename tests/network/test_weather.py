@@ -95,9 +95,3 @@ def test_the_wires_did_it(index: int, what: str, outcome: Outcome) -> None:
     share = getattr(WEATHER[index], name)
     assert count["packets"] > 100
     assert count[what] / count["packets"] == pytest.approx(share, rel=0.5)
-
-
-def test_delay_and_a_narrow_line_are_felt(outcome: Outcome) -> None:
-    seconds = {record.round: record.seconds for record in outcome.federation.records()}
-    # a question, its message, its pieces and their receipts follow one another: more than ten times there and back
-    assert seconds[4] - seconds[1] > 10 * 2 * WEATHER[4].delay_s

@@ -13,10 +13,14 @@ DOCKER = os.environ["CROSSPROBE_DOCKER"]
 
 
 def healths() -> dict[str, str]:
-    """Return name -> health (`starting`, `healthy`, `unhealthy`, or the state of one without a check)."""
+    """Return name -> health (`starting`, `healthy`, `unhealthy`, or the state of one without a check).
+
+    What nobody starts again, such as a desk that was ended, is not waited for.
+    """
     names = subprocess.run(["docker-compose", "ps", "-q"], capture_output=True, text=True, check=True).stdout.split()
     content = json.loads(subprocess.run([DOCKER, "inspect", *names], capture_output=True, text=True).stdout or "[]")
-    states = {each["Name"].lstrip("/"): each["State"] for each in content}
+    kept = [each for each in content if each["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no")]
+    states = {each["Name"].lstrip("/"): each["State"] for each in kept}
     return {name: state.get("Health", {}).get("Status", state["Status"]) for name, state in states.items()}
 
 

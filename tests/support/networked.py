@@ -25,8 +25,8 @@ from server.federation.provision import COORDINATOR
 
 #: As what hospitals know the coordinator; a name of its certificate.
 PROXY = "proxy"
-#: What a person who installs Debian's package gets.
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+#: Shifts the time of day of a program; `unshare --time` has only the clocks that count from the start.
+_CLOCK = Path(__file__).with_name("clock.c")
 #: Files that `ip netns exec` puts over /etc's in a namespace.
 _OWN_FILES = Path("/etc/netns")
 #: How long a service stays ended.
@@ -45,7 +45,7 @@ class NetworkedFederation(Federation):
     """A federation over wires; in a `with`.
 
     Args:
-        clocks: site -> seconds by which the clock of all its processes is ahead.
+        clocks: site -> whole seconds by which its SuperNode's clock is ahead; that of no other process is ever told.
 
     Attributes:
         wires: site -> its wire.
@@ -60,11 +60,11 @@ class NetworkedFederation(Federation):
         sites: Sequence[Path],
         *,
         seed: int = 0,
-        clocks: Mapping[str, float] | None = None,
+        clocks: Mapping[str, int] | None = None,
     ) -> None:
         self.proxy_port = free_port()
         super().__init__(root, study, sites, superlink_seen_by_sites=f"{PROXY}:{self.proxy_port}")
-        self.clocks, self.seed = clocks or {}, seed
+        self.clocks, self.seed = dict(clocks or {}), seed
         self.wires: dict[str, Wire] = {}
         self.name_servers: dict[str, NameServer] = {}
         self.restarts: Counter[str] = Counter()
@@ -94,10 +94,16 @@ class NetworkedFederation(Federation):
         around = super().surroundings(kit, service)
         if kit in self.wires and service in ("supernode", "superexec"):
             around = ["ip", "netns", "exec", self.wires[kit].namespace]
-        if self.clocks.get(kit):
-            around += ["env", f"LD_PRELOAD={FAKETIME}", f"FAKETIME={self.clocks[kit]:+.0f}s"]
-            around += ["FAKETIME_DONT_FAKE_MONOTONIC=1"]
+        if service == "supernode" and self.clocks.get(kit):
+            around += ["env", f"LD_PRELOAD={self._clock()}", f"CLOCK_AHEAD={self.clocks[kit]}"]
         return around
+
+    def _clock(self) -> Path:
+        """Return the library of `clock.c`."""
+        library = self.root / "clock.so"
+        if not library.exists():
+            subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, _CLOCK, "-ldl"], check=True)
+        return library
 
     def start_coordinator(self) -> None:
         super().start_coordinator()
