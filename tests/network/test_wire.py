@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from wire import Weather, Wire, missing
@@ -43,7 +44,7 @@ def port(wire: Wire) -> Iterator[int]:
             except OSError:
                 return
             with line:
-                line.sendall(str(sum(len(part) for part in iter(lambda: line.recv(65536), b""))).encode())
+                line.sendall(str(sum(len(part) for part in iter(partial(line.recv, 65536), b""))).encode())
 
     with socket.create_server((wire.here, 0)) as server:
         threading.Thread(target=count, daemon=True).start()
