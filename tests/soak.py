@@ -6,8 +6,8 @@
 
 Each service is started again by its restart policy, a run whose ServerApp was killed by `--resume`. Then: was every
 round counted once, by both sites; is the model bit for bit that of an undisturbed run; did no site answer a round in
-two ways; is each ledger whole; does no process grow. What was seen is written to `--out`: soak.json and memory.svg.
-Exit code 1 if any of it is not so. Needs root, iproute2 and nginx-light.
+two ways; is each ledger whole; does no process grow. What was seen is written to soak.json in `--out`. Exit code 1 if
+any of it is not so. Needs root, iproute2 and nginx-light.
 """
 
 import argparse
@@ -135,9 +135,10 @@ class Soak:
 
     def _sample(self, index: int) -> None:
         """Note the memory of all that lives as long as the run; a ClientApp is a new process in each round."""
-        pids = {key: [process.pid] for key, process in self.federation.processes.items()}
+        pids: dict[str, list[int]] = {key: [process.pid] for key, process in self.federation.processes.items()}
+        pids["coordinator-superexec"] = pids.pop("coordinator-serverapp")
         pids["coordinator-proxy"] = self.federation.apps("coordinator-proxy", "nginx")
-        pids["the study's ServerApp"] = self.federation.apps("coordinator-serverapp", "flwr-serverapp")
+        pids["study-serverapp"] = self.federation.apps("coordinator-serverapp", "flwr-serverapp")
         for name, group in pids.items():
             with contextlib.suppress(OSError):  # it is down
                 if group:
@@ -230,11 +231,13 @@ def section(result: dict[str, Any]) -> str:
 
 
 def tell(folder: Path, page: Path) -> None:
-    """Write a soak's section of a page, between its two marks."""
+    """Write a soak's picture, and its section of a page between its two marks."""
     text = page.read_text(encoding="utf-8")
     (begin, end) = MARKS
     before, _, rest = text.partition(begin)
     result = json.loads((folder / "soak.json").read_text(encoding="utf-8"))
+    memory = {name: [Sample(*each) for each in samples] for name, samples in result["memory"].items()}
+    (folder / "memory.svg").write_text(chart(memory, 1 + max(each[-1].round for each in memory.values())))
     page.write_text(f"{before}{begin}\n{section(result)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
@@ -275,7 +278,6 @@ def main() -> int:
         found = findings(soak, options.rounds, federation.undisturbed(root / "undisturbed"))
         result = written(soak, options, seconds, found)
         (options.out / "soak.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
-        (options.out / "memory.svg").write_text(chart(soak.memory, options.rounds), encoding="utf-8")
     print("\n".join(found) or f"{options.rounds} rounds, {len(soak.happened)} disturbances, nothing lost")
     return 1 if found else 0
 

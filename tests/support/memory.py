@@ -6,16 +6,28 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
-from server.report.charts import Axis, Band, Curve, axis_over, round_chart
+from server.report.charts import Band, Curve, axis_over, circle, round_chart, svg, text
 
 #: What a process loads and caches in its first rounds is no growth; of fewer rounds after them nothing is said.
 WARM_UP, FEWEST = 5, 10
+#: What is measured, as the last word of its name, and its colour.
+COLOURS = {
+    "worker": "#b8500c",
+    "supernode": "#0a6ba8",
+    "superexec": "#06795a",
+    "superlink": "#8c4a7c",
+    "serverapp": "#1c2229",
+    "proxy": "#68737d",
+}
+#: Of the report's chart of rounds.
+PLOT_HEIGHT = 192
 #: The report's ink on its ground, for a picture that stands alone.
 _STYLE = (
     "svg{background:#fff;font:12px sans-serif}text{fill:#1c2229}.tick{fill:#5a6570}.grid{stroke:#d9dee3}"
-    ".band1{fill:#fff}.curve{fill:none;stroke:#0a6ba8;stroke-width:1.8}.dot{fill:#0a6ba8}"
-)
+    ".band1{fill:#fff}.curve{fill:none;stroke-width:1.8}"
+) + "".join(f".curve.{kind}{{stroke:{ink}}}.dot.{kind}{{fill:{ink}}}" for kind, ink in COLOURS.items())
 
 
 @dataclass(frozen=True)
@@ -62,13 +74,22 @@ def growth(samples: Sequence[Sample]) -> tuple[float, int] | None:
 
 def chart(services: Mapping[str, Sequence[Sample]], rounds: int) -> str:
     """Return an SVG file with the memory of each service over the rounds; a line ends where its process did."""
-    segments = {
-        name: tuple(tuple((float(s.round), s.mb) for s in life) for life in lives(samples))
+    curves = [
+        Curve(name, _kind(name), tuple(tuple((float(s.round), s.mb) for s in life) for life in lives(samples)))
         for name, samples in services.items()
-    }
-    curves = [Curve(name, "memory", lines) for name, lines in segments.items()]
+    ]
     top = max(value for curve in curves for value in curve.values)
-    axis = Axis(axis_over([0.0, top]).ticks)
-    picture = str(round_chart([Band("MB", 0, rounds)], curves, axis, title="Memory of each process, MB, by round"))
-    picture = picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return picture.replace(">", f"><style>{_STYLE}</style>", 1)
+    plot = round_chart([Band("MB by round", 0, rounds)], curves, axis_over([0.0, top]), title="memory")
+    height = PLOT_HEIGHT + 18 * -(-len(COLOURS) // 3)
+    legend = []
+    for number, kind in enumerate(COLOURS):
+        x, y = 44 + 140 * (number % 3), PLOT_HEIGHT + 14 + 18 * (number // 3)
+        legend += [circle(f"{x - 8}", f"{y - 4}", "4", f"dot {kind}"), text(f"{x}", f"{y}", kind, "start", "label")]
+    style = Markup("<style>{}</style>").format(Markup(_STYLE))
+    inner = Markup(str(plot).replace("<svg ", f'<svg height="{PLOT_HEIGHT}" ', 1))
+    picture = svg([style, inner, *legend], height, "Memory of each process, MB, by round")
+    return str(picture).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+
+def _kind(service: str) -> str:
+    return service.rpartition("-")[2]
