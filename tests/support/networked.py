@@ -45,7 +45,7 @@ class NetworkedFederation(Federation):
     """A federation over wires; in a `with`.
 
     Args:
-        clocks: site -> whole seconds by which its SuperNode's clock is ahead; that of no other process is ever told.
+        clocks: site -> whole seconds by which its SuperNode's clock is ahead, by which it signs.
 
     Attributes:
         wires: site -> its wire.
