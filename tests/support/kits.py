@@ -189,7 +189,9 @@ class Kit:
 
     def container(self, service: str) -> str:
         """Return the id of a service's container."""
-        (found,) = self.compose("ps", "-q", service).split()
+        labels = {"project": self.project, "service": service, "oneoff": "False"}
+        filters = [f"--filter=label=com.docker.compose.{key}={value}" for key, value in labels.items()]
+        (found,) = self.engine.docker("ps", "-aq", *filters).stdout.split()
         return found
 
     def inspect(self, service: str) -> dict[str, Any]:
