@@ -5,6 +5,7 @@ Environment: CROSSPROBE_DOCKER, the real `docker`.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,9 @@ def main(arguments: list[str]) -> int:
         patience_s = float(words[where + 1])
         del words[where : where + 2]
     waiting = "--wait" in words
-    code = subprocess.run(["docker-compose", *(word for word in words if word != "--wait")]).returncode
+    process = subprocess.Popen(["docker-compose", *(word for word in words if word != "--wait")])
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for compose, which then stops what it started
+    code = process.wait()
     return wait(patience_s) if waiting and code == 0 else code
 
 
