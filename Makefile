@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: install demo docs picture test federation-test fault-test container-test lint clean
+.PHONY: install demo docs picture test federation-test fault-test network-test container-test soak lint clean
 
 install: $(STAMP)
 
@@ -46,6 +46,15 @@ federation-test: install
 # A whole federation on loopback with processes killed and stopped, disks full, replies poisoned: about ten minutes.
 fault-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+# Hospitals in network namespaces, at the end of wires that delay, lose and cut: a quarter of an hour, most of it waiting.
+# Needs root and Debian's iproute2, nginx-light and gcc; what cannot run is named at the end.
+network-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m network -rs tests/network
+
+# 200 rounds with kills and cuts from a seed, about an hour; SOAK='--rounds 40 --seed 7' for others.
+soak: install
+	PYTHONPATH=.:tests/support OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(SOAK)
 
 # The kits in running containers, attacked from inside: needs a container engine, or root and Debian's docker.io,
 # docker-compose and debootstrap to start one. A quarter of an hour, most of it the building of images.

@@ -213,8 +213,7 @@ class LocalFederation:
         command[0] = tool(command[0])
         if Path(command[0]).name == "crossprobe":
             command[:1] = [sys.executable, "-m", "crossprobe"]
-        if content.get("network_mode") == "none" and namespaces():
-            command[:0] = ["unshare", "-n"]
+        command[:0] = self.surroundings(kit, service)
         home = self.root / key
         home.mkdir(exist_ok=True)
         environment = flower_environment(home) | {
@@ -229,6 +228,11 @@ class LocalFederation:
                 command, env=environment, cwd=where, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         return self.processes[key]
+
+    def surroundings(self, kit: str, service: str) -> list[str]:
+        """Return the command that puts a service where it belongs: one without network into a namespace of its own."""
+        alone = self._service(kit, service).get("network_mode") == "none" and namespaces()
+        return ["unshare", "-n"] if alone else []
 
     def end(self, key: str, sig: int) -> None:
         """Send a signal to a service's group; what does not end within 15 s is killed."""

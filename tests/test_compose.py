@@ -96,6 +96,8 @@ def test_nothing_is_reported_looked_up_or_installed_at_run_time(name: str) -> No
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    two_pieces = 2 * 8 * int(environment["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"])
+    assert two_pieces / 1e6 < 30  # seconds at 1 Mbit/s, after which Flower sends them again
     assert "--insecure" not in SERVICES[name].get("command", ())
     assert "--allow-runtime-dependency-installation" not in SERVICES[name].get("command", ())
 
@@ -134,6 +136,7 @@ def test_the_desks_pages_have_no_network_and_their_forwarder_has_no_data(hospita
     assert mounts(forward) == {"/run/desk": (f"{hospital}-desk-socket", False)}
     assert "network_mode" not in forward
     assert forward["networks"] == [f"{hospital}-loopback"]
+    assert forward["dns"] == ["127.0.0.1"]
     sharing = [name for name, service in SERVICES.items() if f"{hospital}-loopback" in service.get("networks", ())]
     assert sharing == [f"{hospital}-desk-forward"]
     masquerade = "com.docker.network.bridge.enable_ip_masquerade"

@@ -111,7 +111,11 @@ def stop(cli: FlowerCli, out: Path) -> bool:
 
 
 def follow(cli: FlowerCli, run_id: str, out: Path, on_round: Callable[[RoundRecord], None]) -> None:
-    """Wait for a run's end, telling each new record of its history. Raises RunError if it failed."""
+    """Wait for a run's end, telling each new record of its history.
+
+    Raises:
+        RunError: if it failed; with the sites that are registered and not connected, whatever it failed of.
+    """
     seen = len(history.read(out))
 
     def poll() -> None:
@@ -122,7 +126,25 @@ def follow(cli: FlowerCli, run_id: str, out: Path, on_round: Callable[[RoundReco
             on_round(record)
         seen = len(records)
 
-    cli.follow(run_id, out, poll)
+    try:
+        cli.follow(run_id, out, poll)
+    except RunError as error:
+        raise RunError("\n".join([str(error), *_away(cli)])) from None
+
+
+def _away(cli: FlowerCli) -> list[str]:
+    """Return a sentence that names the registered sites whose SuperNode is not connected, if there are any."""
+    try:
+        online = {node["node-id"] for node in cli.nodes() if node["status"] == "online"}
+        names = sorted(name for node, name in cli.names().items() if node not in online)
+    except RunError:  # the SuperLink is away itself, which the run's own error tells
+        return []
+    if not names:
+        return []
+    return [
+        f"Registered and not connected now: {', '.join(names)}. There, `docker compose logs supernode` tells more, and "
+        "`crossprobe doctor --address HOST:PORT --ca ca.crt` looks at name, certificate and clock."
+    ]
 
 
 def status(cli: FlowerCli, out: Path) -> Status:

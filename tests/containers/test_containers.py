@@ -5,8 +5,10 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 import pytest
 from engine import Engine, engine, missing, serving, serving_wheels
 from federation import free_port, wait_until
-from kits import CONFINED, Inside, Kit
+from kits import CONFINED, Inside, Kit, under
 from tiny import Between, Change
 
 from clients.data.site import load_site
@@ -89,6 +92,26 @@ class Doorbell(BaseHTTPRequestHandler):
 
 
 @dataclass
+class Desk:
+    """What was seen of a hospital's desk while it was up.
+
+    Attributes:
+        shown: status and text of its page at this machine's loopback, by the address that it printed.
+        without_token: status of the same page without the token.
+        elsewhere: address of this machine's -> whether the desk's port answered there.
+        pages, forward: looks into its two containers.
+        running: containers of it that ran on after Ctrl-C.
+    """
+
+    shown: tuple[int, str]
+    without_token: int
+    elsewhere: dict[str, bool]
+    pages: Inside
+    forward: Inside
+    running: list[str]
+
+
+@dataclass
 class Story:
     """What happened, in order; the tests read it."""
 
@@ -103,6 +126,7 @@ class Story:
     inner: dict[str, str] = field(default_factory=dict)
     questions: Questions | None = None
     left_over: dict[str, list[str]] = field(default_factory=dict)
+    desk: "Desk | None" = None
 
     @property
     def coordinator(self) -> Kit:
@@ -146,8 +170,62 @@ def make_kits(root: Path, found: Engine, port: int) -> dict[str, Kit]:
             shutil.move(root / "sites" / name, kits / name / "site")
         assert "chown -R 1000:1000 ." in (kits / name / "README.md").read_text()
         subprocess.run(["chown", "-R", "1000:1000", "."], cwd=kits / name, check=True)
-        made[name] = Kit(found, kits / name, f"crossprobe-test-{name}", ROOT, base, proxy)
+        made[name] = Kit(found, kits / name, f"crossprobe-test-{name}", ROOT, base, proxy, free_port())
     return made
+
+
+def sit_at_the_desk(story: Story, root: Path) -> None:
+    """Start east's desk as its README says, open its page, try to reach it otherwise, and end it with Ctrl-C."""
+    east, log = story.kits["east"], root / "desk.log"
+    process = east.background(under((east.folder / "README.md").read_text(), "In a browser instead."), log)
+    try:
+        printed = rf"http://127\.0\.0\.1:{east.desk_port}(/\?token=\S+)"
+        wait_until(lambda: re.search(printed, log.read_text()), f"the desk's address, see {log}", 180)
+        place = re.search(printed, log.read_text())
+        assert place is not None
+        machine = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+        others = {host for host in [*machine, story.engine.gateway()] if host and ":" not in host}
+        seen = {
+            "without_token": _page(east.desk_port, "/")[0],
+            "shown": _page(east.desk_port, place.group(1)),
+            "elsewhere": {host: _answers(host, east.desk_port) for host in sorted(others)},
+            "pages": east.inside("desk-pages"),
+            "forward": east.inside("desk-forward"),
+        }
+        ask = "import socket\ntry: socket.getaddrinfo('desk.example.org', 443)\nexcept OSError: pass\n"
+        east.run_in("desk-forward", "python", "-c", ask)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    running = [each for part in ("pages", "forward") for each in _running(east, f"desk-{part}")]
+    story.desk = Desk(**seen, running=running)
+
+
+def _page(port: int, path: str) -> tuple[int, str]:
+    """Return the status and the text of the desk's page, its one redirection followed as a browser does."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path)
+    reply = connection.getresponse()
+    text = reply.read().decode()
+    if reply.status in (302, 303):
+        cookie = reply.getheader("Set-Cookie", "").partition(";")[0]
+        connection.request("GET", reply.getheader("Location"), headers={"Cookie": cookie})
+        reply = connection.getresponse()
+        text = reply.read().decode()
+    return reply.status, text
+
+
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=3):
+        return True
+    return False
+
+
+def _running(kit: Kit, service: str) -> list[str]:
+    label = [f"label=com.docker.compose.project={kit.project}", f"label=com.docker.compose.service={service}"]
+    return kit.engine.docker("ps", "-q", "--filter", label[0], "--filter", label[1]).stdout.split()
 
 
 def start_before_registration(story: Story) -> None:
@@ -225,7 +303,7 @@ def attack(story: Story, doorbell: int, port: int) -> None:
 def run_through_a_restart(story: Story, root: Path) -> None:
     """Run the study, restart the engine under it, and go on as the README says."""
     with contextlib.ExitStack() as stack:
-        process = story.coordinator.background(4, root / "run.log")
+        process = story.coordinator.background(story.coordinator.commands(4), root / "run.log")
         stack.callback(process.wait)
         stack.callback(process.kill)
         wait_until(lambda: len(history.read(story.run_folder)) >= 2, f"two rounds, see {root / 'run.log'}", 400)
@@ -282,6 +360,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             kit.do(3)
             kit.do(4)
             story.said[f"{name} approve"] = kit.do(5, answer="yes\n")
+        sit_at_the_desk(story, root)
         start_before_registration(story)
         register(story)
         for name in ("north", "east"):
@@ -432,6 +511,36 @@ def test_shipped_code_hears_no_more_from_the_worker_than_the_contract_has(story:
     for found in story.found:
         assert '"kind":"refused","code":"not-a-message"' in found["junk"]
         assert "UNIMPLEMENTED" in found["other_method"]
+
+
+def test_the_desk_answers_at_this_machines_loopback_to_who_has_the_token(story: Story) -> None:
+    assert story.desk is not None
+    status, text = story.desk.shown
+    assert status == 200
+    assert "east" in text
+    assert story.desk.without_token == 403
+    assert story.desk.elsewhere
+    assert not any(story.desk.elsewhere.values()), story.desk.elsewhere
+
+
+def test_the_desks_process_with_the_images_has_no_network_and_the_other_one_no_data(story: Story) -> None:
+    assert story.desk is not None
+    for inside in (story.desk.pages, story.desk.forward):
+        confined(inside)
+    assert story.desk.pages.interfaces == {"lo"}
+    assert story.desk.pages.writable() == {"/state", "/run/desk", "/tmp"}
+    assert story.desk.forward.writable() == {"/tmp"}
+    assert not {path for path in story.desk.forward.mounts if path.startswith(("/site", "/state", "/study"))}
+
+
+def test_the_desks_forwarder_tells_nothing_by_the_names_that_it_asks_for(story: Story) -> None:
+    if story.questions is not None:
+        assert not story.questions.heard("desk.example.org")
+
+
+def test_the_desk_ends_with_its_command(story: Story) -> None:
+    assert story.desk is not None
+    assert story.desk.running == []
 
 
 def test_an_image_holds_no_tests_and_nothing_to_build_against(story: Story) -> None:

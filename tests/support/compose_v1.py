@@ -5,6 +5,7 @@ Environment: CROSSPROBE_DOCKER, the real `docker`.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +14,14 @@ DOCKER = os.environ["CROSSPROBE_DOCKER"]
 
 
 def healths() -> dict[str, str]:
-    """Return name -> health (`starting`, `healthy`, `unhealthy`, or the state of one without a check)."""
+    """Return name -> health (`starting`, `healthy`, `unhealthy`, or the state of one without a check).
+
+    What nobody starts again, such as a desk that was ended, is not waited for.
+    """
     names = subprocess.run(["docker-compose", "ps", "-q"], capture_output=True, text=True, check=True).stdout.split()
     content = json.loads(subprocess.run([DOCKER, "inspect", *names], capture_output=True, text=True).stdout or "[]")
-    states = {each["Name"].lstrip("/"): each["State"] for each in content}
+    kept = [each for each in content if each["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no")]
+    states = {each["Name"].lstrip("/"): each["State"] for each in kept}
     return {name: state.get("Health", {}).get("Status", state["Status"]) for name, state in states.items()}
 
 
@@ -50,7 +55,9 @@ def main(arguments: list[str]) -> int:
         patience_s = float(words[where + 1])
         del words[where : where + 2]
     waiting = "--wait" in words
-    code = subprocess.run(["docker-compose", *(word for word in words if word != "--wait")]).returncode
+    process = subprocess.Popen(["docker-compose", *(word for word in words if word != "--wait")])
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for compose, which then stops what it started
+    code = process.wait()
     return wait(patience_s) if waiting and code == 0 else code
 
 

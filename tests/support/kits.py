@@ -36,6 +36,13 @@ def steps(readme: str) -> dict[int, str]:
     return {number: commands for number, commands in found.items() if commands}
 
 
+def under(readme: str, heading: str) -> str:
+    """Return the first block of shell commands after a bold heading."""
+    found = re.search(rf"^\*\*{re.escape(heading)}.*?^```sh\n(.*?)^```", readme, re.M | re.S)
+    assert found, f"no commands under {heading}"
+    return found.group(1)
+
+
 #: What `crossprobe site approve` asks.
 PROMPT = b"Type `yes`"
 
@@ -73,6 +80,7 @@ class Kit:
 
     Args:
         project: name of its compose project; the README's folder would give it on a machine of its own.
+        desk_port: of the loopback, for the desk; several hospitals share this machine.
     """
 
     engine: Engine
@@ -81,6 +89,7 @@ class Kit:
     checkout: Path
     base: str
     proxy: str
+    desk_port: int = 8600
 
     @property
     def name(self) -> str:
@@ -89,6 +98,7 @@ class Kit:
     @property
     def environment(self) -> dict[str, str]:
         own = {
+            "SITE_DESK_PORT": str(self.desk_port),
             "COMPOSE_PROJECT_NAME": self.project,
             "CROSSPROBE_PROXY_IMAGE": self.proxy,
             "COMPOSE_HTTP_TIMEOUT": "300",
@@ -151,11 +161,11 @@ class Kit:
                 command, process.returncode, os.pread(said.fileno(), 2**20, 0).decode(), ""
             )
 
-    def background(self, step: int, log: Path) -> subprocess.Popen[bytes]:
-        """Start a step and return without waiting."""
+    def background(self, commands: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start commands of the README and return without waiting."""
         with open(log, "wb") as file:
             return subprocess.Popen(
-                ["bash", "-e", "-c", self.commands(step)],
+                ["bash", "-e", "-c", commands],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -179,7 +189,9 @@ class Kit:
 
     def container(self, service: str) -> str:
         """Return the id of a service's container."""
-        (found,) = self.compose("ps", "-q", service).split()
+        labels = {"project": self.project, "service": service, "oneoff": "False"}
+        filters = [f"--filter=label=com.docker.compose.{key}={value}" for key, value in labels.items()]
+        (found,) = self.engine.docker("ps", "-aq", *filters).stdout.split()
         return found
 
     def inspect(self, service: str) -> dict[str, Any]:
