@@ -57,7 +57,7 @@ def test_the_bill_of_materials_is_what_is_installed_with_licences_and_locked_has
     assert parts["torch"]["licenses"]
     depends = {entry["ref"]: entry["dependsOn"] for entry in bill["dependencies"]}
     assert parts["numpy"]["bom-ref"] in depends[parts["monai"]["bom-ref"]]
-    assert set(sum(depends.values(), [])) <= set(references)
+    assert set().union(*depends.values()) <= set(references)
     locks = [ROOT / "deploy" / "lock" / f"{layer}.lock" for layer in ("node", "torch-index", "worker")]
     for name in ("flwr", "monai"):
         (reference,) = parts[name]["externalReferences"]
@@ -70,7 +70,8 @@ def test_a_package_that_no_lock_names_is_in_the_bill_without_hashes(tmp_path: Pa
     folder = tmp_path / "site-packages"
     for name, version in (("numpy", "0.0.1"), ("stranger", "1.0")):
         (folder / f"{name}-{version}.dist-info").mkdir(parents=True)
-        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nClassifier: License :: OSI Approved :: MIT License\n"
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        text += "Classifier: License :: OSI Approved :: MIT License\n"
         (folder / f"{name}-{version}.dist-info" / "METADATA").write_text(text)
     components = json.loads(run(folder, "--sbom"))["components"]
     assert [(part["purl"], part["licenses"]) for part in components] == [
