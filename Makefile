@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: install demo docs picture test federation-test fault-test network-test container-test soak lint clean
+.PHONY: install demo docs picture test federation-test fault-test network-test container-test soak lint lock sbom clean
 
 install: $(STAMP)
 
@@ -17,6 +17,24 @@ $(STAMP):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	rm -f $(VENV)/.installed-*
 	touch $@
+
+# What each layer of the images brings beyond those below it, with the hashes of all archives that it may be taken from.
+# torch.lock is of pip's default index; given TORCH_INDEX, that index's build is written anew to torch-index.lock.
+COMPILE := $(BIN)/uv pip compile --quiet -c constraints.txt --generate-hashes --python-platform linux --python-version 3.11 --no-header --no-annotate
+beyond = $$(sed -nE 's/^([^ =]+)==.*/--no-emit-package \1/p' $(1:%=deploy/lock/%.lock) | sort -u)
+
+lock: install
+	$(COMPILE) pyproject.toml -o deploy/lock/node.lock
+	echo torch | $(COMPILE) - $(call beyond,node) -o deploy/lock/torch.lock
+	$(if $(TORCH_INDEX),echo torch | $(COMPILE) - $(call beyond,node) -o deploy/lock/torch-index.lock --index $(TORCH_INDEX) --index-strategy unsafe-best-match)
+	$(COMPILE) pyproject.toml --extra worker $(call beyond,node torch) -o deploy/lock/worker.lock
+	$(COMPILE) pyproject.toml --extra server $(call beyond,node torch) -o deploy/lock/server.lock
+	$(COMPILE) pyproject.toml --extra simulation $(call beyond,node torch) -o deploy/lock/demo.lock
+
+# What is installed here, as CycloneDX; of an image: docker run --rm IMAGE python /app/deploy/image.py --sbom
+sbom: install
+	mkdir -p build
+	$(BIN)/python deploy/image.py --sbom > build/sbom.json
 
 demo: install
 	$(BIN)/crossprobe demo

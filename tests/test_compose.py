@@ -20,6 +20,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 HOSPITALS = ("source", "target")
 #: A network without a router and without an address of the host's.
 CLOSED = {"internal": True, "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
+DIGEST = r"@sha256:[0-9a-f]{64}"
 LASTING = [name for name, service in SERVICES.items() if "profiles" not in service]
 
 
@@ -58,18 +59,23 @@ def test_every_service_is_confined(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_image_is_pinned(name: str) -> None:
     image = re.sub(r"^\$\{CROSSPROBE_PROXY_IMAGE:-(.*)\}$", r"\1", SERVICES[name]["image"])
-    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+\.\d+(-[a-z]+)?", image)
+    version = r"[a-z/-]+:\d+\.\d+\.\d+(-[a-z]+)?"
+    assert re.fullmatch(version if "build" in SERVICES[name] else version + DIGEST, image)
 
 
 def test_the_images_are_built_from_pinned_versions_as_another_user_than_root() -> None:
     text = (ROOT / "Dockerfile").read_text()
     stages = re.split(r"^FROM ", text, flags=re.M)[1:]
     (base,) = re.findall(r"^ARG BASE=(.*)$", text, flags=re.M)
-    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-bookworm", base)
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-bookworm" + DIGEST, base)
     assert COMPOSE["x-node"]["build"]["args"]["BASE"] == f"${{CROSSPROBE_BASE:-{base}}}"
     assert stages[0].startswith("${BASE} AS node\n")
+    locked = r"--require-hashes --no-deps --only-binary :all: -r deploy/lock/\S+\.lock"
     for stage in stages:
-        assert "install -c constraints.txt" in stage
+        assert re.search(rf"pip install {locked}", stage)
+    # Beside these only the checkout itself, by the setuptools out of a lock.
+    others = re.findall(r"pip install (.*)", re.sub(f"pip install {locked}", "", text))
+    assert set(others) == {"--no-deps --no-build-isolation -e ."}
     for stage in (stages[0], *stages[2:]):  # the second is only built upon
         assert stage.rstrip().endswith("USER crossprobe")
 

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 #: The image that the Dockerfile builds upon, and the proxy's; taken where a registry answers.
-PYTHON_IMAGE, PROXY_IMAGE = "python:3.11.13-slim-bookworm", "nginx:1.28.0-alpine"
+PYTHON_IMAGE = re.findall(r"^ARG BASE=(.*)$", (ROOT / "Dockerfile").read_text(), flags=re.M)[0]
+PROXY_IMAGE = re.findall(r"CROSSPROBE_PROXY_IMAGE:-(.*)}", (ROOT / "docker-compose.yml").read_text())[0]
 #: What stands in for them, made of Debian's packages.
 OWN_BASE, OWN_PROXY = "crossprobe-test-base:bookworm", "crossprobe-test-proxy:bookworm"
 NEEDED = ("dockerd", "docker", "docker-compose", "debootstrap", "unshare")
@@ -132,6 +135,10 @@ class Engine:
         """Return the machine's address in a network, or an empty text."""
         template = "{{range .IPAM.Config}}{{.Gateway}}{{end}}"
         return self.docker("network", "inspect", "-f", template, network).stdout.strip()
+
+    def torch_index(self) -> str:
+        """Return the index for torch that builds are given: this machine's own wheels, or empty for pip's default."""
+        return f"http://{self.gateway()}:{_WHEELS_PORT}/" if _wheels() else ""
 
     def base_images(self) -> tuple[str, str]:
         """Return the images to build upon and for the proxy: the documents' own, else of Debian's packages."""

@@ -106,10 +106,11 @@ class Kit:
         return self.engine.environment | own
 
     def commands(self, step: int) -> str:
-        """Return a step's commands, with this machine's checkout and base image."""
+        """Return a step's commands, with this machine's checkout, base image and torch."""
         text = steps((self.folder / "README.md").read_text())[step]
         return text.replace("CHECKOUT", str(self.checkout)).replace(
-            "docker build ", f"docker build --build-arg BASE={self.base} "
+            "docker build ",
+            f"docker build --build-arg BASE={self.base} --build-arg TORCH_INDEX={self.engine.torch_index()} ",
         )
 
     def do(self, step: int, *, answer: str = "", check: bool = True, changes: tuple[str, str] = ("", "")) -> str:
