@@ -51,7 +51,7 @@ def test_every_name_of_code_in_a_document_is_defined_in_its_file() -> None:
 def _defines(file: Path, name: str) -> bool:
     return (
         file.exists()
-        and re.search(rf"^\s*(?:async )?(?:def|class) {name}\b", file.read_text(), re.MULTILINE) is not None
+        and re.search(rf"^\s*((?:async )?(?:def|class) )?{name}\b(?(1)|:)", file.read_text(), re.MULTILINE) is not None
     )
 
 

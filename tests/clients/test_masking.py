@@ -214,7 +214,7 @@ def test_the_page_says_with_whom_and_what_it_is_worth(
     file = write_study(
         tmp_path / "study.yaml", participation={"quorum": {"source": 1, "target": 3}}, secure_aggregation=["target"]
     )
-    folder = tmp_path / "sites"
+    folder = tmp_path / "keys"
     folder.mkdir()
     for name, key in KEYS.items():
         (folder / f"{name}.pub").write_text(key + "\n", encoding="utf-8")

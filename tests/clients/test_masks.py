@@ -195,6 +195,8 @@ def test_a_site_is_made_from_a_coco_file_and_from_segmentations(
     ]
     command += ["--spacing-mm", "0.1", "--keep-outside", "--key", str(tmp_path / "k"), "--masks"]
 
+    (tmp_path / "k").write_bytes(bytes(range(32)))  # by it patients are split: these three each get a split
+    (tmp_path / "k").chmod(0o600)
     for masks in ("coco.json", "segmentations"):
         main([*command, str(tmp_path / masks), str(tmp_path / f"site-{masks}")])
         site = load_site(tmp_path / f"site-{masks}")

@@ -173,7 +173,7 @@ def test_each_image_has_its_own_spacing_from_table_or_header_before_the_option(
             return super().maps(image, spacing_mm)
 
     outcome = predict(
-        Watched(spaced.study, spaced.networks, True), scans / "list.csv", tmp_path / "out", spacing_mm=1.2
+        Watched(spaced.study, spaced.networks, "infusion"), scans / "list.csv", tmp_path / "out", spacing_mm=1.2
     )
 
     assert len(outcome.rows) == 3

@@ -150,7 +150,7 @@ def test_half_a_video_is_taken_away(model: Model, scans: Path, tmp_path: Path) -
 
     video(scans / "loop.mp4", loop(90))  # more than the encoder holds back, so that a file is begun
 
-    outcome = predict(FailsLater(model.study, model.networks, True), scans, tmp_path / "out")
+    outcome = predict(FailsLater(model.study, model.networks, "infusion"), scans, tmp_path / "out")
 
     assert outcome.problems[0].startswith("loop.mp4: not-finite")
     assert 0 < len(outcome.rows) < 90
