@@ -134,7 +134,15 @@ class Engine:
     def gateway(self, network: str = "bridge") -> str:
         """Return the machine's address in a network, or an empty text."""
         template = "{{range .IPAM.Config}}{{.Gateway}}{{end}}"
-        return self.docker("network", "inspect", "-f", template, network).stdout.strip()
+        told = self.docker("network", "inspect", "-f", template, network).stdout.strip()
+        if told or network != "bridge":
+            return told
+        # An engine that made the default bridge itself does not tell before its next start.
+        shown = subprocess.run(
+            ["ip", "-4", "-o", "addr", "show", "docker0"], capture_output=True, text=True, check=False
+        )
+        found = re.search(r"inet ([\d.]+)/", shown.stdout)
+        return found.group(1) if found else ""
 
     def torch_index(self) -> str:
         """Return the index for torch that builds are given: this machine's own wheels, or empty for pip's default."""
