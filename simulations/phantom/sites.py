@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -169,8 +171,17 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterable[dict[str, object]]]
         return
     # Spawned, not forked: the caller may hold the threads of torch or gRPC.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+
+        def mapped(*items: Any) -> Iterable[dict[str, object]]:
+            # Its processes start here, and never hear of Ctrl-C: one that does while it starts prints a traceback.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return pool.map(*items, chunksize=4)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
         try:
-            yield partial(pool.map, chunksize=4)
+            yield mapped
         except BaseException:
             # Leaving the block would otherwise first render all that is still queued.
             pool.shutdown(cancel_futures=True)
