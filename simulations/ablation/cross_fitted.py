@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> Path:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     asked = parser.parse_args(arguments)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)  # not after an hour
     torch.set_num_threads(1)
     study = load_study(asked.study).model_copy(update={"seed": asked.seed})
     cache = StageCache(study, open_sites([asked.source, asked.target], study), asked.stages)
