@@ -71,7 +71,8 @@ def predict_maps(
     Returns:
         [h, w] maps in [0, 1] by name. Images larger than a tile are predicted tile by tile and
         blended; with `study.flips_at_inference` each tile is averaged with its mirror, but for the student, whose
-        only worth is that it is fast; small parts are dropped as `study.smallest_part` says.
+        only worth is that it is fast; small parts are dropped as `study.smallest_part` says, and then what lies on
+        padding too.
     """
     x = standardise(image[None, None], valid[None, None])
     side = study.image.size
@@ -85,8 +86,11 @@ def predict_maps(
     with torch.no_grad():
         maps = tiled(lambda tile: _stacked(networks, tile, names, flips=study.flips_at_inference))[0]
     share = study.smallest_part
+    if not share:
+        return {name: maps[i] for i, name in enumerate(names)}
+    # No loss reaches padding, so a network says anything there: no part of it may be the largest one.
     return {
-        name: without_small_parts(maps[i], share) if share and name != "weight" else maps[i]
+        name: maps[i] if name == "weight" else without_small_parts(maps[i] * valid, share)
         for i, name in enumerate(names)
     }
 

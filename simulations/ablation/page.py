@@ -11,7 +11,7 @@ from rich.table import Table
 from common.files import PUBLIC, write_atomically
 from server.report.charts import LETTER_WIDTH, Interval, axis_over, interval_chart
 from simulations.ablation.comparison import DETECTABLE
-from simulations.ablation.tally import AVERAGE, BASELINE, PAPER, RELEASED
+from simulations.ablation.tally import AVERAGE, BASELINE, FAILED, PAPER, RELEASED
 
 #: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
 STYLE = (
@@ -141,6 +141,12 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
                 f"The difference of single training runs deviates by {100 * gain['run_deviation']:.1f} points; over "
                 f"patients and runs together its 95 % interval is [{low:+.1f}, {high:+.1f}].",
             ]
+    failing = {
+        row: numbers["target"]["failing"] for row, numbers in table["rows"].items() if "failing" in numbers["target"]
+    }
+    if failing:  # tables published before there was this number have none
+        shares = ", ".join(f"{row} {100 * share:.0f} %" for row, share in failing.items())
+        lines += ["", f"Target patients with a Dice below {100 * FAILED:.0f} %, mean over seeds: {shares}."]
     average = table["rows"].get(AVERAGE, {}).get("target")
     if average and table["courses"]:
         lines += ["", _courses(table["courses"], average["seeds"])]

@@ -1,8 +1,9 @@
 """docs/results.md, written from the summaries of runs: `python -m simulations.ablation.results docs/results`.
 
 The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate
---publish` put there, `source-only/` with what `simulations.ablation.source_only` wrote, and `notes.md`, the words
-between the numbers. No number of the page is typed in by hand.
+--publish` put there, `source-only/` with what `simulations.ablation.source_only` wrote, `cross-fitted/` with what
+`simulations.ablation.cross_fitted` did, and `notes.md`, the words between the numbers. No number of the page is typed
+in by hand.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
 from common.metric_name import PREDICTORS
-from simulations.ablation.page import detectable, overview
+from simulations.ablation.page import detectable, overview, points
 from simulations.ablation.page import section as ablation_section
 
 
@@ -35,6 +36,9 @@ def page(folder: Path) -> str:
     courses = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "source-only").glob("*.json"))]
     if courses:
         sections.append(source_only(courses))
+    bounds = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cross-fitted").glob("*.json"))]
+    if bounds:
+        sections.append(cross_fitted(bounds))
     if summaries:
         sections.insert(0, f"## Ablations in short\n\nDice % on the target's test patients.\n\n{overview(summaries)}")
     head = "<!-- written by `python -m simulations.ablation.results docs/results`; edit notes.md there instead -->\n"
@@ -107,6 +111,27 @@ def source_only(courses: Sequence[dict[str, Any]]) -> str:
         lines.append(f"- `{own['command']}`: {own['cpu_minutes']} minutes on {own['hardware']}{note}")
     lines.append("")
     return "\n".join(lines)
+
+
+def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
+    """Return the section on oracles in a method's own form, see `simulations.ablation.cross_fitted`."""
+    lines = [
+        "## The last stage with true masks",
+        "",
+        "Dice % on a target's test patients, each measured by a model whose last stage had true masks of the other "
+        "folds in the place of pseudo-labels. A bound; it chose nothing.",
+        "",
+        "| study | seed | folds | first branch | average of both branches | difference [95 % over patients] | "
+        "patients who gain |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for own in bounds:
+        gain = own["difference"]
+        cells = [own["study"], own["seed"], own["folds"]]
+        cells += [f"{100 * own['dice'][row]:.1f}" for row in ("source_branch", "average")]
+        cells += [points(gain), f"{gain['gaining']} of {gain['patients']}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, "", *(f"- `{own['command']}`: {own['hardware']}" for own in bounds), ""])
 
 
 def _row(summary: dict[str, Any], site: str, predictor: str) -> str:

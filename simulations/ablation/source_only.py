@@ -62,7 +62,7 @@ def dice(branch: Branch, data: Dataset, patients: Mapping[str, Sequence[Frame]])
             x = standardise(sample.image[None, None], sample.valid[None, None])
             with torch.no_grad():
                 plain, mirrored = torch.sigmoid(branch(torch.cat([x, x.flip(-1)]))).chunk(2)
-            p = ((plain + mirrored.flip(-1)) / 2)[0, 0]
+            p = ((plain + mirrored.flip(-1)) / 2)[0, 0] * sample.valid  # as `common.infusion.predict_maps` cuts it
             maps = (from_grid(q, sample.place).numpy() for q in (p, without_small_parts(p, SHARE)))
             own.append([frame_dice(q, read_mask(frame)) for q in maps])
         both = np.mean(own, axis=0)

@@ -8,6 +8,8 @@ import numpy as np
 from simulations.ablation.comparison import BySeed, Difference, difference, holm
 from simulations.ablation.variants import Variant
 
+#: Below this Dice a patient counts as failed.
+FAILED = 0.5
 BASELINE, ORACLE = "baseline", "oracle: the target's labels too"
 PAPER, RELEASED = "+ both, infusion head: the paper's recipe", "all stages, infusion head"
 #: What the rounds of `refine` are measured by, without a head.
@@ -37,7 +39,8 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
 
     Returns:
         `rows`: name -> {variant, minutes (median) and bytes of one seed, `target` and `source`: {mean, seeds,
-        difference to the baseline}, `p_holm`: p on the target, corrected over the variants, for one row of each};
+        share of patients `failing`, difference to the baseline}, `p_holm`: p on the target, corrected over the
+        variants, for one row of each};
         `contrasts`; `gap`: see `_gap`; `courses`: for each seed, the target's mean Dice after each round of `refine`;
         `patients`: how many different people were tested at targets; `same_patients` as given.
     """
@@ -63,7 +66,8 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
         }
         for role in values:
             seeds = [float(np.mean(list(dice.values()))) for dice in values[role][row]]
-            rows[row][role] = {"mean": float(np.mean(seeds)), "seeds": seeds}
+            failing = np.mean([np.mean([value < FAILED for value in dice.values()]) for dice in values[role][row]])
+            rows[row][role] = {"mean": float(np.mean(seeds)), "seeds": seeds, "failing": float(failing)}
             if row != BASELINE:
                 rows[row][role]["difference"] = against[role, row].as_json()
         if row in corrected:

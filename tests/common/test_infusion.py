@@ -43,3 +43,16 @@ def test_every_predictor_is_cleaned_and_no_weight_is() -> None:
         expected = as_is[name] if name == "weight" else without_small_parts(as_is[name], 1.0)
         assert torch.equal(cleaned[name], expected), name
     assert any(not torch.equal(cleaned[name], as_is[name]) for name in as_is)
+
+
+def test_what_a_network_says_of_padding_pushes_no_part_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = torch.full((1, len(MAPS), 32, 32), 0.1)
+    said[..., 4:8, 4:8] = 0.9  # 16 pixels of a lesion
+    said[..., :, 28:] = 0.9  # 128 on the padding at the right, where no loss ever was
+    monkeypatch.setattr("common.infusion._stacked", lambda networks, x, names, flips: said)
+    valid = torch.ones(32, 32, dtype=torch.bool)
+    valid[:, 26:] = False
+    of = study(smallest_part=0.2)
+    found = predict_maps(initial_networks(of), of, torch.rand(32, 32), valid)["average"]
+    assert int((found > 0.5).sum()) == 16
+    assert (found[4:8, 4:8] > 0.5).all()

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from simulations.ablation.comparison import difference, holm
+from simulations.ablation.page import section
+from simulations.ablation.tally import tally
+from simulations.ablation.variants import chosen
 
 
 def seed_of(values: list[float] | np.ndarray, prefix: str = "p") -> dict[str, float]:
@@ -101,3 +104,15 @@ def test_the_deviation_of_a_run_is_that_of_the_seeds_means() -> None:
     seeds = [{who: dice + gain for who, dice in reference.items()} for gain in (0.0, 0.1)]
     found = difference(seeds, [reference] * 2, same_patients=True)
     assert found.run_deviation == pytest.approx(0.1 / np.sqrt(2))
+
+
+def test_patients_who_fail_are_counted_for_each_seed_and_shown() -> None:
+    def cell(dice: list[float]) -> dict[str, object]:
+        rows = {"baseline": seed_of(dice)}
+        return {"seconds": 60.0, "bytes": 0, "sites": {r: {"role": r, "rows": rows} for r in ("source", "target")}}
+
+    seeds = [{"baseline": cell([0.2, 0.49, 0.5, 0.9])}, {"baseline": cell([0.6, 0.7, 0.8, 0.9])}]
+    found = tally(chosen(["baseline"]), seeds, same_patients=True)
+    assert found["rows"]["baseline"]["target"]["failing"] == pytest.approx(0.25)
+    whole = {"name": "x", "command": "c", "study": "s", "seeds": [0, 1], "hardware": "h", "data": {"pair": found}}
+    assert "Dice below 50 %, mean over seeds: baseline 25 %." in section(whole, "x")

@@ -1,0 +1,66 @@
+"""The oracle in the method's own form: masks of a patient never train the model that the patient is measured by."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from clients.data.dataset import Dataset
+from clients.data.site import load_site
+from common.components import Role, Tensors
+from common.networks import Networks
+from common.study import Study
+from server.state import ServerState
+from simulations.ablation import cross_fitted, results
+
+SUPERVISE = {"task": "supervise", "trains": ["source_branch"], "steps": 12, "learning_rate": 1e-2}
+REFINE = {
+    "name": "refine",
+    "rounds": 2,
+    "begin": {"target_branch": "source_branch"},
+    "source": SUPERVISE | {"trains": ["target_branch"], "steps": 6},
+    "target": {"task": "self_train", "trains": ["target_branch"], "steps": 6},
+}
+
+
+def test_every_patient_is_measured_once_and_by_a_model_that_never_saw_its_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north = tiny.write_site(tmp_path / "north", "source")
+    east = tiny.write_site(tmp_path / "east", "target", seed=1, gain=0.6)
+    study = tiny.write_study(
+        tmp_path / "study.yaml", stages=[{"name": "supervise", "rounds": 1, "source": SUPERVISE}, REFINE]
+    )
+    train, measure = cross_fitted.trained, cross_fitted.measure_patients
+    seen: list[tuple[set[str], set[str]]] = []
+    taught: list[set[str]] = []
+
+    def trained(of: Study, state: ServerState, data: dict[Role, Dataset]) -> Tensors:
+        taught.append(set(data["target"].site.patients("train")))
+        after = train(of, state, data)
+        first = {name: x for name, x in after.items() if name.startswith("source_branch")}
+        assert all((x == state.components[name]).all() for name, x in first.items()), "the first branch stays"
+        return after
+
+    def measured(networks: Networks, of: Study, data: Dataset, *rest: Any) -> Any:
+        found = measure(networks, of, data, *rest)
+        seen.append((taught[-1], set(found["average"])))
+        return found
+
+    monkeypatch.setattr(cross_fitted, "trained", trained)
+    monkeypatch.setattr(cross_fitted, "measure_patients", measured)
+    command = [str(study), "--source", str(north), "--target", str(east), "--stages", str(tmp_path / "stages")]
+    out = cross_fitted.main([*command, "--folds", "2", "--out", str(tmp_path / "oracle.json")])
+    everyone = set(load_site(east).patients("test", labelled=True))
+    assert [own for taught_, own in seen if taught_ & own] == []
+    assert [taught_ | own for taught_, own in seen] == [everyone, everyone]
+    assert sorted(patient for _, own in seen for patient in own) == sorted(everyone)
+    found = json.loads(out.read_text())
+    assert found["difference"]["patients"] == len(everyone)
+    assert found["dice"]["average"] - found["dice"]["source_branch"] == pytest.approx(found["difference"]["mean"])
+    assert 0 < found["dice"]["average"] <= 1
+    assert "kept-" not in out.read_text()
+    shown = f"| 2 | {100 * found['dice']['source_branch']:.1f} | {100 * found['dice']['average']:.1f} |"
+    assert shown in results.cross_fitted([found])
