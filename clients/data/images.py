@@ -30,6 +30,7 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    MemoryError,  # a chunk that says it is 2 GB long is read in one piece
 )
 
 

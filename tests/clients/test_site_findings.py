@@ -25,6 +25,7 @@ from site_folder import (
 )
 
 from clients.data.findings import EXAMPLES
+from clients.data.images import PictureError, decode_grey
 from clients.data.pseudonyms import personal as looks_personal
 from clients.data.site import SiteFolderError, check_site, load_site
 from crossprobe import main
@@ -309,3 +310,18 @@ def test_a_file_that_may_not_be_read_is_not_said_to_be_badly_written(
 )
 def test_an_id_that_looks_like_the_patient_is_told_from_a_pseudonym(patient: str, personal: bool) -> None:
     assert bool(looks_personal(patient)) == personal
+
+
+def test_an_image_that_memory_does_not_suffice_for_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "scan.png"
+    Image.new("L", (40, 30)).save(file)
+
+    def lacks(self: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lacks)
+    with pytest.raises(PictureError) as error:
+        decode_grey(file, "image")
+    assert error.value.code == "unreadable-image"
