@@ -532,7 +532,9 @@ def test_the_desks_process_with_the_images_has_no_network_and_the_other_one_no_d
     assert story.desk.pages.interfaces == {"lo"}
     assert story.desk.pages.writable() == {"/state", "/run/desk", "/tmp", "/predictions"}
     assert story.desk.forward.writable() == {"/tmp"}
-    assert not {path for path in story.desk.forward.mounts if path.startswith(("/site", "/state", "/study", "/predictions"))}
+    assert not {
+        path for path in story.desk.forward.mounts if path.startswith(("/site", "/state", "/study", "/predictions"))
+    }
 
 
 def test_the_desks_forwarder_tells_nothing_by_the_names_that_it_asks_for(story: Story) -> None:
