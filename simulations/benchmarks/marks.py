@@ -5,9 +5,6 @@ are stored as PNG and JPEG. Writes how much of it was found, and how much of ima
 """
 
 import io
-import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +17,10 @@ from scipy import ndimage
 
 from clients.data.formats.recording import to_grey
 from clients.data.intake.marks import find_marks
-from common.files import PUBLIC, write_atomically
 from common.options import Seed, commands, examples
 from simulations.phantom.devices import HELD_OUT, PROFILES
 from simulations.phantom.formation import render_frame
-from simulations.simulate import hardware
+from simulations.publication import origin, publish
 
 Drawing = Callable[[ImageDraw.ImageDraw, np.random.Generator, tuple[int, int], int, tuple[int, int, int]], None]
 
@@ -219,13 +215,11 @@ def main(
 ) -> None:
     """Draw text and marks on phantom images, and count what the intake finds of them; write OUT.md and OUT.json."""
     found, mistaken = measure(seed, images)
-    command = shlex.join(["python", "-m", "simulations.benchmarks.marks", *sys.argv[1:]])
-    settings: dict[str, object] = {"command": command, "hardware": hardware(), "seed": seed, "images": images}
+    settings = origin("simulations.benchmarks.marks", seed) | {"images": images}
     content = {
         **settings, "found": [asdict(own) for own in found], "mistaken": [asdict(own) for own in mistaken]
     }  # fmt: skip
-    write_atomically(out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode(), mode=PUBLIC)
-    write_atomically(out.with_suffix(".md"), page(found, mistaken, settings).encode(), mode=PUBLIC)
+    publish(out, content, page(found, mistaken, settings))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ One labelled phantom site, one branch, the same number of supervised steps at ev
 without privacy. Writes a table (Markdown) and its numbers (JSON); no number of the table is typed in.
 """
 
-import json
-import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +21,6 @@ from clients.data.frames import read_mask
 from clients.data.manifest import Split
 from clients.data.site import Site
 from clients.node.simulated import open_worker
-from common.files import PUBLIC, write_atomically
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import bootstrap_interval, frame_dice
@@ -35,7 +31,7 @@ from common.study import Study, parse_study
 from server.run import run_study
 from simulations.local import LocalTransport
 from simulations.phantom.sites import write_phantom_site
-from simulations.simulate import hardware
+from simulations.publication import origin, publish
 
 PATIENTS: dict[Split, int] = {"train": 60, "test": 20}
 FRAMES = 3
@@ -161,19 +157,15 @@ def main(
         patients=PATIENTS,
         frames_per_patient=FRAMES,
     )
-    settings = {
-        "command": shlex.join(["python", "-m", "simulations.benchmarks.privacy_curve", *sys.argv[1:]]),
-        "hardware": hardware(),
-        **{"seed": seed, "steps": steps, "batch_size": batch_size, "clip": clip, "delta": delta},
-    }
+    settings = origin("simulations.benchmarks.privacy_curve", seed)
+    settings |= {"steps": steps, "batch_size": batch_size, "clip": clip, "delta": delta}
     points = []
     for level in (None, *(noise or NOISE)):
         study = curve_study(level, seed=seed, steps=steps, batch_size=batch_size, clip=clip, delta=delta)
         points.append(measure(study, folder))
         console.print(points[-1])
         content = {**settings, "points": [asdict(point) for point in points]}
-        write_atomically(out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode(), mode=PUBLIC)
-        write_atomically(out.with_suffix(".md"), page(points, settings).encode(), mode=PUBLIC)
+        publish(out, content, page(points, settings))
 
 
 if __name__ == "__main__":

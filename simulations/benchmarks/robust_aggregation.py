@@ -5,10 +5,7 @@ that plants a back door (a bright square in a corner means: no bone), with its u
 (model replacement: Bagdasaryan et al. 2020, arXiv 1807.00459). Writes a table and its numbers.
 """
 
-import json
 import os
-import shlex
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +26,6 @@ from clients.data.manifest import Split
 from clients.data.site import load_site
 from clients.node.worker import Worker
 from common.errors import RunError
-from common.files import PUBLIC, write_atomically
 from common.infusion import predict_maps
 from common.messages import pack, unpack
 from common.metrics import bootstrap_interval, frame_dice
@@ -41,7 +37,7 @@ from server.aggregation import RULES
 from server.run import run_study
 from simulations.local import LocalTransport
 from simulations.phantom.sites import write_phantom_site
-from simulations.simulate import hardware
+from simulations.publication import origin, publish
 
 SITES = 5
 PATIENTS: dict[Split, int] = {"train": 12, "test": 8}
@@ -244,14 +240,12 @@ def main(
         )
         for number in range(SITES)
     ]
-    command = shlex.join(["python", "-m", "simulations.benchmarks.robust_aggregation", *sys.argv[1:]])
-    settings: dict[str, object] = {"command": command, "hardware": hardware(), "seed": seed}
+    settings = origin("simulations.benchmarks.robust_aggregation", seed)
     work = [(rule, attack) for rule in RULES for attack in ATTACKS]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         outcomes = list(pool.map(partial(_measured, folders=folders, seed=seed), work))
     content = {**settings, "outcomes": [asdict(outcome) for outcome in outcomes]}
-    write_atomically(out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode(), mode=PUBLIC)
-    write_atomically(out.with_suffix(".md"), page(outcomes, settings).encode(), mode=PUBLIC)
+    publish(out, content, page(outcomes, settings))
 
 
 if __name__ == "__main__":

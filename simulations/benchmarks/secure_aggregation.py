@@ -5,9 +5,6 @@ and asks for help, once with all sites and once with as many missing as a round 
 the plain sum of the same updates, which the one under masks must equal bit for bit. Writes a table and its numbers.
 """
 
-import json
-import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +17,6 @@ from rich.console import Console
 from clients.node.masking import Masker
 from common.components import Tensors
 from common.errors import RunError
-from common.files import PUBLIC, write_atomically
 from common.masking import threshold
 from common.messages import Masking, Message, TaskReply, UnmaskReply
 from common.options import Seed, commands, examples, several
@@ -28,7 +24,7 @@ from common.seeds import derive
 from common.signing import site_key
 from server.aggregation.exact_mean import ExactMean
 from server.aggregation.masked_sum import MaskedSum
-from simulations.simulate import hardware
+from simulations.publication import origin, publish
 
 #: Both branches of the demo's network.
 VALUES = 2 * 320_000
@@ -155,16 +151,14 @@ def main(
     seed: Seed = 0,
 ) -> None:
     """Sum updates under masks and plainly, with all sites and with some missing; write OUT.md and OUT.json."""
-    command = shlex.join(["python", "-m", "simulations.benchmarks.secure_aggregation", *sys.argv[1:]])
-    settings: dict[str, object] = {"command": command, "hardware": hardware(), "seed": seed}
+    settings = origin("simulations.benchmarks.secure_aggregation", seed)
     costs = []
     for count in sites or SITES:
         for missing in sorted({0, count - threshold(count)}):
             Console(stderr=True).print(f"{count} sites, {missing} missing")
             costs.append(measure(count, missing, seed))
     content = {**settings, "costs": [asdict(cost) for cost in costs]}
-    write_atomically(out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode(), mode=PUBLIC)
-    write_atomically(out.with_suffix(".md"), page(costs, settings).encode(), mode=PUBLIC)
+    publish(out, content, page(costs, settings))
 
 
 if __name__ == "__main__":

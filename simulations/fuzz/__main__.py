@@ -1,8 +1,6 @@
 """`python -m simulations.fuzz --seed 0 --cases 2000 --json FILE`: bad inputs into every command that reads any."""
 
 import json
-import shlex
-import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +12,8 @@ import typer
 from common.files import PUBLIC, write_atomically
 from common.options import Seed, commands, examples
 from simulations.fuzz.watch import MOST_MIB, MOST_S, Ended, run_cases
+from simulations.publication import origin
 from simulations.show import counter, progress_bar
-from simulations.simulate import hardware
 
 
 def summary(ended: list[Ended], settings: dict[str, object]) -> dict[str, object]:
@@ -69,8 +67,7 @@ def main(
             show(len(ended), cases)
             if own.faults:
                 bar.console.print(f"{own.number} {own.what}: {'; '.join(own.faults)}", markup=False, highlight=False)
-    command = shlex.join(["python", "-m", "simulations.fuzz", *sys.argv[1:]])
-    found = summary(ended, {"command": command, "hardware": hardware(), "seed": seed})
+    found = summary(ended, origin("simulations.fuzz", seed))
     if out is not None:
         page = f"<!-- written by `python -m simulations.fuzz` -->\n{sentence(found)}\n"
         write_atomically(out, (json.dumps(found, indent=1) + "\n").encode(), mode=PUBLIC)
