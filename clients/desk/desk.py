@@ -22,9 +22,9 @@ from clients.data.table import decimal
 from clients.desk import predictions
 from clients.desk.predictions import Places
 from clients.governance.accountant import Accountant
-from clients.governance.approval import Approval, approval_of, approve, withdraw
+from clients.governance.approval import Approval, approval_of, withdraw
 from clients.governance.dry_run import Sent, dry_run
-from clients.governance.persons import approve_as, check_person, name_of
+from clients.governance.persons import approve_by_policy, name_of
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
 from clients.predict import check_spacing
@@ -216,19 +216,16 @@ class Desk:
                 raise DeskError(
                     "What this study would do here changed while you read. Nothing was changed: read again."
                 )
-            key, two = text_of(self.key) if self.key else "", site.config.policy.approvals_needed > 1
-            sites = {name: text_of(own) for name, own in self.sites.items()}
-            if restart:
-                if two:
-                    check_person(self.state, by, passphrase)  # before anything is changed
-                with self.state.locked():
-                    self.state.start_over(study_hash)
-            if two:
-                approval = approve_as(
-                    self.state, site, case.study, name=by, passphrase=passphrase, coordinator=key, sites=sites
-                )
-            else:
-                approval = approve(self.state, site, case.study, by=by, coordinator=key, sites=sites)
+            approval = approve_by_policy(
+                self.state,
+                site,
+                case.study,
+                name=by,
+                passphrase=passphrase,
+                coordinator=text_of(self.key) if self.key else "",
+                sites={name: text_of(own) for name, own in self.sites.items()},
+                restart=restart,
+            )
         again = " from its first round on" if restart else ""
         log.warning("%s approved study %s, %s%s", by, case.study.name, study_hash, again)
         return approval

@@ -207,10 +207,9 @@ def approve(
     """Show what a study would do and send here, and allow it."""
     from clients.data.site import load_site
     from clients.governance.accountant import Accountant
-    from clients.governance.approval import approve
     from clients.governance.approval_page import show
     from clients.governance.approval_words import signature, summed_with
-    from clients.governance.persons import approve_as, check_person
+    from clients.governance.persons import approve_by_policy
     from clients.governance.proposal import propose
     from clients.governance.state import State
     from common.fingerprint import fingerprint
@@ -220,7 +219,6 @@ def approve(
     state, study = State(state_folder), load_study(study_file)
     site = load_site(site_folder)
     others = site_keys_beside(study_file.parent, site_keys)
-    sites = {name: text_of(key) for name, key in others.items()}
     key = public_key_beside(study_file.parent, coordinator_key)
     known = fingerprint(key) if key else None
     proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
@@ -232,20 +230,17 @@ def approve(
     _complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
-        name, two, passphrase = by or getpass.getuser(), site.config.policy.approvals_needed > 1, ""
-        if two:
-            passphrase = ask_passphrase(name)
-            check_person(state, name, passphrase)  # before anything is changed
-        if restart:
-            with state.locked():
-                state.start_over(proposal.study_hash)
-        signed_by = text_of(key) if key else ""
-        if two:
-            approval = approve_as(
-                state, site, study, name=name, passphrase=passphrase, coordinator=signed_by, sites=sites
-            )
-        else:
-            approval = approve(state, site, study, by=name, coordinator=signed_by, sites=sites)
+        name = by or getpass.getuser()
+        approval = approve_by_policy(
+            state,
+            site,
+            study,
+            name=name,
+            passphrase=ask_passphrase(name) if site.config.policy.approvals_needed > 1 else "",
+            coordinator=text_of(key) if key else "",
+            sites={name: text_of(own) for name, own in others.items()},
+            restart=restart,
+        )
     if as_json:
         content = {
             "approved": approval is not None and not approval.void(site.config),

@@ -109,6 +109,38 @@ def approve_as(
     return approve(state, site, study, by=before.by, second=name, coordinator=coordinator, sites=sites)
 
 
+def approve_by_policy(
+    state: State,
+    site: Site,
+    study: Study,
+    *,
+    name: str,
+    passphrase: str = "",
+    coordinator: str = "",
+    sites: Mapping[str, str] | None = None,
+    restart: bool = False,
+) -> Approval:
+    """Approve alone or as one of two, as the site's policy asks.
+
+    Args:
+        passphrase: the person's, where the policy asks for two.
+        restart: let the study begin again at its first round, with the worker stopped.
+
+    Raises:
+        PersonError: as `approve_as` does.
+        SiteStateError: if it cannot be written, or, with `restart`, the worker runs.
+    """
+    two = site.config.policy.approvals_needed > 1
+    if restart:
+        if two:
+            check_person(state, name, passphrase)  # before anything is changed
+        with state.locked():
+            state.start_over(study.hash())
+    if two:
+        return approve_as(state, site, study, name=name, passphrase=passphrase, coordinator=coordinator, sites=sites)
+    return approve(state, site, study, by=name, coordinator=coordinator, sites=sites)
+
+
 def _read(state: State) -> dict[str, dict[str, str]]:
     try:
         content = parse_json(state.persons.read_bytes(), origin=state.persons.name)
