@@ -17,7 +17,7 @@ lacks t - |S| sites. But a list has at least t: n - (t - |S|) >= t, and so |S| >
 the server takes one off.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -99,12 +99,6 @@ def add_mask(tensors: Mapping[str, np.ndarray], seed: bytes, sign: int) -> None:
         tensor = tensors[name]
         mask = np.frombuffer(stream.update(bytes(8 * tensor.size)), "<u8").reshape(tensor.shape)
         (np.add if sign > 0 else np.subtract)(tensor, mask, out=tensor)
-
-
-def signs(site: str, others: Mapping[str, Pair]) -> Iterator[tuple[bytes, int]]:
-    """Yield the seed of each mask that a site adds or subtracts, and its sign: the earlier name of a pair adds."""
-    for other, pair in others.items():
-        yield pair.seed, sign(site, other)
 
 
 def sign(site: str, other: str) -> int:

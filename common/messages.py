@@ -198,6 +198,9 @@ class Refusal(Header):
     ledger_head: Sha256 | None = Field(default=None, description="hash of your ledger's last line")
 
 
+#: Every message that a site can be sent.
+Request = EnrolRequest | TaskRequest | UnmaskRequest
+
 #: Every message that a site can send, and when.
 REPLIES: tuple[type[EnrolReply] | type[TaskReply] | type[UnmaskReply] | type[Refusal], ...] = (
     EnrolReply,

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from common.components import Role, Tensors
 from common.errors import ContractError
-from common.messages import Message, Refusal, TaskReply, TaskRequest, UnmaskReply
+from common.messages import Message, TaskReply, TaskRequest, UnmaskReply
 from server.aggregation.masked_sum import MaskedSum
 from server.algorithm import Reply, RoleSum
 from server.history import SiteRecord
 from server.state import ServerState
 from server.survivors import Survivors
-from server.transport import Failure, Transport
+from server.transport import Failure, Transport, header_of
 
 log = logging.getLogger("crossprobe.server")
 
@@ -106,7 +106,9 @@ class MaskedRound:
         payloads = {site: question.payload for site, question in questions.items()}
         for site, payload in transport.exchange(payloads, lambda site: self._waiting[site].task, left_s):
             try:
-                answer = _answer(payload)
+                answer = header_of(payload)
+                if not isinstance(answer, UnmaskReply):
+                    raise ContractError("not-a-reply", "expected help with a sum")
                 if answer.request != questions[site].sha256:
                     raise ContractError("other-request", "the answer is to another question")
                 total.helped(site, answer)
@@ -116,14 +118,3 @@ class MaskedRound:
             record = sites[site]
             to = record.bytes_to + len(payloads[site])
             sites[site] = replace(record, bytes_to=to, bytes_from=record.bytes_from + came)
-
-
-def _answer(payload: bytes | Failure) -> UnmaskReply:
-    if isinstance(payload, Failure):
-        raise ContractError(payload.code, payload.detail)
-    header = Message.parse(payload).header
-    if isinstance(header, Refusal):
-        raise ContractError(header.code, header.message)
-    if not isinstance(header, UnmaskReply):
-        raise ContractError("not-a-reply", "expected help with a sum")
-    return header

@@ -52,9 +52,9 @@ def requests_of(study: Study, state: ServerState, round_: Round) -> dict[str, Me
 
 
 def _masking(state: ServerState, role: Role) -> Masking:
-    sites = {site: one for site, one in state.participants.items() if one.role == role and one.mask_key is not None}
-    keys = {site: one.mask_key for site, one in sorted(sites.items()) if one.mask_key is not None}
-    return Masking(keys=keys, patients=sum(one.patients for one in sites.values()))
+    known = sorted(state.participants.items())
+    keys = {site: one.mask_key for site, one in known if one.role == role and one.mask_key is not None}
+    return Masking(keys=keys, patients=sum(state.participants[site].patients for site in keys))
 
 
 def accept(reply: Message, request: Message, shapes: Shapes, max_norm: float) -> TaskReply:

@@ -18,7 +18,7 @@ from safetensors.numpy import load
 from common.components import BASELINE, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
-from common.messages import EnrolReply, EnrolRequest, Refusal, pack, unpack
+from common.messages import EnrolReply, EnrolRequest, pack
 from common.run_folder import RunFolder
 from common.study import Round, Study
 from server import history, pause
@@ -29,7 +29,7 @@ from server.release import write_release
 from server.rounds import run_round
 from server.state import Participant, ServerState, load_state, save_state
 from server.survivors import Survivors
-from server.transport import ENROL_S, Failure, Transport
+from server.transport import ENROL_S, Transport, header_of
 
 log = logging.getLogger("crossprobe.server")
 
@@ -74,11 +74,7 @@ def _ask(
     replies = transport.enrol(pack(EnrolRequest(study=study.hash())), list(known), patience_s)
     for site, payload in sorted(replies.items()):
         try:
-            if isinstance(payload, Failure):
-                raise ContractError(payload.code, payload.detail)
-            header, _ = unpack(payload)
-            if isinstance(header, Refusal):
-                raise ContractError(header.code, header.message)
+            header = header_of(payload)
             if not isinstance(header, EnrolReply) or header.study != study.hash():
                 raise ContractError("not-a-reply", "expected an enrolment in this study")
             if header.patients == 0:

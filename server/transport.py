@@ -4,6 +4,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.errors import ContractError
+from common.messages import Header, Refusal, unpack
+
 #: How long sites may take to connect, and then to answer who they are, in seconds: Ray starts slowly.
 ENROL_S = 180.0
 
@@ -14,6 +17,20 @@ class Failure:
 
     code: str
     detail: str
+
+
+def header_of(reply: bytes | Failure) -> Header:
+    """Return the header of what a site sent.
+
+    Raises:
+        ContractError: if nothing came, it is no message of ours, or it is a refusal.
+    """
+    if isinstance(reply, Failure):
+        raise ContractError(reply.code, reply.detail)
+    header, _ = unpack(reply)
+    if isinstance(header, Refusal):
+        raise ContractError(header.code, header.message)
+    return header
 
 
 class Transport(Protocol):

@@ -23,7 +23,17 @@ from clients.node.masking import Masker
 from clients.node.refusals import ROUND_SPENT, refusal
 from clients.node.worker import Worker, enrolment
 from common.errors import ContractError, SiteStateError
-from common.messages import EnrolRequest, Header, Message, Refusal, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest
+from common.messages import (
+    EnrolRequest,
+    Header,
+    Message,
+    Refusal,
+    Request,
+    TaskReply,
+    TaskRequest,
+    UnmaskReply,
+    UnmaskRequest,
+)
 from common.signing import Sealed, public_key_of, seal, unseal
 from common.tasks import TASKS
 
@@ -96,7 +106,7 @@ class Gatekeeper:
         request: Message | None = None
         try:
             request = Message.parse(payload)
-            wrong = "" if isinstance(request.header, EnrolRequest | TaskRequest | UnmaskRequest) else "not-a-request"
+            wrong = "" if isinstance(request.header, Request) else "not-a-request"
         except ContractError as error:
             wrong = error.code
         incoming = entry("in", request or payload)
@@ -148,7 +158,7 @@ class Gatekeeper:
 
     def _approval(self, request: Message | None) -> Approval | None:
         """Return the approval of a request's study as it is on disk now, if it holds."""
-        if request is None or not isinstance(request.header, EnrolRequest | TaskRequest | UnmaskRequest):
+        if request is None or not isinstance(request.header, Request):
             return None
         try:
             approval = approval_of(self.state, request.header.study)

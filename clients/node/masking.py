@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from common.components import Tensors
 from common.errors import ContractError
 from common.fixed_point import check_range, to_fixed
-from common.masking import LEAST_SITES, Pair, add_mask, least_summed, signs, threshold
+from common.masking import LEAST_SITES, Pair, add_mask, least_summed, sign, threshold
 from common.messages import Masking, MaskKey, UnmaskRequest
 from common.secret_sharing import SECRET_BYTES, split
 from common.seeds import derive
@@ -69,18 +69,19 @@ class Masker:
         Args:
             updates: float32, new minus received.
             patients: as the site declared them.
+            masking: of which `check` has nothing to say.
             request: SHA-256 of the request; every request has masks of its own.
 
         Raises:
-            ContractError: `absurd-norm` if the role's sum could overflow, or as `check` does.
+            ContractError: `absurd-norm` if the role's sum could overflow.
         """
-        self.check(masking)
         for x in updates.values():
             check_range(x, masking.patients)
         masked = {name: np.asarray(to_fixed(x) * patients).view(np.uint64) for name, x in updates.items()}
         pairs = self._pairs(masking, request)
-        for seed, sign in signs(self.site, {site: pair for site, pair in pairs.items() if site != self.site}):
-            add_mask(masked, seed, sign)
+        for other, pair in pairs.items():
+            if other != self.site:
+                add_mask(masked, pair.seed, sign(self.site, other))
         own = derive(self.secret, "own mask", request)[:SECRET_BYTES]
         add_mask(masked, own, 1)
         shares = split(own, len(pairs), threshold(len(pairs)), derive(self.secret, "shares", request))
