@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from networked import PROXY, NetworkedFederation, missing
-from tiny import content, write_study
+from networked import PROXY, NetworkedFederation, five_rounds, missing
+from tiny import write_study
 from wire import Weather
 
 from common.run_folder import RunFolder
@@ -52,13 +52,8 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     root = tmp_path_factory.mktemp("outages")
-    stages = [
-        stage | {"rounds": 4 if stage["name"] == "refine" else 1}
-        for stage in content()["stages"]
-        if stage["name"] in ("pretrain", "refine")
-    ]
     patience = {"deadline_s": DEADLINE_S, "retries": 1}
-    study = write_study(root / "study.yaml", stages=stages, participation=patience)
+    study = write_study(root / "study.yaml", stages=five_rounds(), participation=patience)
     with NetworkedFederation(root, study, pair) as federation:
         story = Outcome(federation)
         federation.start_coordinator()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from networked import NetworkedFederation, missing
-from tiny import content, write_study
+from networked import NetworkedFederation, five_rounds, missing
+from tiny import write_study
 from wire import Weather
 
 from common.run_folder import RunFolder
@@ -40,12 +40,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     root = tmp_path_factory.mktemp("weather")
-    stages = [
-        stage | {"rounds": 4 if stage["name"] == "refine" else 1}
-        for stage in content()["stages"]
-        if stage["name"] in ("pretrain", "refine")
-    ]
-    with NetworkedFederation(root, write_study(root / "study.yaml", stages=stages), pair) as federation:
+    with NetworkedFederation(root, write_study(root / "study.yaml", stages=five_rounds()), pair) as federation:
         federation.start_coordinator()
         federation.register()
         federation.start_sites()

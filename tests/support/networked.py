@@ -19,6 +19,7 @@ from typing import Any, Self
 import wire
 from federation import ACCEPTED, Federation, free_port
 from name_server import NameServer
+from tiny import content
 from wire import Wire
 
 from server.federation.provision import COORDINATOR
@@ -31,6 +32,15 @@ _CLOCK = Path(__file__).with_name("clock.c")
 _OWN_FILES = Path("/etc/netns")
 #: How long a service stays ended.
 _DOWN_S = 1.0
+
+
+def five_rounds() -> list[dict[str, Any]]:
+    """The stages of a tiny study for a federation that much befalls: one round of pretraining, four of refinement."""
+    return [
+        stage | {"rounds": 4 if stage["name"] == "refine" else 1}
+        for stage in content()["stages"]
+        if stage["name"] in ("pretrain", "refine")
+    ]
 
 
 def missing() -> str:
