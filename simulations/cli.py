@@ -284,6 +284,7 @@ def phantom(
         "crossprobe import busbra ~/busbra runs/busbra",
         "BUSBRA_DIR=~/busbra crossprobe import busbra runs/busbra",
         "crossprobe import busbra ~/busbra runs/busbra-logiq5-unlabelled --target ge-logiq5",
+        "crossprobe import busbra ~/busbra runs/busbra-few --labelled 30",
     ),
 )
 def import_(
@@ -300,6 +301,10 @@ def import_(
             help="a labelled scanner that plays an unlabelled one: only its test patients keep their masks; repeat",
         ),
     ] = None,
+    labelled: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="at most so many training patients with masks a scanner: few labels"),
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -314,7 +319,8 @@ def import_(
     if len(given) > 1 or (not given and not os.environ.get("BUSBRA_DIR")):
         raise click.UsageError("give DIR and OUT, or set BUSBRA_DIR and give OUT")
     origin = given[0] if given else Path(os.environ["BUSBRA_DIR"])
-    _tell(import_busbra(origin, out, seed=seed, overwrite=overwrite, targets=target or ()), as_json)
+    made = import_busbra(origin, out, seed=seed, overwrite=overwrite, targets=target or (), labelled=labelled)
+    _tell(made, as_json)
 
 
 @app.command(epilog=examples("crossprobe rehearse", "crossprobe rehearse --overwrite"))

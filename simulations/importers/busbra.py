@@ -6,6 +6,7 @@ doi:10.1002/mp.16812.
 """
 
 import csv
+import hashlib
 import logging
 import re
 import shutil
@@ -60,7 +61,13 @@ def role_of(site: str) -> Role:
 
 
 def import_busbra(
-    source: Path, out: Path, *, seed: int = 0, overwrite: bool = False, targets: Collection[str] = ()
+    source: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    targets: Collection[str] = (),
+    labelled: int | None = None,
 ) -> list[Path]:
     """Write a site folder for each scanner into `out` and return them, sources first.
 
@@ -69,6 +76,7 @@ def import_busbra(
     nothing to select by. `video` is the patient and `frame` counts its views: they show one lesion.
 
     A labelled scanner named in `targets` plays a target: its training patients lose their masks, all others are `test`.
+    With `labelled`, a source keeps at most so many training patients, drawn by `seed`, as a hospital with few labels.
 
     Raises DataSetError for missing or unexpected content of `source`, and FolderInUseError
     for an `out` with content unless `overwrite`; `out` is complete or as it was, whatever happens.
@@ -77,6 +85,8 @@ def import_busbra(
         _played(picture) if picture.site in targets and role_of(picture.site) == "source" else picture
         for picture in _read(source, seed)
     ]
+    if labelled is not None:
+        pictures = _few(pictures, labelled, seed)
     sites = sorted({picture.site for picture in pictures}, key=lambda site: (role_of(site) == "target", site))
     with whole_folder(out, [*sites, LICENCE], overwrite=overwrite) as work:
         for site in sites:
@@ -90,6 +100,21 @@ def import_busbra(
 def _played(picture: Picture) -> Picture:
     """A picture of a labelled scanner that plays an unlabelled one."""
     return replace(picture, mask=None) if picture.split == "train" else replace(picture, split="test")
+
+
+def _few(pictures: list[Picture], labelled: int, seed: int) -> list[Picture]:
+    """Those pictures, but training patients with masks beyond so many a site; which ones, a hash says."""
+
+    def draw(patient: str) -> bytes:
+        return hashlib.sha256(f"{seed}:labelled:{patient}".encode()).digest()
+
+    learnt = {(p.site, p.patient) for p in pictures if p.split == "train" and p.mask is not None}
+    kept = {
+        (site, patient)
+        for site in {site for site, _ in learnt}
+        for patient in sorted((patient for own, patient in learnt if own == site), key=draw)[:labelled]
+    }
+    return [p for p in pictures if (p.site, p.patient) not in learnt - kept]
 
 
 def _read(source: Path, seed: int) -> list[Picture]:

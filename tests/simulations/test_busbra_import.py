@@ -199,3 +199,19 @@ def test_a_labelled_scanner_can_play_a_target_whose_training_patients_have_no_ma
     masks = {path.name for path in (folders[0] / "masks").iterdir()}
     assert masks == {f"{patient}_{view}.png" for patient in others for view in "lr"}
     assert contents(folders[1]) == contents(tmp_path / "usual" / "ge-logiq7")
+
+
+def test_a_source_with_few_labels_keeps_so_many_training_patients_and_everything_else(
+    source: Path, tmp_path: Path
+) -> None:
+    import_busbra(source, tmp_path / "usual", targets=["ge-logiq5"])
+    import_busbra(source, tmp_path / "few", targets=["ge-logiq5"], labelled=3)
+    import_busbra(source, tmp_path / "other", targets=["ge-logiq5"], labelled=3, seed=1)
+    usual, few, other = (load_site(tmp_path / out / "ge-logiq7") for out in ("usual", "few", "other"))
+    assert len(few.patients("train")) == 3
+    assert set(few.patients("train")) < set(usual.patients("train"))
+    assert few.patients("train") != other.patients("train")
+    for split in ("calibrate", "val", "test"):
+        assert few.patients(split) == usual.patients(split)
+    for target in ("ge-logiq5", "toshiba-aplio300"):
+        assert contents(tmp_path / "few" / target) == contents(tmp_path / "usual" / target)
