@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -18,8 +17,9 @@ from common.network_settings import BasicUNet, Network
 from common.privacy import Privacy
 from common.run_folder import RunFolder
 from common.settings import Settings, parse_settings, read_settings
+from common.stage import Round, Stage
 from common.strict_text import TextError, read_yaml
-from common.tasks import AnyTask, Distil, Evaluate, Score, Supervise, Task, TrainingTask, unset
+from common.tasks import Evaluate, Score, Supervise, Task, unset
 
 
 class ImageGrid(Settings):
@@ -42,11 +42,6 @@ class ImageGrid(Settings):
         if (self.geometry == "spacing") != (self.spacing_mm is not None):
             raise ValueError("geometry `spacing` needs spacing_mm, `letterbox` needs spacing_mm: null")
         return self
-
-
-BranchName = Literal["source_branch", "target_branch"]
-#: rho of a role; above 1 it over-relaxes, which ten times over can only diverge.
-Rho = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
 class Augmentation(Settings):
@@ -114,77 +109,6 @@ class InitialWeights(Settings):
 
     file: Path
     sha256: Sha256
-
-
-class Stage(Settings):
-    """A block of rounds with one purpose.
-
-    Attributes:
-        source, target: what sites of that role do in each of these rounds; None: nothing.
-        weights: component -> role -> rho in `new = old + sum(rho_role * mean update of the role)`.
-            Unset: 1 for the only role that trains the component, 1/2 each where both do.
-        begin: branch -> the other branch, whose weights it takes over before the stage's first round.
-        aggregator: how the updates of one role's sites become one, see `server.aggregation`.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$")
-    rounds: int = Field(ge=1, le=10_000)
-    source: AnyTask | None = None
-    target: AnyTask | None = None
-    weights: dict[str, dict[Role, Rho]] = Field(default_factory=dict)
-    begin: dict[BranchName, BranchName] = Field(default={}, exclude_if=unset)
-    # studies that are older than the key keep their hash
-    aggregator: Literal["exact_mean", "trimmed_mean"] = Field(default="exact_mean", exclude_if="exact_mean".__eq__)
-
-    def task_of(self, role: Role) -> Task | None:
-        """Return what sites of `role` do in this stage."""
-        return self.source if role == "source" else self.target
-
-    @property
-    def distils(self) -> bool:
-        """Whether sites of any role train the student."""
-        return any(isinstance(self.task_of(role), Distil) for role in ROLES)
-
-    def rho(self, component: str, role: Role) -> float:
-        """Return the weight of `role`'s mean update in the aggregate of `component`."""
-        trainers = [r for r in ROLES if (task := self.task_of(r)) and component in task.trains]
-        if role not in trainers:
-            return 0.0
-        return self.weights.get(component, {}).get(role, 1.0 / len(trainers))
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.source is None and self.target is None:
-            raise ValueError(f"stage `{self.name}` gives neither role a task")
-        if len(self.begin) > 1 or any(branch == other for branch, other in self.begin.items()):
-            raise ValueError(f"stage `{self.name}`: begin gives one branch the weights of the other one")
-        for component, roles in self.weights.items():
-            if component not in COMPONENTS:
-                raise ValueError(f"unknown component `{component}` in weights; known: {', '.join(COMPONENTS)}")
-            for role in roles:
-                if self.rho(component, role) == 0.0 and roles[role] != 0.0:
-                    raise ValueError(f"stage `{self.name}`: {role} sites do not train `{component}`")
-        for role in ROLES:
-            task = self.task_of(role)
-            if task is not None and role not in task.roles:
-                why = "a source site has labels" if role == "source" else "it needs labels; a target site has none"
-                raise ValueError(f"`{task.task}` is for {' and '.join(task.roles)} sites; {why}")
-            if self.distils and task is not None and not isinstance(task, Distil):
-                raise ValueError(f"stage `{self.name}`: beside `distil` nothing else is trained, found `{task.task}`")
-        return self
-
-
-@dataclass(frozen=True)
-class Round:
-    """Where a round stands: `index` of the whole study, `step` of `stage.rounds` within its stage."""
-
-    index: int
-    stage: Stage
-    step: int
-
-    def learning_rate_progress(self, task: TrainingTask, step: int) -> float:
-        """Return how far the stage has come, in [0, 1), before optimizer step `step` of this round."""
-        return (self.step * task.steps + step) / (self.stage.rounds * task.steps)
 
 
 class Study(Settings):
@@ -385,34 +309,6 @@ class Study(Settings):
             for stage in self.stages
             if isinstance(stage.source, Supervise)
         )
-
-
-def baseline_of(study: Study, *, rounds: int = 10) -> Study:
-    """Return the baseline study: supervised rounds on the sources alone, with the same engine.
-
-    Same network, augmentation, learning rate, seed and number of supervised steps as `study`, all of
-    them spent on one branch. Where a branch of the study begins as a copy of the other one, the baseline has the
-    study's own supervised stages, so that from the copy on they differ by the targets alone.
-    """
-    supervised = [(stage, stage.source) for stage in study.stages if isinstance(stage.source, Supervise)]
-    if not supervised:
-        raise StudyError("a study without a `supervise` task has no baseline; give a source stage one")
-    trains = HALVES["source_branch"]
-    if any(stage.begin for stage in study.stages):
-        stages = [
-            Stage(name=stage.name, rounds=stage.rounds, source=task.model_copy(update={"trains": trains}))
-            for stage, task in supervised
-        ]
-    else:
-        # no more rounds than the study supervises in: a short study's steps, spread over ten, would be too few for one
-        rounds = min(rounds, sum(stage.rounds for stage, _ in supervised))
-        task = supervised[0][1].model_copy(
-            update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
-        )
-        stages = [Stage(name="baseline", rounds=rounds, source=task)]
-    return study.model_copy(
-        update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}, "student": None}
-    )
 
 
 def parse_study(content: object, *, origin: str) -> Study:

@@ -18,7 +18,8 @@ import numpy as np
 
 from common.components import BASELINE, ROLES, Role, Tensors, component_of, select
 from common.errors import ContractError
-from common.study import Round, Stage, Study
+from common.stage import Round, Stage
+from common.study import Study
 from server.aggregation import Aggregator, ExactMean, aggregator
 from server.state import Participant, ServerState, fused_tensors
 

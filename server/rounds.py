@@ -13,7 +13,8 @@ from common.components import Role, Shapes, component_of, select
 from common.contract import check_masked, check_metrics, check_tensors
 from common.errors import ContractError
 from common.messages import Masking, Message, Refusal, TaskReply, TaskRequest
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from common.tasks import Task
 from server.algorithm import Reply, RoleSum, apply, begun
 from server.history import RoundRecord, SiteRecord

@@ -20,7 +20,8 @@ from common.errors import ContractError, RunError
 from common.files import write_atomically
 from common.messages import EnrolReply, EnrolRequest, pack
 from common.run_folder import RunFolder
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from server import history, pause
 from server.algorithm import init, lacking
 from server.history import RoundRecord

@@ -16,11 +16,12 @@ import yaml
 from clients.data.findings import SiteFolderError
 from clients.data.site import Site, check_site
 from clients.governance.accountant import charges_of, epsilon_of
+from common.baseline import baseline_of
 from common.components import ROLES
 from common.errors import RunError
 from common.files import write_atomically
 from common.run_folder import RunFolder
-from common.study import InitialWeights, Study, baseline_of
+from common.study import InitialWeights, Study
 from server import history
 from server.history import RoundRecord
 from server.report.drawn import keep

@@ -18,8 +18,9 @@ from common.components import Role
 from common.errors import ContractError, SiteStateError
 from common.messages import digest
 from common.privacy import Privacy
+from common.stage import Round
 from common.strict_text import parse_json
-from common.study import Round, Study
+from common.study import Study
 from common.tasks import Task, TrainingTask
 
 VERSION = 1

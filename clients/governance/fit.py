@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from clients.data.findings import Finding
 from clients.data.site import Site, Split
-from common.study import Stage, Study
+from common.stage import Stage
+from common.study import Study
 from common.tasks import Task, TrainingTask
 
 

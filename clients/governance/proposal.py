@@ -19,7 +19,8 @@ from common.messages import Sha256, TaskReply, pack
 from common.networks import Networks
 from common.privacy import Privacy
 from common.secret_sharing import SHARE_BYTES
-from common.study import Round, Stage, Study
+from common.stage import Round, Stage
+from common.study import Study
 from common.tasks import Task, TrainingTask, all_metrics
 
 #: Stands for a hash where only the length of a message counts.

@@ -16,7 +16,8 @@ from clients.governance.policy import Policy
 from clients.learning.private_training import PrivateGradients
 from common.networks import Networks
 from common.seeds import derive, derive_seed
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from common.tasks import Task, TrainingTask
 
 #: A gradient of a larger norm is scaled down to it: early batches of few patients give rare spikes.

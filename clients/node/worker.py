@@ -34,7 +34,8 @@ from common.messages import (
 from common.networks import Networks
 from common.seeds import derive
 from common.signing import site_key
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from common.tasks import Task, TrainingTask
 from common.version import software_version
 

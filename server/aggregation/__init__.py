@@ -1,6 +1,6 @@
 """How the updates of one role's sites become one: a rule a module, named by the stage's `aggregator`.
 
-To add a rule, write its module with an `Aggregator`, and name it in `RULES` and in `common.study.Stage`.
+To add a rule, write its module with an `Aggregator`, and name it in `RULES` and in `common.stage.Stage`.
 """
 
 from collections.abc import Callable, Mapping

@@ -16,10 +16,11 @@ from typing import Any, Self
 import torch
 from pydantic import Field, model_validator
 
+from common.baseline import baseline_of
 from common.files import write_atomically
 from common.run_folder import RunFolder
 from common.settings import Settings, read_settings
-from common.study import Study, baseline_of, load_study
+from common.study import Study, load_study
 from server.history import RoundRecord
 from simulations.ablation import measuring
 from simulations.ablation.code_version import code_digest

@@ -26,7 +26,8 @@ from common.components import Role, Tensors
 from common.files import write_atomically
 from common.metrics import frame_dice
 from common.networks import Networks
-from common.study import Round, Study, load_study
+from common.stage import Round
+from common.study import Study, load_study
 from server.algorithm import begun
 from server.state import ServerState
 from simulations.ablation.comparison import difference

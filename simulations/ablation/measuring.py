@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.components import Role
-from common.study import Stage
+from common.stage import Stage
 from server.state import fused_tensors
 from simulations.ablation.stage_cache import CLOSING, StageCache
 from simulations.ablation.variants import Variant

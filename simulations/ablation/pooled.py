@@ -17,7 +17,8 @@ from clients.learning.training import MAX_GRADIENT_NORM, TaskContext, averaging,
 from common.components import ROLES, Role
 from common.networks import Networks
 from common.simulated import simulated_secret
-from common.study import Round, Stage, Study
+from common.stage import Round, Stage
+from common.study import Study
 from common.tasks import TrainingTask
 from server.algorithm import begun, weighted
 from server.state import Participant, ServerState

@@ -21,7 +21,8 @@ from common.metrics import frame_dice
 from common.networks import Networks
 from common.run_folder import RunFolder
 from common.simulated import simulated_secret
-from common.study import Round, Stage, Study
+from common.stage import Round, Stage
+from common.study import Study
 from common.tasks import Score
 from server import history
 from server.algorithm import init

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from common.baseline import baseline_of
 from common.errors import StudyError
-from common.study import Stage, Study, baseline_of
+from common.stage import Stage
+from common.study import Study
 from common.tasks import Infuse, SelfSupervise, SelfTrain, Supervise
 
 Where = Literal["federated", "pooled", "oracle"]

@@ -9,7 +9,8 @@ from common.components import ROLES, Tensors
 from common.errors import StudyError
 from common.messages import Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
-from common.study import Round, Study, parse_study
+from common.stage import Round
+from common.study import Study, parse_study
 from common.tasks import Task, TrainingTask
 
 #: No augmentation: valid, and what is rebuilt then is the image itself.

@@ -18,7 +18,8 @@ from common.components import ROLES, Tensors
 from common.messages import digest
 from common.release import WEIGHTS, find_release
 from common.simulated import simulated_secret
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from simulations.audit.ask import Refused, ask, hostile_study
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.matching import match_gradient

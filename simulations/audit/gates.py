@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from common.components import Tensors
 from common.networks import initial_networks
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from simulations.audit.step import filled, gradient_of, small
 from simulations.audit.weights import GROUPS, carry_through, noise
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from common.components import HALVES
 from common.losses import dice_cross_entropy
 from common.networks import initial_networks
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from simulations.audit.ask import Site, ask
 from simulations.audit.step import gradient_of
 

@@ -20,7 +20,8 @@ from clients.released import Model
 from common.components import FUSED, Tensors
 from common.metrics import mean_by_patient, measure_frame
 from common.simulated import simulated_secret
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from simulations.audit.ask import Refused, ask_numbers, hostile_study
 
 #: Patients who are taken out, one at a time.

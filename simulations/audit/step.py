@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from simulations.audit.ask import training_task
 
 #: AdamW's; a gradient of about this size is not turned into its sign.

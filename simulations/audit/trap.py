@@ -18,7 +18,8 @@ from clients.data.dataset import Dataset
 from clients.node.worker import Worker
 from common.components import HALVES, Tensors
 from common.networks import initial_networks
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 from simulations.audit.ask import ask, training_task
 from simulations.audit.similarity import Gallery, Match
 from simulations.audit.step import filled, gradient_of, small

@@ -26,9 +26,10 @@ from clients.governance.approval_page import show
 from clients.governance.policy import Policy
 from clients.governance.proposal import propose
 from clients.learning.training import TaskCancelled, TaskContext
+from common.baseline import baseline_of
 from common.errors import ContractError, RunError, SiteStateError, StudyError
 from common.messages import EnrolReply, EnrolRequest, pack, unpack
-from common.study import Study, baseline_of
+from common.study import Study
 from simulations.simulate import privacy_spent
 
 STUDY = private(rounds=6)

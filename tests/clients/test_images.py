@@ -14,12 +14,13 @@ from tiny import study as tiny_study
 from clients.data.dataset import Dataset
 from clients.data.site import Site, load_site
 from clients.learning.evaluate import measure_patients
+from common.baseline import baseline_of
 from common.components import BASELINE
 from common.errors import RunError
 from common.metrics import mean_by_patient, measure_frame
 from common.networks import initial_networks
 from common.run_folder import RunFolder
-from common.study import Study, baseline_of
+from common.study import Study
 from server.report.drawn import Drawn, Example
 from server.report.page import render_report
 from server.state import ServerState, fused_tensors, save_state

@@ -18,7 +18,8 @@ from clients.node.worker import Worker
 from common.components import BRANCHES, Tensors
 from common.messages import EnrolReply, EnrolRequest, Message, TaskReply, TaskRequest, pack, unpack
 from common.metrics import FrameMeasures
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
 
 STUDY = study()
 

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from tiny import content, distilling, one_stage, study
 
+from common.baseline import baseline_of
 from common.components import BRANCH_PARTS, COMPONENTS, STUDENT
 from common.errors import StudyError
-from common.study import Study, Supervise, baseline_of, load_study, parse_study
+from common.study import Study, Supervise, load_study, parse_study
 
 CONFIGS = sorted(f for f in (Path(__file__).parents[2] / "configs").glob("*.yaml") if "ablation" not in f.name)
 WHOLE = ["source_branch.encoder", "source_branch.decoder"]

@@ -13,7 +13,7 @@ from tiny import one_stage
 from common.components import Tensors
 from common.errors import ContractError
 from common.fixed_point import SCALE
-from common.study import Stage
+from common.stage import Stage
 from server.aggregation.exact_mean import ExactMean
 from server.algorithm import updated
 

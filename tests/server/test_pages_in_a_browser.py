@@ -14,7 +14,7 @@ from browser import CHROMIUM, NO_BROWSER, dom, measured
 from fabricated import PAIR, SOURCE, TARGET, entry, evaluation, fabricate, study_with_baseline
 from PIL import Image
 
-from common.study import baseline_of
+from common.baseline import baseline_of
 from server.history import SiteRecord
 from server.report.drawn import Example, PatientDice
 from server.report.live import Run, live_page

@@ -15,9 +15,9 @@ from fabricated import SECRET, SOURCE, TARGET, entry, evaluation, fabricate, stu
 from private import private
 from tiny import study as tiny_study
 
+from common.baseline import baseline_of
 from common.errors import RunError, StudyError
 from common.run_folder import RunFolder
-from common.study import baseline_of
 from crossprobe import main
 from server.history import SiteRecord
 from server.report.charts import axis_over

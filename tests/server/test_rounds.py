@@ -14,7 +14,7 @@ from common.components import Tensors
 from common.contract import check_metrics
 from common.errors import ContractError
 from common.messages import EnrolReply, Refusal, TaskReply, pack, unpack
-from common.study import Round
+from common.stage import Round
 from server.algorithm import init
 from server.history import RoundRecord
 from server.rounds import requests_of, run_round

@@ -9,11 +9,12 @@ from finished import Finished
 from safetensors.numpy import load_file
 from tiny import Between, content, one_stage, same, study, workers, write_site
 
+from common.baseline import baseline_of
 from common.components import Tensors
 from common.errors import RunError
 from common.messages import EnrolReply, Refusal, TaskReply, digest, pack, unpack
 from common.run_folder import RunFolder
-from common.study import Study, baseline_of, read_study_of_run
+from common.study import Study, read_study_of_run
 from server import history
 from server.run import enrol, initial_components, run_study
 from server.state import fused_tensors, load_state

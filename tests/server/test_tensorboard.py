@@ -11,9 +11,10 @@ from tensorboardX.proto.event_pb2 import Event
 from tiny import write_study
 
 import crossprobe
+from common.baseline import baseline_of
 from common.errors import RunError
 from common.run_folder import RunFolder
-from common.study import Study, baseline_of
+from common.study import Study
 from server import history
 from server.history import RoundRecord
 from server.tensorboard import Events

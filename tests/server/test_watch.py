@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from fabricated import PAIR, SOURCE, TARGET, entry, evaluation, fabricate, study_with_baseline
 
+from common.baseline import baseline_of
 from common.errors import RunError
 from common.run_folder import RunFolder
-from common.study import baseline_of
 from server import pause
 from server.history import SiteRecord
 from server.pause import Pause

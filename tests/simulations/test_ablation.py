@@ -14,8 +14,8 @@ import tiny
 import yaml
 
 from clients.data.site import load_site
+from common.baseline import baseline_of
 from common.errors import StudyError
-from common.study import baseline_of
 from server import history
 from simulations.ablation.cells import LOG, Ablation, Cell, load_ablation, run_ablation
 from simulations.ablation.code_version import code_digest

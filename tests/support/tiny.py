@@ -15,7 +15,8 @@ from clients.node.worker import Worker
 from common.components import Role, Tensors
 from common.messages import Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
-from common.study import Round, Study, parse_study
+from common.stage import Round
+from common.study import Study, parse_study
 from server.transport import Failure
 from simulations.local import LocalTransport
 

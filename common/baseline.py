@@ -1,0 +1,35 @@
+"""The baseline of a study: what its labelled sites alone come to, with the same engine."""
+
+from common.components import HALVES
+from common.errors import StudyError
+from common.stage import Stage
+from common.study import Study
+from common.tasks import Supervise
+
+
+def baseline_of(study: Study, *, rounds: int = 10) -> Study:
+    """Return the baseline study: supervised rounds on the sources alone, with the same engine.
+
+    Same network, augmentation, learning rate, seed and number of supervised steps as `study`, all of
+    them spent on one branch. Where a branch of the study begins as a copy of the other one, the baseline has the
+    study's own supervised stages, so that from the copy on they differ by the targets alone.
+    """
+    supervised = [(stage, stage.source) for stage in study.stages if isinstance(stage.source, Supervise)]
+    if not supervised:
+        raise StudyError("a study without a `supervise` task has no baseline; give a source stage one")
+    trains = HALVES["source_branch"]
+    if any(stage.begin for stage in study.stages):
+        stages = [
+            Stage(name=stage.name, rounds=stage.rounds, source=task.model_copy(update={"trains": trains}))
+            for stage, task in supervised
+        ]
+    else:
+        # no more rounds than the study supervises in: a short study's steps, spread over ten, would be too few for one
+        rounds = min(rounds, sum(stage.rounds for stage, _ in supervised))
+        task = supervised[0][1].model_copy(
+            update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
+        )
+        stages = [Stage(name="baseline", rounds=rounds, source=task)]
+    return study.model_copy(
+        update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}, "student": None}
+    )
