@@ -9,10 +9,20 @@ from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from urllib.parse import urlencode
 
+from tiny import study
+
 from clients.desk.desk import Desk
 from clients.desk.gate import COOKIE, FIELD, Gate
 
 HOST = "127.0.0.1:8600"
+#: The study of the desk that `browser` visits, its pages, and all that a form can ask of it.
+STUDY = study()
+PAGES = ("/", "/data", "/ledger", f"/study/{STUDY.hash()}", "/predictions")
+FORMS = (
+    "/data/check",
+    *(f"/study/{STUDY.hash()}/{word}" for word in ("try", "approve", "withdraw")),
+    "/work/stop",
+)
 
 
 @dataclass
@@ -89,3 +99,14 @@ def wait_for(desk: Desk, seconds: float = 120.0) -> None:
     while desk.busy:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def kept(browser: Visitor) -> dict[str, bytes]:
+    """All that the desk could have changed."""
+    folders = (browser.desk.state.folder, browser.desk.folder, browser.desk.studies)
+    return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def approval(browser: Visitor) -> Path:
+    """The file of the study's approval."""
+    return browser.desk.state.approval(STUDY.hash())

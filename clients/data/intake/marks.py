@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from clients.data.formats.recording import Pixels
 from clients.data.images import Grey, Mask
+from clients.data.intake.view import brightest, enlarged, steps
 
 Levels = npt.NDArray[np.float32]
 
@@ -43,23 +44,13 @@ def find_marks(pixels: Pixels, grey: Grey, view: Mask) -> Mask:
         grey: the same as grey levels.
         view: where the probe's image is; only there is the speckle measured.
     """
-    step = -(-max(grey.shape) // MOST_SIDE)
-    levels = _brightest(grey * np.float32(255 / np.iinfo(grey.dtype).max), step)
-    within = _brightest(view, step).astype(bool)
+    step = steps(grey.shape, MOST_SIDE)
+    levels = brightest(grey, step) * np.float32(255 / np.iinfo(grey.dtype).max)
+    within = brightest(view, step)
     width = max(LEAST_WIDTH, round(WIDTH * len(levels)) | 1)
     drawn = _letters(levels, within, width) | _dotted(levels, within, width)
     drawn = ndimage.binary_dilation(_with_words(drawn, width), iterations=max(1, width // 5))
-    whole: Mask = np.repeat(np.repeat(drawn, step, 0), step, 1)[: grey.shape[0], : grey.shape[1]]
-    return whole | _coloured(pixels, width * step)
-
-
-def _brightest(values: np.ndarray, step: int) -> np.ndarray:
-    """Of each square of `step` pixels the largest value."""
-    if step == 1:
-        return values
-    height, width = (side // step + (side % step > 0) for side in values.shape)
-    padded = np.pad(values, [(0, height * step - values.shape[0]), (0, width * step - values.shape[1])], mode="edge")
-    return padded.reshape(height, step, width, step).max((1, 3))
+    return enlarged(drawn, step, grey.shape) | _coloured(pixels, width * step)
 
 
 def _letters(levels: Levels, within: Mask, width: int) -> Mask:
