@@ -1,7 +1,8 @@
 """Text, calipers, dotted lines and arrows that a console drew into the image: where they are.
 
-Two things tell them from tissue. B-mode is grey, so that colour was drawn. And a beam is wider than a pulse is long:
-echoes are smeared sideways, and nothing in tissue gives a bright stroke that is upright, long and thin.
+Three things tell them from tissue. B-mode is grey, so that colour was drawn. A beam is wider than a pulse is long:
+echoes are smeared sideways, and nothing in tissue gives a bright stroke that is upright, long and thin. And a pen has
+one level, which no echo keeps from pixel to pixel; a lossy copy does not keep it either.
 """
 
 from collections.abc import Iterator
