@@ -1,12 +1,21 @@
 """Who may ask the hospital's desk: attacked as another page, another user or another name would."""
 
 import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from hospital import SECRET
-from visitor import FORMS, HOST, PAGES, STUDY, Visitor, approval, kept
+from visitor import FORMS, HOST, PAGES, STUDY, Visitor, approval, kept, let_in
 
 from clients.desk.gate import FIELD, HEADERS, MOST_BYTES, Gate
+
+
+@pytest.fixture(scope="module")
+def browser(pair: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    """One desk for all: nothing that is tried here may change anything."""
+    with let_in(tmp_path_factory.mktemp("desk"), pair[0]) as visitor:
+        yield visitor
 
 
 def test_nobody_gets_in_without_the_printed_address(stranger: Visitor) -> None:

@@ -4,15 +4,19 @@ import contextlib
 import re
 import socket as sockets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from urllib.parse import urlencode
 
-from tiny import study
+from hospital import SECRET
+from tiny import study, write_study
 
 from clients.desk.desk import Desk
 from clients.desk.gate import COOKIE, FIELD, Gate
+from clients.desk.server import serving
+from clients.governance.state import State
 
 HOST = "127.0.0.1:8600"
 #: The study of the desk that `browser` visits, its pages, and all that a form can ask of it.
@@ -99,6 +103,18 @@ def wait_for(desk: Desk, seconds: float = 120.0) -> None:
     while desk.busy:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def let_in(root: Path, folder: Path) -> Iterator[Visitor]:
+    """Open a desk for a site's folder, its data checked, and let a browser in; all else lies in `root`."""
+    (root / "studies").mkdir()
+    write_study(root / "studies" / "study.yaml")
+    desk, gate = Desk(folder, State.create(root / "state", SECRET), root / "studies"), Gate()
+    desk.check_data()
+    wait_for(desk)
+    with serving(desk, gate, root / "d.sock"):
+        yield Visitor(root / "d.sock", gate, desk).signed_in()
 
 
 def kept(browser: Visitor) -> dict[str, bytes]:
