@@ -60,15 +60,17 @@ def find_marks(pixels: Pixels, grey: Grey, view: Mask) -> Mask:
 
 
 def _letters(levels: Levels, within: Mask, width: int) -> Mask:
-    """Strokes, and what belongs to the same letter or cross but lies across."""
+    """Strokes, and what belongs to the same letter, cross or arrow but lies across, or is its rim."""
     contrast = _strokes(levels, width)
-    speckle = _speckle(contrast, within)
+    strokes = (contrast > CONTRAST) & (contrast > TIMES_SPECKLE * _speckle(contrast, within))
     thin = levels - ndimage.grey_opening(levels, footprint=_disc(width // 2))
-    even = _even(levels, thin)
-    seeds = even | (contrast > CONTRAST) & (contrast > TIMES_SPECKLE * speckle)
+    return _whole(strokes, contrast, thin, width) | _whole(_even(levels, thin), thin, thin, width)
+
+
+def _whole(seeds: Mask, contrast: Levels, thin: Levels, width: int) -> Mask:
+    """Seeds, and what is connected with them and has enough of their contrast."""
     if not seeds.any():
         return seeds
-    contrast = np.where(even, np.maximum(contrast, thin), contrast)
     reach = ndimage.grey_dilation(np.where(seeds, contrast, 0), size=(2 * width + 1, 2 * width + 1))
     rest = (reach > 0) & (thin > REST * reach)
     labels, _ = ndimage.label(rest | seeds, np.ones((3, 3)))
