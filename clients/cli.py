@@ -125,7 +125,9 @@ def doctor(
     if as_json:
         print(json.dumps({"ok": not wrong, "checks": [asdict(check) for check in checks]}, indent=1))
     else:
-        table = Table("", "check", "found", "how to fix")
+        table = Table()
+        for column in ("", "check", "found", "how to fix"):
+            table.add_column(column, overflow="fold")  # a path is of use as a whole
         for check in checks:
             table.add_row(check.level, *map(escape, (check.check, check.found, check.fix)))
         Console().print(table)

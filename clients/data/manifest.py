@@ -181,8 +181,8 @@ def _row(line: Line, findings: list[Finding]) -> Row:
         )
     return Row(
         where=where,
-        image=cell["image"],
-        mask=cell["mask"],
+        image=cell["image"].replace("\\", "/"),  # as Windows writes paths
+        mask=cell["mask"].replace("\\", "/"),
         patient=cell["patient"],
         video=cell["video"],
         frame=frame,

@@ -41,6 +41,10 @@ class DeskError(CrossProbeError):
     """Something that cannot be done now, in words for the page; nothing was changed."""
 
 
+class Stopped(Exception):
+    """A person stopped the work."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """What the data check found.
@@ -61,19 +65,33 @@ class Checked:
 
 @dataclass
 class Work:
-    """Long work in the background: what, how far (0 of 0: not known), and its error once it failed."""
+    """Long work in the background: what, how far (0 of 0: not known), and its error once it failed.
+
+    Attributes:
+        page: where its result will be shown.
+        stopping: a person asked for its end, which comes with its next progress.
+    """
 
     what: str
+    page: str
     done: float = 0
     total: int = 0
     error: str = ""
+    stopping: bool = False
     _begun: float = field(default_factory=time.monotonic)
 
     def progress(self, done: float, total: int) -> None:
-        """Note how far it is."""
+        """Note how far it is. Raises Stopped where nobody wants the rest."""
+        if self.stopping:
+            raise Stopped
         if done < self.done:  # another part of the work
             self._begun = time.monotonic()
         self.done, self.total = done, total
+
+    @property
+    def look_again_s(self) -> int:
+        """Seconds after which a page looks again: seldom in long work, for a keyboard's place on it is lost then."""
+        return 3 if time.monotonic() - self._begun < 20 else 15
 
     @property
     def left_s(self) -> float | None:
@@ -143,7 +161,21 @@ class Desk:
             sheet = contact_sheet(self.folder, site, findings, work.progress)
             self.checked = Checked(datetime.now(UTC), site, tuple(findings), sheet, files)
 
-        self._begin("checking the data", run)
+        self._begin("checking the data", "/data", run)
+
+    def stop(self) -> str:
+        """End the work in the background, which leaves nothing behind, and return the page that it was for.
+
+        Raises:
+            DeskError: if there is none, or it does not tell how far it is.
+        """
+        with self._lock:
+            if self.work is None or not self.busy:
+                raise DeskError("Nothing goes on here any more. Nothing was changed.")
+            if not self.work.total:
+                raise DeskError("This work cannot be stopped now. Nothing was changed: it ends by itself.")
+            self.work.stopping = True
+            return self.work.page
 
     def try_out(self, study_hash: str) -> None:
         """Run every task of a study once, in the background, and keep the table of what it would have sent.
@@ -159,7 +191,7 @@ class Desk:
             with tempfile.TemporaryDirectory(prefix="crossprobe-desk-") as out:
                 self.tried[study_hash] = dry_run(case.study, site, self.state, Path(out) / "messages")
 
-        self._begin(f"trying out {case.study.name}", run)
+        self._begin(f"trying out {case.study.name}", f"/study/{study_hash}", run)
 
     def predict(self, model: str, images: str, spacing: str) -> None:
         """Segment own pictures with a released model, in the background, and keep what it draws.
@@ -191,7 +223,7 @@ class Desk:
                 progress=work.progress,
             )
 
-        self._begin(f"segmenting {offered[images]} with {model}", run)
+        self._begin(f"segmenting {offered[images]} with {model}", "/predictions", run)
 
     def approve(self, study_hash: str, *, by: str, seen: str, passphrase: str = "", restart: bool = False) -> Approval:
         """Approve a study as the command does.
@@ -292,8 +324,8 @@ class Desk:
             raise DeskError("site.yaml or manifest.csv changed since the data check. Nothing was changed: check again.")
         return self.checked.site
 
-    def _begin(self, what: str, run: Callable[[Work], None]) -> None:
-        work = Work(what)
+    def _begin(self, what: str, page: str, run: Callable[[Work], None]) -> None:
+        work = Work(what, page)
         with self._lock:
             if self.busy:
                 raise DeskError("Other work goes on here. Wait until it has ended, then try again.")
@@ -302,6 +334,8 @@ class Desk:
         def whole() -> None:
             try:
                 run(work)
+            except Stopped:
+                self.work = None
             except CrossProbeError as error:
                 work.error = str(error)
             except Exception:  # of any kind: a page that says nothing would leave a person waiting

@@ -110,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/data/check":
             desk.check_data()
             return see("/data?done=checking")
+        if path == "/work/stop":
+            return see(f"{desk.stop()}?done=stopped")
         if path == "/predictions/make":
             desk.predict(form.get("model", ""), form.get("images", ""), form.get("spacing", ""))
             return see("/predictions?done=segmenting")

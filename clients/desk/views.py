@@ -45,6 +45,7 @@ DONE = {
     "approved": "Approved. The coordinator's next message about this study will be answered.",
     "half": "Written down. It holds once another person has approved it too.",
     "segmenting": "The images are being segmented. What is drawn on them stays in this hospital.",
+    "stopped": "It ends with what it is at now. Nothing of it is kept.",
     "withdrawn": "Taken back. Nothing more of this study leaves from now on, also not from a running task.",
 }
 

@@ -131,7 +131,8 @@ def check(study_file: StudyFile, as_json: Json = False) -> None:
     for column in ("stage", "rounds", "source sites", "target sites"):
         table.add_column(column)
     for stage in checked.stages:
-        cells = [f"{task.task} -> {', '.join(task.trains)}" if task else "-" for task in (stage.source, stage.target)]
+        tasks = (stage.source, stage.target)
+        cells = [" -> ".join(filter(None, (task.task, ", ".join(task.trains)))) if task else "-" for task in tasks]
         table.add_row(stage.name, str(stage.rounds), *cells)
     Console().print(table)
 

@@ -57,7 +57,8 @@ def main(
 ) -> None:
     """Put bad inputs into `site new`, `site check`, `predict`, the desk and every kind of settings.
 
-    Each must end with a clean result or a clear error: no traceback, no hang, no gigabyte, no file outside the output.
+    The first are large ones, the same for every seed; all others are drawn. Each must end with a clean result or a
+    clear error: no traceback, no hang, no gigabyte, no file outside the output.
     """
     ended = []
     with progress_bar() as bar:

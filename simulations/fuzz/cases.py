@@ -123,7 +123,7 @@ def _new(rng: Rng, folder: Path) -> Case:
     return Case(f"new: {what}", lambda: main(["site", "new", str(source), str(out), *arguments]))
 
 
-def _site(rng: Rng, folder: Path, role: str = "source") -> str:
+def site(rng: Rng, folder: Path, role: str = "source") -> str:
     """Write a site with one fault into `folder/in`."""
     site = folder / "in"
     rows = ["image,mask,patient,video,frame,device,spacing_mm,split"]
@@ -161,7 +161,7 @@ def _site(rng: Rng, folder: Path, role: str = "source") -> str:
 
 
 def _check(rng: Rng, folder: Path) -> Case:
-    what = _site(rng, folder, str(rng.choice(["source", "target"])))
+    what = site(rng, folder, str(rng.choice(["source", "target"])))
     arguments: list[str] = []
     if rng.random() < 0.4:
         (folder / "out").mkdir()
@@ -205,6 +205,12 @@ def release() -> dict[str, bytes]:
 RELEASE: dict[str, bytes] = {}
 
 
+def write_release(folder: Path, contents: dict[str, bytes] = RELEASE) -> None:
+    """Write a released model: the one of `warm`, or another."""
+    for name, content in contents.items():
+        _write(folder / name, content)
+
+
 def warm() -> None:
     """Make what all cases share: the whole files, with the libraries that write and read them, and the model."""
     import_module("clients.predict")  # the command imports it late, for it takes seconds
@@ -238,8 +244,7 @@ def _predict(rng: Rng, folder: Path) -> Case:
         contents[name] = damaged
         if rng.random() < 0.8 and name != SUMS:  # damaged by whoever can write the sums as well
             contents[SUMS] = sums_of({own: contents[own] for own in (WEIGHTS, STUDY, CARD)})
-    for name, content in contents.items():
-        _write(folder / "model" / name, content)
+    write_release(folder / "model", contents)
     if rng.random() < 0.3:
         arguments = ["--spacing-mm", str(rng.choice(["0.2", "-1", "nan", "1e9", "0", "x"]))]
     command = ["predict", "--model", str(folder / "model"), "--images", str(images), "--out", str(folder / "out")]
@@ -248,10 +253,10 @@ def _predict(rng: Rng, folder: Path) -> Case:
 
 def _desk(rng: Rng, folder: Path) -> Case:
     """The desk's pages: of a bad site, of bad studies, of a bad state."""
-    what = _site(rng, folder) if rng.random() < 0.5 else ""
+    what = site(rng, folder) if rng.random() < 0.5 else ""
     if not what:
         rng_of_whole = np.random.default_rng(0)
-        _site(rng_of_whole, folder)
+        site(rng_of_whole, folder)
         (folder / "in/site.yaml").write_bytes(SITE_TEXT)
     (folder / "studies").mkdir()
     (folder / "studies/demo.yaml").write_bytes(STUDY_TEXT)

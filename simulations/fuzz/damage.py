@@ -232,6 +232,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "nrrd that claims 90000 x 90000": lambda: _nrrd_claim("90000 90000", 2**26),
     "nrrd of 16 x 16 with a gigabyte behind": lambda: _nrrd_claim("16 16", 2**30),
     "nrrd, 4096 x 4096 x 31 of zeros": lambda: _nrrd_claim("4096 4096 31", 2**29),
+    "nrrd, 4096 x 4096 x 15 of zeros": lambda: _nrrd_claim("4096 4096 15", 15 * 2**24),
     "dicom, deflated, of two gigabytes": _deflated_bomb,
     "dicom that claims 65535 x 65535": lambda: files.dicom(Rows=65535, Columns=65535),
     "dicom that claims 100000 frames": lambda: files.dicom(NumberOfFrames=100_000),

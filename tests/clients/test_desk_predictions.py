@@ -3,6 +3,7 @@
 import html
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from clients.desk.gate import Gate
 from clients.desk.predictions import Places, only_desk, read
 from clients.desk.server import serving
 from clients.governance.state import State
+from clients.released import Model
 from common.errors import RunError
 from common.release import RELEASE, WEIGHTS
 
@@ -151,6 +153,43 @@ def test_a_form_chooses_only_among_what_the_page_offers(browser: Visitor, model:
 def test_a_spacing_that_makes_no_sense_is_refused(browser: Visitor, spacing: str) -> None:
     assert browser.post("/predictions/make", model="first", images="site", spacing=spacing).status == 409
     assert files(kept(browser)) == {"lock"}
+
+
+def test_a_person_stops_a_long_prediction_and_nothing_of_it_is_kept(
+    browser: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, at_second, go_on, asked = Model.maps, threading.Event(), threading.Event(), []
+
+    def slow(self: Model, image: np.ndarray, spacing_mm: float | None) -> dict[str, np.ndarray]:
+        asked.append(image.shape)
+        if len(asked) == 2:
+            at_second.set()
+            assert go_on.wait(60)
+        return maps(self, image, spacing_mm)
+
+    monkeypatch.setattr(Model, "maps", slow)
+    browser.post("/predictions/make", model="first", images="site", spacing="")
+    assert at_second.wait(60)
+    page = browser.get("/predictions").text
+    assert re.search(r"At work: segmenting all \d+ images of north with first, 1 of \d+", page)
+    assert 'action="/work/stop"' in page
+    assert Visitor(browser.socket, browser.gate, browser.desk).post("/work/stop").status == 403
+    assert browser.post("/work/stop", {"Origin": "http://evil.example"}).status == 403
+    assert browser.post("/work/stop", csrf="guess").status == 403
+    assert browser.get("/work/stop").status == 404
+    assert "Being stopped" not in browser.get("/").text
+    answer = browser.post("/work/stop")
+    assert (answer.status, answer.headers["Location"]) == (303, "/predictions?done=stopped")
+    page = browser.get("/predictions?done=stopped").text
+    assert "Being stopped" in page
+    assert 'action="/work/stop"' not in page
+    go_on.set()
+    wait_for(browser.desk)
+    assert browser.desk.work is None
+    assert len(asked) == 2
+    assert files(kept(browser)) == {"lock"}
+    assert browser.post("/work/stop").status == 409
+    assert make(browser, "site/val")
 
 
 def test_no_address_reaches_a_file_beside_a_prediction(browser: Visitor) -> None:

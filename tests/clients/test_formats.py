@@ -225,6 +225,7 @@ BAD_FILES: list[tuple[str, Callable[[Path], object]]] = [
     ("detached-values", nrrd_link),
     ("huge-image", lambda path: dicom(path, FRAMES, Rows=60000, Columns=60000)),
     ("huge-image", lambda path: dicom(path, FRAMES, NumberOfFrames=100_000)),
+    ("huge-image", lambda path: dicom(path, FRAMES, Rows=4000, Columns=4000, NumberOfFrames=200)),
     ("no-ultrasound", lambda path: dicom(path, FRAMES, Modality="CT")),
     ("unreadable-image", lambda path: dicom(path, FRAMES, NumberOfFrames=30)),
     ("unreadable-image", lambda path: dicom(path, FRAMES, SamplesPerPixel=3)),

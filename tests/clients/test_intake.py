@@ -14,7 +14,7 @@ from recordings import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, dicom, video
 
 from clients.data.formats.recording import Field
 from clients.data.intake.identity import pseudonym, site_key
-from clients.data.intake.view import Novelty, bright, field_of_view
+from clients.data.intake.view import MOST_SIDE, Novelty, bright, field_of_view
 from clients.data.site import check_site, load_site
 from common.errors import SiteStateError
 from crossprobe import main
@@ -105,6 +105,19 @@ def test_an_even_panel_larger_than_the_image_is_not_taken_for_it(shape: Shape) -
     assert view is not None
     assert not view[:, WIDTH:].any()
     assert view[:, :WIDTH][inside].mean() > 0.97
+
+
+@pytest.mark.parametrize("shape", [linear, convex])
+def test_a_frame_of_many_pixels_has_the_field_of_a_small_one(shape: Shape) -> None:
+    times = 2 * MOST_SIDE // WIDTH
+    inside, frame = (own.repeat(times, 0).repeat(times, 1) for own in (shape(), with_text(speckle(shape(), 0))))
+
+    view = field_of_view(bright(frame))
+
+    assert view is not None
+    assert view.shape == frame.shape
+    assert np.count_nonzero(np.where(inside, 0, frame)[view]) == 0
+    assert view[inside].mean() > 0.97
 
 
 def test_a_screen_without_an_image_has_no_field() -> None:

@@ -60,6 +60,22 @@ def test_a_name_and_a_caliper_within_the_image_are_gone(
     assert abs(strokes[1]) < 12  # where a stroke was is as bright as beside it: no letter can be made out
 
 
+@pytest.mark.parametrize("level", [140, 200, 255])
+def test_an_arrow_of_one_exact_level_is_gone_also_where_it_lies_flat(phantom: PhantomFrame, level: int) -> None:
+    picture, cover = Image.fromarray(phantom.image), Image.new("L", phantom.image.shape[::-1])
+    middle = phantom.image.shape[0] // 2
+    for pen, ink in ((ImageDraw.Draw(picture), level), (ImageDraw.Draw(cover), 255)):
+        pen.line((60, middle, 100, middle), fill=ink)
+        for side in (-4, 4):
+            pen.line((100, middle, 93, middle + side), fill=ink)
+    grey, truth = np.asarray(picture), np.asarray(cover) > 0
+
+    found = find_marks(grey, grey, np.ones(truth.shape, bool))
+
+    assert found[truth].mean() > 0.95
+    assert found.mean() < 0.02
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_an_image_without_marks_stays_as_it_is_above_all_its_bone(profile: str) -> None:
     for patient in range(2):

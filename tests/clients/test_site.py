@@ -180,8 +180,9 @@ def european(edit: Callable[[str], bytes]) -> Callable[[Path], object]:
         lambda text: text.replace("\n", ",remark\n").encode(),
         lambda text: text.replace("\n", ",,\n").replace("split,,", "split").encode() + b",,,,,,,,,\n",
         lambda text: text.replace(",train", ",Train").encode(),
+        lambda text: text.replace("/", "\\").encode(),
     ],
-    ids=["semicolon", "sep", "utf-16", "cp1252", "bom", "capitals", "extra", "padded", "split"],
+    ids=["semicolon", "sep", "utf-16", "cp1252", "bom", "capitals", "extra", "padded", "split", "windows"],
 )
 def test_a_table_from_any_european_spreadsheet_gives_the_same_site(
     tmp_path: Path, edit: Callable[[str], bytes]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from simulations.fuzz import __main__ as command
-from simulations.fuzz import watch
+from simulations.fuzz import bombs, damage, watch
 from simulations.fuzz.cases import Case
 
 
@@ -20,7 +20,7 @@ def test_a_sample_of_bad_inputs_ends_with_clean_results_or_clear_errors(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["fuzz"])
 
-    command.main(seed=1, cases=25, out=tmp_path / "fuzz.json")
+    command.main(seed=1, cases=25, first=1000, out=tmp_path / "fuzz.json")
 
     found = json.loads((tmp_path / "fuzz.json").read_text())
     assert found["faults"] == []
@@ -30,9 +30,18 @@ def test_a_sample_of_bad_inputs_ends_with_clean_results_or_clear_errors(
 
 
 def test_the_same_seed_and_number_give_the_same_bad_input() -> None:
-    one, other = (list(watch.run_cases(3, range(6))) for _ in range(2))
+    one, other = (list(watch.run_cases(3, range(1000, 1006))) for _ in range(2))
     assert [(own.what, own.code) for own in one] == [(own.what, own.code) for own in other]
     assert len({own.what for own in one}) > 1
+
+
+def test_every_bomb_is_put_into_every_command_before_chance_decides() -> None:
+    small = list(damage.BOMBS).index("nothing") * len(bombs.COMMANDS)
+
+    ended = list(watch.run_cases(0, [small, small + 1, small + 2]))
+
+    assert [own.what for own in ended] == ["new: nothing", "check: nothing", "predict: nothing"]
+    assert [(own.code, own.faults) for own in ended] == [(1, ())] * 3
 
 
 def prints(text: str) -> int:
@@ -95,11 +104,11 @@ def test_every_kind_of_fault_is_seen(monkeypatch: pytest.MonkeyPatch, run: Calla
     monkeypatch.setattr(watch, "MOST_S", 0.5)
     monkeypatch.setattr(watch, "case", lambda rng, folder: (folder / "in").mkdir() or Case("x", run))
 
-    (ended,) = watch.run_cases(0, [0])
+    (ended,) = watch.run_cases(0, [1000])
 
     assert any(fault in own for own in ended.faults), ended
     monkeypatch.setattr(watch, "case", lambda rng, folder: Case("x", lambda: prints("not found") and writes("../out")))
-    (clean,) = watch.run_cases(0, [0])
+    (clean,) = watch.run_cases(0, [1000])
     assert clean.faults == ()
 
 
@@ -108,7 +117,7 @@ def test_the_cases_after_one_that_dies_are_run_all_the_same(monkeypatch: pytest.
     monkeypatch.setattr(watch, "warm", lambda: None)
     monkeypatch.setattr(watch, "case", lambda rng, folder: Case("x", next(runs)))
 
-    ended = list(watch.run_cases(0, [4, 5, 6]))
+    ended = list(watch.run_cases(0, [1004, 1005, 1006]))
 
-    assert [own.number for own in ended] == [4, 5, 6]
+    assert [own.number for own in ended] == [1004, 1005, 1006]
     assert [bool(own.faults) for own in ended] == [False, True, False]

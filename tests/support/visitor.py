@@ -4,15 +4,29 @@ import contextlib
 import re
 import socket as sockets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from urllib.parse import urlencode
 
+from hospital import SECRET
+from tiny import study, write_study
+
 from clients.desk.desk import Desk
 from clients.desk.gate import COOKIE, FIELD, Gate
+from clients.desk.server import serving
+from clients.governance.state import State
 
 HOST = "127.0.0.1:8600"
+#: The study of the desk that `browser` visits, its pages, and all that a form can ask of it.
+STUDY = study()
+PAGES = ("/", "/data", "/ledger", f"/study/{STUDY.hash()}", "/predictions")
+FORMS = (
+    "/data/check",
+    *(f"/study/{STUDY.hash()}/{word}" for word in ("try", "approve", "withdraw")),
+    "/work/stop",
+)
 
 
 @dataclass
@@ -89,3 +103,26 @@ def wait_for(desk: Desk, seconds: float = 120.0) -> None:
     while desk.busy:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def let_in(root: Path, folder: Path) -> Iterator[Visitor]:
+    """Open a desk for a site's folder, its data checked, and let a browser in; all else lies in `root`."""
+    (root / "studies").mkdir()
+    write_study(root / "studies" / "study.yaml")
+    desk, gate = Desk(folder, State.create(root / "state", SECRET), root / "studies"), Gate()
+    desk.check_data()
+    wait_for(desk)
+    with serving(desk, gate, root / "d.sock"):
+        yield Visitor(root / "d.sock", gate, desk).signed_in()
+
+
+def kept(browser: Visitor) -> dict[str, bytes]:
+    """All that the desk could have changed."""
+    folders = (browser.desk.state.folder, browser.desk.folder, browser.desk.studies)
+    return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def approval(browser: Visitor) -> Path:
+    """The file of the study's approval."""
+    return browser.desk.state.approval(STUDY.hash())

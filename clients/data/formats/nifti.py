@@ -13,7 +13,7 @@ from clients.data.images import PictureError
 
 MAGIC = (b"n+1\0", b"n+2\0")
 #: A volume is decoded whole: its values have one scale.
-MAX_BYTES = 2**29
+MAX_BYTES = 2**28
 _TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
 
@@ -31,14 +31,15 @@ def read(path: Path) -> Recording:
     """The frames of a NIfTI file, rows downwards as the second axis. Raises PictureError."""
     with reading("NIfTI file"):
         with _opened(path) as file:
-            header, head = _header(file)
+            header = _header(file)
             shape = tuple(int(side) for side in header.get_data_shape() if side != 1)
             dtype = header.get_data_dtype()
             size = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
             if len(shape) not in (2, 3) or min(shape) < 1 or dtype.fields or size > MAX_BYTES:
                 raise huge("others", f"plain values with 2 or 3 axes, at most {MAX_BYTES >> 20} MiB of them")
             start = int(header.get_data_offset())
-            content = head + file.read(start + size - len(head))
+            file.seek(0)
+            content = file.read(start + size)
         volume = np.frombuffer(content, dtype, offset=start, count=size // dtype.itemsize)
         volume = volume.reshape(*shape[:2], -1, order="F")
         zooms = header.get_zooms()
@@ -50,7 +51,7 @@ def read(path: Path) -> Recording:
 def read_header(path: Path) -> Any:
     """The header of a NIfTI file, as nibabel has it. Raises PictureError."""
     with reading("NIfTI file"), _opened(path) as file:
-        return _header(file)[0]
+        return _header(file)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -59,14 +60,13 @@ def _opened(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]  # typeshed's GzipFile
 
 
-def _header(file: BinaryIO) -> tuple[Any, bytes]:
-    """The header at the begin of a file, and the bytes that were read."""
+def _header(file: BinaryIO) -> Any:
     import nibabel
 
     head = file.read(540)
     large = head[4:8] in MAGIC
     kind: Any = nibabel.Nifti2Header if large else nibabel.Nifti1Header
-    return kind(head[:540] if large else head[:348]), head
+    return kind(head[:540] if large else head[:348])
 
 
 def frames_of(volume: np.ndarray) -> Iterator[Pixels]:

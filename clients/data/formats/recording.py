@@ -16,6 +16,8 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 #: A minute at 60 frames a second, more than any loop that a scanner keeps.
 MAX_FRAMES = 3600
+#: Of all frames together: half a minute of 1280 x 960 at 60 a second. Every one is decoded, and looked at.
+MAX_PIXELS_OF_ALL = 2**31
 #: Channels that differ by more are colour; JPEG alone makes grey differ by a few levels.
 COLOUR_LEVELS = 40
 #: Share of coloured pixels from which an image is no B-mode: a logo or a caliper is less, a Doppler box is more.
@@ -72,8 +74,14 @@ class Recording:
 
     def __post_init__(self) -> None:
         check_pixels(self.width, self.height, "image")
-        if self.count > MAX_FRAMES:
-            raise huge(f"{self.count} frames", f"at most {MAX_FRAMES}")
+        check_length(self.count, self.height, self.width)
+
+
+def check_length(count: int, height: int, width: int) -> None:
+    """Raises PictureError `huge-image` for a loop that no scanner makes, and that would take minutes."""
+    most = min(MAX_FRAMES, MAX_PIXELS_OF_ALL // max(1, height * width))
+    if count > most:
+        raise huge(f"{count} or more", f"at most {most} frames of {width} x {height} px")
 
 
 @contextmanager
@@ -105,6 +113,8 @@ def to_grey(pixels: Pixels) -> tuple[Grey, float]:
     """The grey image [H, W] of a frame, and the share of its pixels that were coloured, in [0, 1]."""
     if pixels.ndim == 2:
         return pixels, 0.0
+    if (pixels[..., :1] == pixels[..., 1:]).all():  # most videos
+        return pixels[..., 0], 0.0
     wide = pixels.astype(np.int16)
     coloured = wide.max(-1) - wide.min(-1) > COLOUR_LEVELS
     grey = np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)  # ITU-R BT.601
@@ -142,5 +152,7 @@ def square(x_mm: float, y_mm: float) -> float | None:
 
 def scaled(values: np.ndarray, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Values from `low` to `high` as uint8 from 0 to 255."""
+    if values.dtype == np.uint8 and (low, high) == (0, 255):
+        return np.ascontiguousarray(values)
     span = high - low if high > low else 1.0
     return np.rint((np.clip(values.astype(np.float32), low, high) - low) * np.float32(255 / span)).astype(np.uint8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clients.data.formats.recording import MAX_FRAMES, Pixels, Recording, huge, reading
+from clients.data.formats.recording import Pixels, Recording, check_length, reading
 from clients.data.images import PictureError, check_pixels
 
 #: Frames a second that a player can show; a header that says more is wrong.
@@ -58,6 +58,5 @@ def _frames(path: Path, container: str) -> Iterator[Pixels]:
     with reading("video"), av.open(str(path), format=container) as video:
         for index, frame in enumerate(video.decode(video=0)):
             check_pixels(frame.width, frame.height, "image")
-            if index >= MAX_FRAMES:
-                raise huge("more frames", f"at most {MAX_FRAMES}")
+            check_length(index + 1, frame.height, frame.width)
             yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)

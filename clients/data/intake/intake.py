@@ -6,6 +6,7 @@ the field of view, and what is found of text, arrows and calipers within it. No 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ MOST_FRAMES = 20
 MUCH = 0.15
 #: The same of pixels that were taken for marks: a line of text and its calipers are less.
 MUCH_MARKED = 0.08
+#: Frames of a loop, spread over it, by which its field of view is found: it stands still.
+LOOKED_AT = 32
 CONTENT = ("site.yaml", "manifest.csv", "images", "masks")
 
 
@@ -108,30 +111,36 @@ def take_in(
         FolderInUseError: see `whole_folder`.
         CrossProbeError: if not one file could be taken in; then nothing is written.
     """
-    removed, rows, patients = Removed(files=len(sources)), [], set()
+    removed, patients = Removed(files=len(sources)), set()
+    rows: list[dict[str, str]] = []
     with whole_folder(out, CONTENT, overwrite=overwrite) as work:
         for kind in ("images", "masks"):
             (work / kind).mkdir()
         for done, source in enumerate(sources, 1):
+            begun = len(rows)
             try:
                 recording = open_recording(source.file)
                 patient = _patient(source, recording)
-                taken = list(_frames(source, recording, rules, removed))
+                for index, before, after, mask in _frames(source, recording, rules, removed):
+                    row = _row(key, source, recording, patient, index, rules)
+                    rows.append(row)
+                    Image.fromarray(after).save(work / row["image"])
+                    if mask is not None:
+                        row["mask"] = row["image"].replace("images/", "masks/")
+                        Image.fromarray(mask.astype(np.uint8) * 255).save(work / row["mask"])
+                    show(before, after)
             except PictureError as error:
                 removed.findings.append(error.finding(source.name))
+                for row in rows[begun:]:  # a file is taken in whole or not at all
+                    for kind in ("image", "mask"):
+                        if kind in row:
+                            (work / row[kind]).unlink(missing_ok=True)
+                del rows[begun:]
                 continue
             finally:
                 progress(done, len(sources))
             patients.add(patient)
-            for index, before, after, mask in taken:
-                show(before, after)
-                removed.frames_taken += 1
-                row = _row(key, source, recording, patient, index, rules)
-                Image.fromarray(after).save(work / str(row["image"]))
-                if mask is not None:
-                    row["mask"] = str(row["image"]).replace("images/", "masks/")
-                    Image.fromarray(mask.astype(np.uint8) * 255).save(work / str(row["mask"]))
-                rows.append(row)
+        removed.frames_taken = len(rows)
         if not rows:
             reasons = "\n".join(str(finding) for finding in removed.findings[:3])
             raise CrossProbeError(f"none of {len(sources)} files could be taken in; nothing was written:\n{reasons}")
@@ -151,14 +160,14 @@ def _patient(source: Source, recording: Recording) -> str:
     return patient
 
 
-def _row(key: bytes, source: Source, recording: Recording, patient: str, index: int, rules: Rules) -> dict[str, object]:
+def _row(key: bytes, source: Source, recording: Recording, patient: str, index: int, rules: Rules) -> dict[str, str]:
     own, video = pseudonym(key, "patient", patient), pseudonym(key, "video", source.name)
     spacing = next((s for s in (source.spacing_mm, recording.spacing_mm, rules.spacing_mm) if s is not None), None)
     return {
         "image": f"images/{own}_{video}_{index:04d}.png",
         "patient": own,
         "video": video,
-        "frame": index,
+        "frame": str(index),
         "device": source.device or rules.device or recording.device,
         "spacing_mm": "" if spacing is None else f"{spacing:.6g}",
         "split": source.split or "",
@@ -175,9 +184,10 @@ def _frames(
         raise PictureError("no-mask", "expected a mask (role: source), found none", "Give the masks with --masks")
     # Twice over the file: a loop of a minute would not fit into memory as a whole.
     shown: Mask | None = None
-    novelty, fresh, seen = Novelty(), [], 0
-    for index, (_, frame) in enumerate(_greys(recording)):
-        shown = bright(frame) if shown is None else shown | bright(frame)
+    novelty, fresh, seen, apart = Novelty(), [], 0, max(1, recording.count // LOOKED_AT)
+    for index, frame in enumerate(_greys(recording)):
+        if shown is None or (index % apart == 0 and not rules.keep_outside):
+            shown = bright(frame) if shown is None else shown | bright(frame)
         if rules.keep_frames or novelty.is_new(frame):
             fresh.append(index)
         seen += 1
@@ -198,8 +208,9 @@ def _frames(
     removed.frames_alike += seen - len(fresh)
     removed.frames_beyond_most += len(fresh) - len(spread)
     chosen = {fresh[place] for place in spread}
-    for index, (pixels, frame) in enumerate(_greys(recording)):
+    for index, pixels in enumerate(islice(recording.frames(), max(chosen) + 1)):
         if index in chosen:
+            frame = b_mode(pixels)
             mask = masks[index] if masks is not None else None
             if mask is not None:
                 check_mask_size(mask.shape, frame.shape)
@@ -207,12 +218,12 @@ def _frames(
             yield index, frame, _blanked(unmarked, view, removed), mask
 
 
-def _greys(recording: Recording) -> Iterator[tuple[Pixels, Grey]]:
-    """Each frame as it is read, and as grey levels."""
+def _greys(recording: Recording) -> Iterator[Grey]:
+    """Each frame as grey levels."""
     for pixels in recording.frames():
         if pixels.shape[:2] != (recording.height, recording.width):
             raise PictureError("frame-size", "expected frames of one size, found others", "Export them one by one")
-        yield pixels, check_depth(b_mode(pixels), "image")
+        yield check_depth(b_mode(pixels), "image")
 
 
 def _unmarked(pixels: Pixels, frame: Grey, view: Mask | None, removed: Removed) -> Grey:

@@ -1,17 +1,19 @@
 """Text, calipers, dotted lines and arrows that a console drew into the image: where they are.
 
-Two things tell them from tissue. B-mode is grey, so that colour was drawn. And a beam is wider than a pulse is long:
-echoes are smeared sideways, and nothing in tissue gives a bright stroke that is upright, long and thin.
+Three things tell them from tissue. B-mode is grey, so that colour was drawn. A beam is wider than a pulse is long:
+echoes are smeared sideways, and nothing in tissue gives a bright stroke that is upright, long and thin. And a pen has
+one level, which no echo keeps from pixel to pixel; a lossy copy does not keep it either.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from clients.data.formats.recording import Pixels
 from clients.data.images import Grey, Mask
+from clients.data.intake.view import brightest, enlarged, steps
 
 Levels = npt.NDArray[np.float32]
 
@@ -23,6 +25,11 @@ WIDTH, LEAST_WIDTH = 0.012, 5
 CONTRAST, TIMES_SPECKLE = 30.0, 5.0
 #: Speckle that is darker than this, in grey levels of contrast, is not told from none.
 LEAST_SPECKLE = 4.0
+#: A stroke of one exact level: its least contrast, and its least pixels and rows, for echoes lie flat.
+EVEN_CONTRAST, EVEN_PIXELS, EVEN_ROWS = 12.0, 10, 5
+#: Neighbours that differ from it by less show an echo that fades; at most this share may. Saturated echoes have one
+#: level, too, and more around them that is nearly as bright.
+EVEN_FADES, SATURATED_FADES, EVEN_RIM = 12.0, 60.0, 0.2
 #: Share of its strokes' contrast that the rest of a letter has.
 REST = 0.4
 #: A row of letters, at least this many times as wide as high, is a word; what is narrower is a mark.
@@ -43,37 +50,71 @@ def find_marks(pixels: Pixels, grey: Grey, view: Mask) -> Mask:
         grey: the same as grey levels.
         view: where the probe's image is; only there is the speckle measured.
     """
-    step = -(-max(grey.shape) // MOST_SIDE)
-    levels = _brightest(grey * np.float32(255 / np.iinfo(grey.dtype).max), step)
-    within = _brightest(view, step).astype(bool)
+    step = steps(grey.shape, MOST_SIDE)
+    levels = brightest(grey, step) * np.float32(255 / np.iinfo(grey.dtype).max)
+    within = brightest(view, step)
     width = max(LEAST_WIDTH, round(WIDTH * len(levels)) | 1)
     drawn = _letters(levels, within, width) | _dotted(levels, within, width)
     drawn = ndimage.binary_dilation(_with_words(drawn, width), iterations=max(1, width // 5))
-    whole: Mask = np.repeat(np.repeat(drawn, step, 0), step, 1)[: grey.shape[0], : grey.shape[1]]
-    return whole | _coloured(pixels, width * step)
-
-
-def _brightest(values: np.ndarray, step: int) -> np.ndarray:
-    """Of each square of `step` pixels the largest value."""
-    if step == 1:
-        return values
-    height, width = (side // step + (side % step > 0) for side in values.shape)
-    padded = np.pad(values, [(0, height * step - values.shape[0]), (0, width * step - values.shape[1])], mode="edge")
-    return padded.reshape(height, step, width, step).max((1, 3))
+    return enlarged(drawn, step, grey.shape) | _coloured(pixels, width * step)
 
 
 def _letters(levels: Levels, within: Mask, width: int) -> Mask:
-    """Strokes, and what belongs to the same letter or cross but lies across."""
+    """Strokes, and what belongs to the same letter, cross or arrow but lies across, or is its rim."""
     contrast = _strokes(levels, width)
-    speckle = _speckle(contrast, within)
-    seeds = (contrast > CONTRAST) & (contrast > TIMES_SPECKLE * speckle)
+    strokes = (contrast > CONTRAST) & (contrast > TIMES_SPECKLE * _speckle(contrast, within))
+    thin = levels - ndimage.grey_opening(levels, footprint=_disc(width // 2))
+    return _whole(strokes, contrast, thin, width) | _whole(_even(levels, thin), thin, thin, width)
+
+
+def _whole(seeds: Mask, contrast: Levels, thin: Levels, width: int) -> Mask:
+    """Seeds, and what is connected with them and has enough of their contrast."""
     if not seeds.any():
         return seeds
     reach = ndimage.grey_dilation(np.where(seeds, contrast, 0), size=(2 * width + 1, 2 * width + 1))
-    thin = levels - ndimage.grey_opening(levels, footprint=_disc(width // 2))
     rest = (reach > 0) & (thin > REST * reach)
     labels, _ = ndimage.label(rest | seeds, np.ones((3, 3)))
     return np.isin(labels, np.unique(labels[seeds]))
+
+
+def _even(levels: Levels, thin: Levels) -> Mask:
+    """Strokes of one exact level, whatever their direction, with nothing of nearly that level around them.
+
+    Echoes fade, and next to a pixel of tissue hardly one has its very level. A lossy copy has no such strokes.
+
+    Args:
+        thin: how much brighter a pixel is than what is wider than a stroke.
+    """
+    numbers = np.full(levels.shape, -1, np.int32)
+    bright = thin > EVEN_CONTRAST
+    if not bright.any():
+        return bright
+    count = int(bright.sum())
+    numbers[bright] = np.arange(count)
+    fades = np.where(levels == levels.max(), SATURATED_FADES, EVEN_FADES)
+    pairs, near, rim = [], np.zeros(count), np.zeros(count)
+    for down, across in ((0, 1), (1, -1), (1, 0), (1, 1)):
+        one = (slice(0, len(levels) - down), slice(max(0, -across), levels.shape[1] - max(0, across)))
+        other = (slice(down, None), slice(max(0, across), levels.shape[1] + min(0, across)))
+        apart = np.abs(levels[one] - levels[other])
+        alike = (apart == 0) & bright[one] & bright[other]
+        pairs.append(np.stack([numbers[one][alike], numbers[other][alike]]))
+        for side in (one, other):
+            there = bright[side] & (apart > 0)
+            np.add.at(rim, numbers[side][there], 1)
+            np.add.at(near, numbers[side][there & (apart < fades[side])], 1)
+    first, second = np.concatenate(pairs, 1)
+    graph = sparse.coo_array((np.ones(len(first), bool), (first, second)), (count, count))
+    labels = sparse.csgraph.connected_components(graph, directed=False)[1]
+    sizes, rims, nears = (np.bincount(labels, own) for own in (np.ones(count), rim, near))
+    rows = np.nonzero(bright)[0]
+    first_row, last_row = np.full(len(sizes), len(levels)), np.zeros(len(sizes), int)
+    np.minimum.at(first_row, labels, rows)
+    np.maximum.at(last_row, labels, rows)
+    drawn = (sizes >= EVEN_PIXELS) & (last_row - first_row >= EVEN_ROWS - 1) & (nears <= EVEN_RIM * rims)
+    found = np.zeros_like(bright)
+    found[bright] = drawn[labels]
+    return found
 
 
 def _strokes(levels: Levels, width: int) -> Levels:
