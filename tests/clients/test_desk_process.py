@@ -146,6 +146,7 @@ def test_one_command_brings_the_desk_to_a_browser_by_a_second_process(
     found = re.search(r"http://127\S+", output.read_text())
     assert found, output.read_text()
     assert internet_sockets(process.pid) == []  # the port is the other process's
+    assert "gave up sockets but Unix ones, other programs" in output.read_text()
     with urlopen(f"http://127.0.0.1:{port}/desk.css", timeout=WAIT_S) as page:
         assert b"--ink" in page.read()
     process.send_signal(signal.SIGINT)
@@ -155,13 +156,35 @@ def test_one_command_brings_the_desk_to_a_browser_by_a_second_process(
     assert "Traceback" not in output.read_text()
 
 
-def test_a_port_that_is_taken_is_an_error_and_not_a_desk_without_a_way_to_it(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_an_error_and_whoever_has_it_is_told_no_address(
+    tmp_path: Path, options: list[str], started: Callable[..., tuple[subprocess.Popen[bytes], Path]]
+) -> None:
     with sockets.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match="Choose another --port"):
             asyncio.run(forward(tmp_path / "d.sock", "127.0.0.1", port))
+        process, output = started("desk", *options, "--port", str(port))
+        assert process.wait(WAIT_S) == 1
+    assert "Choose another --port" in output.read_text()
+    assert "token=" not in output.read_text()
+
+
+def test_the_forwarder_ends_with_a_desk_that_was_killed(
+    options: list[str], started: Callable[..., tuple[subprocess.Popen[bytes], Path]]
+) -> None:
+    port = free_port()
+    process, output = started("desk", *options, "--port", str(port))
+    eventually(lambda: "token=" in output.read_text() or process.poll() is not None)
+    process.kill()
+    process.wait()
+
+    def gone() -> bool:
+        with sockets.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) != 0
+
+    eventually(gone)
 
 
 def test_the_forwarder_passes_bytes_both_ways_and_outlives_a_desk_that_is_gone(tmp_path: Path, desk: Desk) -> None:

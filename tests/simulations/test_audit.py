@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 from finished import Finished
 from hospital import with_policy
-from tiny import write_site
+from tiny import content, workers, write_site
 
 from clients.data.site import Site, load_site
 from clients.governance.policy import Policy
 from clients.released import load_model
 from common.errors import RunError
-from common.study import Study
+from common.study import Study, parse_study
 from common.tasks import Metric
+from server.run import run_study
 from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, attack_on_sums, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
-from simulations.audit.membership import area_under_curve, true_positives
+from simulations.audit.membership import area_under_curve, membership, true_positives
 from simulations.audit.numbers import numbers
 from simulations.audit.page import BEGIN, END, publish, tables
+from simulations.audit.shadows import calibrated, shadow_membership
 from simulations.audit.similarity import Match
 from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
+from simulations.local import LocalTransport
 
 ROOT = Path(__file__).parents[2]
 PRIVACY = {"nominal_patients": 6, "noise_multiplier": 1.0, "delta": 1e-3, "epsilon_cap": 1e6}
@@ -153,6 +156,29 @@ def test_membership_measures_are_those_of_the_literature() -> None:
     assert true_positives(inside, outside) == 0.5
     many = np.arange(200.0)
     assert true_positives(many, many) == 0.01  # at 200 others, two may be wrong
+
+
+def test_a_score_is_compared_with_that_of_models_with_and_without_the_same_patient() -> None:
+    hard = {f"p{number}": 10.0 * number for number in range(8)}  # what every model says of a patient
+    drawn = [{"p0", "p1", "p2", "p3"}, {"p4", "p5", "p6", "p7"}]
+    shadows = [{patient: score + (patient in members) for patient, score in hard.items()} for members in drawn]
+    attacked = {patient: score + (patient in {"p1", "p6"}) for patient, score in hard.items()}
+    found = calibrated(attacked, shadows, drawn)
+    assert {patient for patient, score in found.items() if score > 0} == {"p1", "p6"}
+    assert set(found.values()) == {0.5, -0.5}
+
+
+def test_shadow_models_find_the_members_of_a_model_that_knows_its_patients_by_heart(tmp_path: Path) -> None:
+    north = load_site(write_site(tmp_path / "north", "source", patients={"train": 12, "val": 5, "test": 12}))
+    still = {"flip": False, "scale": 0.0, "rotation_deg": 0.0, "shift": 0.0, "gamma": 0.0}
+    stage = {"name": "only", "rounds": 1, "source": {"task": "supervise", "trains": ["source_branch"], "steps": 120}}
+    by_heart = parse_study(content(stages=[stage], augmentation=still, weight_decay=0.0), origin="tests")
+    run_study(by_heart, LocalTransport(workers(by_heart, [north.folder])), tmp_path / "run")
+    plain, *_ = membership(load_model(tmp_path / "run"), north, seed=0)
+    found, *_ = shadow_membership(load_model(tmp_path / "run"), [north], 2, seed=0)
+    assert found.attack == "loss, shadow models"
+    assert found.auc_ci95[0] > 0.5
+    assert found.auc > plain.auc
 
 
 def test_the_tables_of_the_document_are_those_of_the_records() -> None:
