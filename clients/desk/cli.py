@@ -12,7 +12,7 @@ import click
 import typer
 
 from common.errors import RunError
-from common.files import private_folder
+from common.files import check_apart, private_folder
 from common.options import SiteFolder, StateFolder
 
 DEFAULT_PORT = 8600
@@ -58,14 +58,16 @@ def desk(
     """
     if (models is None) != (predictions is None) or (images is not None and models is None):
         raise click.UsageError("--models and --predictions belong together, and --images to them: give both or none.")
+    if predictions is not None:
+        for folder in filter(None, (site_folder, images)):
+            check_apart(folder, predictions)
+        with contextlib.suppress(OSError):  # `only_desk` says what is wrong
+            private_folder(predictions)
     beside = studies if studies.is_dir() else studies.parent
     with contextlib.ExitStack() as stack:
         path = socket or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-"))) / "desk.sock"
         if socket is None:
             stack.enter_context(_forwarder(path, port))
-        if predictions is not None:
-            with contextlib.suppress(OSError):  # `only_desk` says what is wrong
-                private_folder(predictions)
         reads = filter(None, (site_folder, beside, coordinator_key, models, images, site_keys))
         notes = _give_up(reads, filter(None, (state_folder, path.parent, predictions)), site_folder)
 
@@ -74,7 +76,6 @@ def desk(
         from clients.desk.predictions import Places, only_desk
         from clients.desk.server import serving, until_stopped
         from clients.governance.state import State
-        from clients.predict import check_places
         from common.signing import public_key_beside, site_keys_beside
 
         places = Places(models, predictions, images) if models is not None and predictions is not None else None
@@ -88,8 +89,6 @@ def desk(
         )
         gate = Gate()
         if places is not None:
-            for folder in filter(None, (site_folder, places.images)):
-                check_places(folder, places.kept)
             stack.enter_context(only_desk(places))
         stack.enter_context(serving(own, gate, path, group=group))
         own.check_data()
