@@ -27,6 +27,7 @@ from simulations.audit.membership import membership
 from simulations.audit.numbers import numbers
 from simulations.audit.shadows import shadow_membership
 from simulations.audit.similarity import Match
+from simulations.audit.supervised_gates import GatedSuperviseTrap
 from simulations.audit.trap import MimTrap, SuperviseTrap, Trap, matches
 from simulations.simulate import hardware
 
@@ -177,6 +178,11 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
         for patients in (32, 128):
             study = hostile_study(task, batch_size=patients, rounds=rounds, mask_ratio=0.8, **wide)
             yield Attack("gates, weights that look trained", study, rounds, TileTrap)
+    else:
+        many: dict[str, Any] = {"seed": seed, "size": 32, "network": {"features": (32, 32, 32, 64, 64, 256)}}
+        for patients in (8, 32):
+            study = hostile_study(task, batch_size=patients, rounds=rounds, learning_rate=0.01, **many)
+            yield Attack("gates", study, rounds, GatedSuperviseTrap)
     for noise in (0.1, 1.0):
         own = privacy | {"noise_multiplier": noise}
         yield Attack("trap", hostile_study(task, rounds=rounds, privacy=own, **plain), rounds, trap)

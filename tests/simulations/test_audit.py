@@ -27,6 +27,7 @@ from simulations.audit.numbers import numbers
 from simulations.audit.page import BEGIN, END, publish, tables
 from simulations.audit.shadows import calibrated, shadow_membership
 from simulations.audit.similarity import Match
+from simulations.audit.supervised_gates import GatedSuperviseTrap
 from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
 from simulations.local import LocalTransport
 
@@ -72,6 +73,14 @@ def test_gates_take_single_images_out_of_a_batch_of_eight(east: Path) -> None:
     worker = open_worker(east, study, lifted=True)
     assert len(rebuilt_patients(reconstruct(worker, study))) == 0
     assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedTrap(study)))) >= 4
+
+
+def test_gates_take_single_labelled_images_out_of_a_batch_of_eight(tmp_path: Path) -> None:
+    north = write_site(tmp_path / "north", "source", patients={"train": 12, "val": 5, "test": 5})
+    study = hostile_study("supervise", batch_size=8, **SMALL | {"network": {"features": (32, 32, 32, 64, 64, 256)}})
+    worker = open_worker(north, study, lifted=True)
+    assert len(rebuilt_patients(reconstruct(worker, study))) == 0
+    assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedSuperviseTrap(study)))) >= 3
 
 
 def test_gates_of_weights_that_look_trained_take_tiles_and_a_policy_that_nobody_changed_refuses_them(
