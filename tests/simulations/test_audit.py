@@ -77,7 +77,7 @@ def test_gates_take_single_images_out_of_a_batch_of_eight(east: Path) -> None:
 
 def test_gates_take_single_labelled_images_out_of_a_batch_of_eight(tmp_path: Path) -> None:
     north = write_site(tmp_path / "north", "source", patients={"train": 12, "val": 5, "test": 5})
-    
+
     def asked(patients: int) -> Study:
         network = {"features": (32, 32, 32, 64, 64, 256)}
         return hostile_study("supervise", batch_size=patients, **SMALL | {"network": network})
@@ -85,11 +85,10 @@ def test_gates_take_single_labelled_images_out_of_a_batch_of_eight(tmp_path: Pat
     study = asked(8)
     worker = open_worker(north, study, lifted=True)
     assert len(rebuilt_patients(reconstruct(worker, study))) == 0
-        assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedSuperviseTrap(study)))) >= 3
+    assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedSuperviseTrap(study)))) >= 3
     many = asked(128)
     with pytest.raises(Refused, match="implausible-weights"):
         reconstruct(open_worker(untouched(north), many), many, trap=GatedSuperviseTrap(many))
-
 
 
 def test_gates_of_weights_that_look_trained_take_tiles_and_a_policy_that_nobody_changed_refuses_them(
