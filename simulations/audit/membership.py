@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import Frame
@@ -56,27 +55,24 @@ def scores_of(model: Model, site: Site) -> dict[str, Scores]:
     """
     data = Dataset(site, model.study)
 
-    def probability(frame: Frame) -> tuple[Tensor, Tensor]:
+    def signals(frame: Frame) -> dict[str, float]:
+        """Return cross-entropy and entropy, nats a pixel."""
         sample = data.sample(frame)
         maps = predict_maps(model.networks, model.study, sample.image, sample.valid, [model.predictor])
-        return maps[model.predictor], sample.valid
-
-    def surprise(frame: Frame) -> float:
-        """Cross-entropy, nats a pixel."""
-        p, valid = probability(frame)
+        p = maps[model.predictor][sample.valid]
+        found = {"entropy": float(entropy(p).mean())}
+        if site.config.role == "target":
+            return found
         truth = data.labelled(frame).truth
         assert truth is not None
-        return float(torch.nn.functional.binary_cross_entropy(p[valid].clamp(1e-6, 1 - 1e-6), truth[valid]))
+        loss = torch.nn.functional.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth[sample.valid])
+        return {"loss": float(loss), **found}
 
-    def doubt(frame: Frame) -> float:
-        p, valid = probability(frame)
-        return float(entropy(p[valid]).mean())
-
-    attacks = {"entropy": doubt} if site.config.role == "target" else {"loss": surprise, "entropy": doubt}
     patients = by_patient(site.frames_of("train") + site.frames_of("test"))
+    seen = {patient: [signals(frame) for frame in own] for patient, own in patients.items()}
     return {
-        name: {patient: -float(np.log(np.mean([signal(frame) for frame in own]))) for patient, own in patients.items()}
-        for name, signal in attacks.items()
+        name: {patient: -float(np.log(np.mean([one[name] for one in own]))) for patient, own in seen.items()}
+        for name in next(iter(seen.values()))[0]
     }
 
 
