@@ -31,7 +31,7 @@ def raw(content: dict[str, object]) -> bytes:
 
 
 ENROL = {"protocol": 1, "kind": "enrolled", "study": STUDY.hash(), "site": "north", "role": "source", "patients": 6}
-ENROL |= {"labelled_test": True, "software": "1"}
+ENROL |= {"labelled_test": True, "software": "1", "request": "0" * 64}
 REFUSAL = {"protocol": 1, "kind": "refused", "code": "busy", "message": "no", "ledger_head": None}
 HOSTILE = {
     "a sentence with terminal codes": raw(REFUSAL | {"message": CODES}),
