@@ -18,6 +18,7 @@ from clients.released import Model
 from clients.results import WRITERS
 from clients.results.summary import Row, row_of, write_rows
 from common.errors import CrossProbeError, RunError
+from common.files import check_apart
 from common.study import Study
 
 #: One line an image, in the output's folder.
@@ -76,13 +77,6 @@ def find_inputs(images: Path) -> list[Input]:
     return [Input(path, path.relative_to(images).as_posix(), None) for path in found]
 
 
-def check_places(images: Path, out: Path) -> None:
-    """Raises RunError if the output would be read as input the next time, or overwrite it."""
-    folder, target = images.resolve(), out.resolve()
-    if images.is_dir() and (target.is_relative_to(folder) or folder.is_relative_to(target)):
-        raise RunError(f"expected --out apart from the images, found {out} within {images} or around it. Give another.")
-
-
 def check_spacing(spacing_mm: float | None) -> None:
     """Raises RunError for what cannot be the side of a pixel in mm."""
     if spacing_mm is not None and not SPACING_MM[0] <= spacing_mm <= SPACING_MM[1]:
@@ -115,7 +109,7 @@ def predict(
         SiteFolderError: if the table cannot be used.
     """
     check_spacing(spacing_mm)
-    check_places(images, out)
+    check_apart(images, out)
     outcome = segment(model, find_inputs(images), out, spacing_mm=spacing_mm, progress=progress)
     return replace(outcome, skipped=_skipped(images))
 

@@ -59,6 +59,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_apart(images: Path, out: Path) -> None:
+    """Raises RunError if the output would be read as input the next time, or overwrite it."""
+    folder, target = images.resolve(), out.resolve()
+    if images.is_dir() and (target.is_relative_to(folder) or folder.is_relative_to(target)):
+        raise RunError(f"expected --out apart from the images, found {out} within {images} or around it. Give another.")
+
+
 def private_folder(folder: Path) -> None:
     """Make a folder, and those that it lies in where they are missing, that others may not enter.
 

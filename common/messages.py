@@ -7,6 +7,7 @@ and into the hash of a site's ledger.
 
 import hashlib
 import re
+import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,10 +80,15 @@ class Header(BaseModel):
 
 
 class EnrolRequest(Header):
-    """Who are you in this study? Sent as a query before the first round."""
+    """Who are you in this study? Sent as a query before the first round.
+
+    Attributes:
+        nonce: makes each request another, so that no reply to an older one is one to it.
+    """
 
     kind: Literal["enrol"] = "enrol"
     study: Sha256
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern=r"^[0-9a-f]{32}$")
 
 
 class EnrolReply(Header):
@@ -91,6 +97,7 @@ class EnrolReply(Header):
     when: ClassVar[str] = "when a run starts or goes on"
     kind: Literal["enrolled"] = Field(default="enrolled", description="which of these messages it is")
     study: Sha256 = Field(description="hash of the study")
+    request: Sha256 = Field(description="hash of the request that is answered")
     site: str = Field(pattern=SITE_NAME, description="your site's name")
     role: Role = Field(description="source or target")
     patients: int = Field(

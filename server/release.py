@@ -13,12 +13,13 @@ from safetensors.numpy import save
 
 from common.audit_record import load_audit
 from common.components import ROLES, STUDENT, Tensors, select
-from common.errors import RunError
+from common.errors import ContractError, RunError
 from common.files import PUBLIC, private_folder, write_atomically
 from common.messages import digest
 from common.release import CARD, SIGNATURE, STUDY, SUMS, WEIGHTS, find_release, sums_of
 from common.run_folder import RunFolder
-from common.signing import sign
+from common.signing import Sealed, sign
+from common.simulated import simulated_coordinator_key
 from common.study import Study, read_study_of_run
 from common.version import software_version
 from server.audit_card import NOT_AUDITED, audited
@@ -114,7 +115,8 @@ def export_release(
 
     Args:
         key: the coordinator's, which then signs it.
-        audit: see `write_release`; the card is written anew with it.
+        audit: see `write_release`; the card is written anew with it. A release that a simulation signed is signed again
+            by its key, which everybody can make.
 
     Raises:
         RunError: if the run is not finished, the release was changed, the audit is not of it, a signed release would
@@ -126,6 +128,8 @@ def export_release(
         raise RunError(f"{run.path} holds no finished run. Continue it with --resume.")
     if (run.release / SUMS).exists():
         find_release(run.release)  # what somebody changed is not written over
+    if audit is not None and key is None:
+        key = _simulations_key(run, study)
     if audit is not None and key is None and (run.release / SIGNATURE).exists():
         raise RunError(
             f"{run.release} is signed, and its card would become another. Give --keys, so that it is signed again; "
@@ -147,6 +151,18 @@ def export_release(
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}. Choose another folder with --out.") from None
     return find_release(out)
+
+
+def _simulations_key(run: RunFolder, study: Study) -> Ed25519PrivateKey | None:
+    """Return the key of a simulation if it signed the run's release: everybody has it, so nobody need give it."""
+    key = simulated_coordinator_key(study)
+    try:
+        Sealed((run.release / SUMS).read_bytes(), (run.release / SIGNATURE).read_bytes()).check(
+            key.public_key(), "release"
+        )
+    except (OSError, ContractError):
+        return None
+    return key
 
 
 def final_model(study: Study, state: ServerState) -> Tensors:

@@ -18,7 +18,7 @@ from safetensors.numpy import load
 from common.components import BASELINE, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
-from common.messages import EnrolReply, EnrolRequest, pack
+from common.messages import EnrolReply, EnrolRequest, Message
 from common.run_folder import RunFolder
 from common.stage import Round
 from common.study import Study
@@ -72,12 +72,15 @@ def _ask(
 ) -> tuple[dict[str, Participant], dict[str, str]]:
     """Ask all sites but the known; return the participants of those that take part, and why the others do not."""
     participants, noes = {}, {}
-    replies = transport.enrol(pack(EnrolRequest(study=study.hash())), list(known), patience_s)
+    request = Message.of(EnrolRequest(study=study.hash()))
+    replies = transport.enrol(request.payload, list(known), patience_s)
     for site, payload in sorted(replies.items()):
         try:
             header = header_of(payload)
             if not isinstance(header, EnrolReply) or header.study != study.hash():
                 raise ContractError("not-a-reply", "expected an enrolment in this study")
+            if header.request != request.sha256:
+                raise ContractError("old-reply", "expected an answer to this very question, found one to another")
             if header.patients == 0:
                 raise ContractError("no-patients", "the site declares no training patients")
             if header.role in study.secure_aggregation and header.mask_key is None:

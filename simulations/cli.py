@@ -184,6 +184,10 @@ def audit(
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="what was found, JSON")] = Path("runs/audit.json"),
     rounds: Annotated[int, typer.Option(min=0, max=100, help="replies that each attack reads; 0: no images")] = 4,
+    shadow_pairs: Annotated[
+        int,
+        typer.Option(min=0, max=100, help="with --model: pairs of models to train again, to tell membership by"),
+    ] = 0,
     seed: Seed = 0,
     publish_to: Annotated[
         Path | None,
@@ -197,7 +201,10 @@ def audit(
     its limits; of a model, membership is told; and numbers of single patients from the difference of two studies. Only
     numbers are written, never an image. A few minutes a site. Exit code 1 if something was found that fails an audit:
     an image rebuilt under a site's own policy, membership told better than by a guess, a single patient's number.
+    A shadow model takes a whole training of the model's study, by all its sites.
     """
+    if shadow_pairs and model is None:
+        raise click.UsageError("--shadow-pairs tells membership in a model: give --model, too.")
     from rich.markdown import Markdown
 
     from common.audit_record import AuditRecord
@@ -207,7 +214,13 @@ def audit(
 
     with progress_bar() as bar:
         found = audit_sites(
-            sites, model, command=typed(context), rounds=rounds, seed=seed, on_progress=counter(bar, "attacks")
+            sites,
+            model,
+            command=typed(context),
+            rounds=rounds,
+            seed=seed,
+            shadow_pairs=shadow_pairs,
+            on_progress=counter(bar, "attacks"),
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1)

@@ -1,12 +1,10 @@
 """`crossprobe site desk` and `desk-forward`: the pages where the images are, and the way to them from a browser."""
 
 import contextlib
-import socket as socketlib
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ import click
 import typer
 
 from common.errors import RunError
+from common.files import check_apart, private_folder
 from common.options import SiteFolder, StateFolder
 
 DEFAULT_PORT = 8600
@@ -54,41 +53,46 @@ def desk(
 ) -> None:
     """Look after the site in a browser: check, dry run, approve, withdraw, ledger, predictions.
 
-    Until Ctrl-C, at an address that it prints. This process opens images and listens at a Unix socket only.
+    Until Ctrl-C, at an address that it prints. This process opens images and listens at a Unix socket only; other
+    sockets, programs and files than those named here it gives up.
     """
-    from clients.desk.desk import Desk
-    from clients.desk.gate import PARAMETER, Gate
-    from clients.desk.predictions import Places, only_desk
-    from clients.desk.server import serving, until_stopped
-    from clients.governance.state import State
-    from clients.node.surroundings import networks, surroundings
-    from clients.predict import check_places
-    from common.signing import public_key_beside, site_keys_beside
-
     if (models is None) != (predictions is None) or (images is not None and models is None):
         raise click.UsageError("--models and --predictions belong together, and --images to them: give both or none.")
-    places = Places(models, predictions, images) if models is not None and predictions is not None else None
+    if predictions is not None:
+        for folder in filter(None, (site_folder, images)):
+            check_apart(folder, predictions)
+        with contextlib.suppress(OSError):  # `only_desk` says what is wrong
+            private_folder(predictions)
     beside = studies if studies.is_dir() else studies.parent
-    own = Desk(
-        site_folder,
-        State(state_folder),
-        studies,
-        key=public_key_beside(beside, coordinator_key),
-        sites=site_keys_beside(beside, site_keys),
-        places=places,
-    )
-    gate = Gate()
     with contextlib.ExitStack() as stack:
-        if places is not None:
-            for folder in filter(None, (site_folder, places.images)):
-                check_places(folder, places.kept)
-            stack.enter_context(only_desk(places))
         path = socket or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossprobe-"))) / "desk.sock"
-        stack.enter_context(serving(own, gate, path, group=group))
         if socket is None:
             stack.enter_context(_forwarder(path, port))
+        reads = filter(None, (site_folder, beside, coordinator_key, models, images, site_keys))
+        notes = _give_up(reads, filter(None, (state_folder, path.parent, predictions)), site_folder)
+
+        from clients.desk.desk import Desk
+        from clients.desk.gate import PARAMETER, Gate
+        from clients.desk.predictions import Places, only_desk
+        from clients.desk.server import serving, until_stopped
+        from clients.governance.state import State
+        from common.signing import public_key_beside, site_keys_beside
+
+        places = Places(models, predictions, images) if models is not None and predictions is not None else None
+        own = Desk(
+            site_folder,
+            State(state_folder),
+            studies,
+            key=public_key_beside(beside, coordinator_key),
+            sites=site_keys_beside(beside, site_keys),
+            places=places,
+        )
+        gate = Gate()
+        if places is not None:
+            stack.enter_context(only_desk(places))
+        stack.enter_context(serving(own, gate, path, group=group))
         own.check_data()
-        for sentence in surroundings(site_folder, networks()):
+        for sentence in notes:
             print(f"note: {sentence}", file=sys.stderr)
         print(f"The desk is at http://127.0.0.1:{port}/?{PARAMETER}={gate.token}", flush=True)
         print("Whoever has this address can approve: do not pass it on. It ends with this command.", flush=True)
@@ -101,33 +105,41 @@ def desk_forward(
     host: Annotated[str, typer.Option(help="0.0.0.0 only within a container that publishes it at 127.0.0.1")] = (
         "127.0.0.1"
     ),
+    for_desk: Annotated[
+        bool, typer.Option("--for-desk", hidden=True, help="say when it listens, and end with standard input")
+    ] = False,
 ) -> None:
     """Bring the desk's pages from its socket to a port of this machine; this process needs no data."""
     import asyncio
 
-    from clients.desk.forward import forward
+    from clients.desk.forward import forward, forward_for_desk
 
-    asyncio.run(forward(socket, host, port))
+    asyncio.run((forward_for_desk if for_desk else forward)(socket, host, port))
+
+
+def _give_up(reads: Iterable[Path], writes: Iterable[Path], site: Path) -> list[str]:
+    """Close what the desk does not need, before numpy and torch have threads; return what to tell of it."""
+    from clients.node.jail import GIVEN_UP, enter
+    from clients.node.surroundings import networks, surroundings
+
+    reachable = networks()
+    kept = enter(reads=reads, writes=writes)
+    return [*(kept or [GIVEN_UP]), *surroundings(site, reachable if kept else [])]
 
 
 @contextlib.contextmanager
 def _forwarder(socket: Path, port: int) -> Iterator[None]:
     """Run `desk-forward` as a process of its own. Raises RunError if it cannot have the port."""
     root = Path(__file__).resolve().parents[2]
-    words = ["site", "desk-forward", "--socket", str(socket), "--port", str(port)]
-    # Ctrl-C is for the desk, which then ends this one, too.
-    process = subprocess.Popen([sys.executable, str(root / "crossprobe.py"), *words], start_new_session=True)
-    try:
-        while process.poll() is None and not _taken(port):
-            time.sleep(0.1)
-        if process.poll() is not None:
+    words = ["site", "desk-forward", "--socket", str(socket), "--port", str(port), "--for-desk"]
+    # Ctrl-C is for the desk, which may signal nobody once it shows pages: this process ends when its input does.
+    with subprocess.Popen(
+        [sys.executable, str(root / "crossprobe.py"), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
             raise RunError(f"nothing brings the desk to port {port}: see above. Choose another with --port.")
         yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _taken(port: int) -> bool:
-    with socketlib.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0

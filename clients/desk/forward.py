@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 
@@ -44,6 +45,26 @@ async def forward(socket: Path, host: str, port: int, started: asyncio.Event | N
         started.set()
     async with server:
         await server.serve_forever()
+
+
+async def forward_for_desk(socket: Path, host: str, port: int) -> None:
+    """Forward, say so in a line on standard output, and end once standard input does: with the desk that holds it.
+
+    Raises:
+        RunError: if the port cannot be had.
+    """
+    started, held = asyncio.Event(), asyncio.StreamReader()
+
+    async def serve_desk() -> None:
+        await started.wait()
+        print("listening", flush=True)
+        await held.read()
+
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(held), sys.stdin)
+    tasks = [asyncio.create_task(forward(socket, host, port, started)), asyncio.create_task(serve_desk())]
+    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in ended:
+        task.result()
 
 
 async def _both(*ways: Coroutine[None, None, None]) -> None:

@@ -12,7 +12,7 @@ from clients.data.site import Site
 from clients.governance.accountant import Accountant, charges_of, smaller_cap
 from clients.governance.fit import misfits
 from clients.governance.limits import Setting, settings_of
-from clients.node.worker import enrolment
+from clients.node.worker import evaluates
 from common.components import ROLES, Role, component_of
 from common.masking import least_summed
 from common.messages import Sha256, TaskReply, pack
@@ -161,7 +161,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         stages=tuple(stages),
         tensors=tensors,
         patients=policy.declared_in(study, len(site.patients("train"))),
-        labelled_test=enrolment(site, study).labelled_test,
+        labelled_test=evaluates(site, study),
         quorum={str(role): least for role, least in quorum.items()},
         summed=_least_summed(study, config.role),
         budget=_budget(study, site, accountant),

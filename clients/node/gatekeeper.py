@@ -183,7 +183,7 @@ class Gatekeeper:
             self.site.config.policy.check_date(self.ledger.now().date())
             if isinstance(request.header, EnrolRequest):  # needs no image, and waits for no task
                 start = self.state.answered(approval.study_hash).start
-                declared = enrolment(self.site, approval.study, self._masker(approval, start))
+                declared = enrolment(request, self.site, approval.study, self._masker(approval, start))
                 # As approved: a count that followed the folder would tell when a patient came or went.
                 return Message.of(declared.model_copy(update={"patients": approval.patients}))
             if not self._at_work.acquire(timeout=self.busy_wait_s):

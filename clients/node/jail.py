@@ -1,4 +1,4 @@
-"""A worker gives up what it does not need, before it opens the first image; in a container as outside of one.
+"""Worker and desk give up what they do not need, before they open the first image; in a container as outside of one.
 
 What is closed stays closed for the process and all its threads, whatever a broken image or a request makes it do:
 
@@ -24,10 +24,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-#: What a worker says of itself that could close everything.
+#: What a process says of itself that could close everything.
 GIVEN_UP = (
     "this process gave up sockets but Unix ones, other programs, other processes' memory, and files but those of its "
-    "site, its state, its socket and its software"
+    "software and what its command names"
 )
 #: Of a single file that a worker writes, in bytes: its ledger, after many years.
 LARGEST_FILE = 8 << 30

@@ -45,20 +45,25 @@ log = logging.getLogger("crossprobe.worker")
 MAX_RECEIVED_NORM = 1e5
 
 
-def enrolment(site: Site, study: Study, masker: Masker | None = None) -> EnrolReply:
+def evaluates(site: Site, study: Study) -> bool:
+    """Return whether a site has enough labelled test patients for the evaluation of a study, and the study has one."""
+    asked = study.privacy is None or study.privacy.evaluation == "outside"
+    return asked and len(site.patients("test", labelled=True)) >= site.config.policy.min_patients
+
+
+def enrolment(request: Message, site: Site, study: Study, masker: Masker | None = None) -> EnrolReply:
     """Return what a site declares about itself in a study that it approved.
 
     Args:
         masker: the site's, where its updates are summed under masks.
     """
-    policy = site.config.policy
-    evaluates = study.privacy is None or study.privacy.evaluation == "outside"
     return EnrolReply(
         study=study.hash(),
+        request=request.sha256,
         site=site.config.name,
         role=site.config.role,
-        patients=policy.declared_in(study, len(site.patients("train"))),
-        labelled_test=evaluates and len(site.patients("test", labelled=True)) >= policy.min_patients,
+        patients=site.config.policy.declared_in(study, len(site.patients("train"))),
+        labelled_test=evaluates(site, study),
         software=software_version(),
         mask_key=masker.mask_key() if masker and site.config.role in study.secure_aggregation else None,
     )
@@ -130,7 +135,7 @@ class Worker:
         try:
             if isinstance(request.header, EnrolRequest):
                 self._check_study(request.header.study)
-                return Message.of(enrolment(self.site, self.study, self.masker))
+                return Message.of(enrolment(request, self.site, self.study, self.masker))
             if isinstance(request.header, UnmaskRequest):
                 self._check_study(request.header.study)
                 return self.unmask(request, ledger_head=ledger_head)

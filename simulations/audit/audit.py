@@ -25,7 +25,9 @@ from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.matching import match_gradient
 from simulations.audit.membership import membership
 from simulations.audit.numbers import numbers
+from simulations.audit.shadows import shadow_membership
 from simulations.audit.similarity import Match
+from simulations.audit.supervised_gates import GatedSuperviseTrap
 from simulations.audit.trap import MimTrap, SuperviseTrap, Trap, matches
 from simulations.simulate import hardware
 
@@ -109,6 +111,7 @@ def audit_sites(
     command: str,
     rounds: int,
     seed: int,
+    shadow_pairs: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Return what every attack got from every site, and membership in a model, see `common.audit_record`.
@@ -116,6 +119,7 @@ def audit_sites(
     Args:
         model: a release, or the finished run that holds it; None: none.
         rounds: replies that each attack reads; 0: no attack on images.
+        shadow_pairs: of models trained to tell membership by, where there is a model.
         command: as it was typed, for the record.
 
     Raises:
@@ -132,12 +136,16 @@ def audit_sites(
         together = tuple(site for site in sites if site.config.role == role)
         if len(together) >= SUMMED:
             work.append((together, attack_on_sums(together[0], rounds, seed)))
-    findings = []
+    findings, total = [], len(work) + 2 * shadow_pairs
     for done, (attacked, attack) in enumerate(work):
-        on_progress(done, len(work))
+        on_progress(done, total)
         findings.append(run_attack(attack, *attacked, seed=seed))
-    on_progress(len(work), len(work))
     members = [found for site in sites for found in membership(released, site, seed)] if released else []
+    if released and shadow_pairs:
+        members += shadow_membership(
+            released, sites, shadow_pairs, seed, lambda done: on_progress(len(work) + done, total)
+        )
+    on_progress(total, total)
     told = [found for site in sites for found in numbers(site, released, seed)]
     return {
         "command": command,
@@ -170,6 +178,11 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
         for patients in (32, 128):
             study = hostile_study(task, batch_size=patients, rounds=rounds, mask_ratio=0.8, **wide)
             yield Attack("gates, weights that look trained", study, rounds, TileTrap)
+    else:
+        many: dict[str, Any] = {"seed": seed, "size": 32, "network": {"features": (32, 32, 32, 64, 64, 256)}}
+        for patients in (8, 32):
+            study = hostile_study(task, batch_size=patients, rounds=rounds, learning_rate=0.01, **many)
+            yield Attack("gates", study, rounds, GatedSuperviseTrap)
     for noise in (0.1, 1.0):
         own = privacy | {"noise_multiplier": noise}
         yield Attack("trap", hostile_study(task, rounds=rounds, privacy=own, **plain), rounds, trap)

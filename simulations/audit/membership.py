@@ -4,12 +4,11 @@ The loss attack is Yeom et al. 2018 (arXiv 1709.01604), its measure at a low fal
 (arXiv 2112.03570). Members are a site's `train` patients, non-members its `test` patients: same hospital, same device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import Frame
@@ -19,6 +18,9 @@ from common.infusion import entropy, predict_maps
 
 FALSE_POSITIVES = 0.01
 RESAMPLES = 1000
+
+#: Patient -> how much he looks like a member, no unit.
+Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,35 +42,43 @@ class Membership:
     tpr_ci95: tuple[float, float]
 
 
-def membership(model: Model, site: Site, seed: int) -> list[Membership]:
-    """Return what each attack that the site's masks allow finds: `loss` needs them on `train`, `entropy` none."""
+def membership(model: Model, site: Site, seed: int) -> Iterator[Membership]:
+    """Yield what each attack finds that the site's masks allow."""
+    for attack, scores in scores_of(model, site).items():
+        yield measured(site, attack, scores, seed)
+
+
+def scores_of(model: Model, site: Site) -> dict[str, Scores]:
+    """Return each attack's scores of a site's `train` and `test` patients: `loss` needs masks, `entropy` none.
+
+    Of a logarithm, so that hard images differ as easy ones do.
+    """
     data = Dataset(site, model.study)
 
-    def probability(frame: Frame) -> tuple[Tensor, Tensor]:
+    def signals(frame: Frame) -> dict[str, float]:
+        """Return cross-entropy and entropy, nats a pixel."""
         sample = data.sample(frame)
         maps = predict_maps(model.networks, model.study, sample.image, sample.valid, [model.predictor])
-        return maps[model.predictor], sample.valid
-
-    def surprise(frame: Frame) -> float:
-        """Cross-entropy, nats a pixel."""
-        p, valid = probability(frame)
+        p = maps[model.predictor][sample.valid]
+        found = {"entropy": float(entropy(p).mean())}
+        if site.config.role == "target":
+            return found
         truth = data.labelled(frame).truth
         assert truth is not None
-        return float(torch.nn.functional.binary_cross_entropy(p[valid].clamp(1e-6, 1 - 1e-6), truth[valid]))
+        loss = torch.nn.functional.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth[sample.valid])
+        return {"loss": float(loss), **found}
 
-    def doubt(frame: Frame) -> float:
-        p, valid = probability(frame)
-        return float(entropy(p[valid]).mean())
+    patients = by_patient(site.frames_of("train") + site.frames_of("test"))
+    seen = {patient: [signals(frame) for frame in own] for patient, own in patients.items()}
+    return {
+        name: {patient: -float(np.log(np.mean([one[name] for one in own]))) for patient, own in seen.items()}
+        for name in next(iter(seen.values()))[0]
+    }
 
-    attacks = {"entropy": doubt} if site.config.role == "target" else {"loss": surprise, "entropy": doubt}
-    return [_measured(site, name, signal, seed) for name, signal in attacks.items()]
 
-
-def _measured(site: Site, attack: str, signal: Callable[[Frame], float], seed: int) -> Membership:
-    inside, outside = (
-        np.array([-np.mean([signal(frame) for frame in own]) for own in by_patient(site.frames_of(split)).values()])
-        for split in ("train", "test")
-    )
+def measured(site: Site, attack: str, scores: Scores, seed: int) -> Membership:
+    """Return how well scores of a site's `train` and `test` patients tell the ones from the others."""
+    inside, outside = (np.array([scores[patient] for patient in site.patients(split)]) for split in ("train", "test"))
     rng = np.random.default_rng(seed)
     drawn = [(rng.choice(inside, len(inside)), rng.choice(outside, len(outside))) for _ in range(RESAMPLES)]
 

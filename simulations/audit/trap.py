@@ -109,11 +109,16 @@ class SuperviseTrap:
     def read(self, updates: Tensors, round_: Round) -> list[Tensor]:
         gradient = gradient_of(updates[self.LAYER], self.study, round_)[self.group :, self.group :].flatten()
         derivative = torch.cholesky_solve((self.map @ gradient)[:, None], self.factor)[:, 0]
-        seen = (derivative.abs() > 0.1 * derivative.abs().max()).sum()
-        inside = (derivative < 0).double()
-        # cross-entropy's step at the mask's edge, and soft Dice's at a probability of about one half
-        step = 1 + seen / (seen + 2 * inside.sum())
-        return [(derivative * seen + step * inside).reshape(self.study.image.size, -1)]
+        return [image_of(derivative).reshape(self.study.image.size, -1)]
+
+
+def image_of(derivative: Tensor) -> Tensor:
+    """Return the image [P] behind the loss's derivative [P] by a logit that repeats it, of one patient."""
+    seen = (derivative.abs() > 0.1 * derivative.abs().max()).sum()
+    inside = (derivative < 0).double()
+    # cross-entropy's step at the mask's edge, and soft Dice's at a probability of about one half
+    step = 1 + seen / (seen + 2 * inside.sum())
+    return derivative * seen + step * inside
 
 
 def trap_for(study: Study) -> Trap:

@@ -4,6 +4,9 @@ Features that are the same for every image are known to whoever made the weights
 features of its own, so that they tell positions apart.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -54,3 +57,32 @@ def carry_through(encoder: nn.Module, upto: int | None = None) -> None:
 def noise(size: int) -> Tensor:
     """Return something that is no image, [1, 1, S, S]: features that no image moves are the same for it."""
     return torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))
+
+
+#: Far above any number that is passed on, so that a norm's mean and deviation are next to those of the anchors.
+ANCHOR = 1e3
+
+
+@torch.no_grad()
+def pass_number(layer: Any, *, rows: range, plus: int, minus: int, gain: float, taps: Any = 1) -> None:
+    """Let a group of a layer pass on a number that is the same at all positions, through the group's norm.
+
+    A group norm takes a number's size away unless the group has larger ones: anchors, constants of either sign.
+
+    Args:
+        layer: convolution and norm, of MONAI.
+        rows: channels of the group: the number, its negative, then anchors.
+        plus, minus: inputs whose difference, times `gain`, is the number.
+        taps: of the kernel, in either direction; 1 is the middle.
+    """
+    conv, norm = layer.conv, layer.adn.N
+    conv.weight[rows] = 0
+    for channel in rows:
+        sign = 1 - 2 * (channel % 2)
+        number = channel - rows.start < 2
+        conv.bias[channel] = 0 if number else sign * ANCHOR
+        if number:
+            conv.weight[channel, plus, taps, taps] = sign * gain
+            conv.weight[channel, minus, taps, taps] = -sign * gain
+    norm.weight[rows] = ANCHOR * math.sqrt(1 - 2 / len(rows))
+    norm.bias[rows] = 0

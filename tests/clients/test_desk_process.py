@@ -146,6 +146,7 @@ def test_one_command_brings_the_desk_to_a_browser_by_a_second_process(
     found = re.search(r"http://127\S+", output.read_text())
     assert found, output.read_text()
     assert internet_sockets(process.pid) == []  # the port is the other process's
+    assert "gave up sockets but Unix ones, other programs" in output.read_text()
     with urlopen(f"http://127.0.0.1:{port}/desk.css", timeout=WAIT_S) as page:
         assert b"--ink" in page.read()
     process.send_signal(signal.SIGINT)
@@ -155,13 +156,30 @@ def test_one_command_brings_the_desk_to_a_browser_by_a_second_process(
     assert "Traceback" not in output.read_text()
 
 
-def test_a_port_that_is_taken_is_an_error_and_not_a_desk_without_a_way_to_it(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_an_error_and_whoever_has_it_is_told_no_address(
+    tmp_path: Path, options: list[str], started: Callable[..., tuple[subprocess.Popen[bytes], Path]]
+) -> None:
     with sockets.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match="Choose another --port"):
             asyncio.run(forward(tmp_path / "d.sock", "127.0.0.1", port))
+        process, output = started("desk", *options, "--port", str(port))
+        assert process.wait(WAIT_S) == 1
+    assert "Choose another --port" in output.read_text()
+    assert "token=" not in output.read_text()
+
+
+def test_the_forwarder_ends_with_the_desk_that_holds_its_input(tmp_path: Path) -> None:
+    words = ["desk-forward", "--socket", str(tmp_path / "d.sock"), "--port", str(free_port()), "--for-desk"]
+    with subprocess.Popen([*COMMAND, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == b"listening\n"
+        assert process.poll() is None
+        process.stdin.close()  # as when the desk is killed, or ends
+        assert process.wait(WAIT_S) == 0
 
 
 def test_the_forwarder_passes_bytes_both_ways_and_outlives_a_desk_that_is_gone(tmp_path: Path, desk: Desk) -> None:
@@ -207,8 +225,10 @@ def test_the_forwarder_imports_nothing_that_opens_images_or_state(tmp_path: Path
 
 
 def test_a_desk_without_its_state_folder_says_how_to_make_one(
-    tmp_path: Path, pair: Sequence[Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, pair: Sequence[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("clients.node.jail.enter", lambda **_: [])  # it would hold the tests' own process
     words = ["site", "desk", "--site", pair[0], "--state", tmp_path / "none", "--study", tmp_path]
+    words += ["--port", free_port()]
     assert crossprobe.main([str(word) for word in words]) == 1
     assert "crossprobe site init" in capsys.readouterr().err

@@ -164,3 +164,52 @@ def test_what_could_not_be_closed_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         "this process cannot give up its rights on darwin; keep it from networks yourself"
     ]
     assert os.getpid() > 0
+
+
+def test_a_desk_that_was_taken_over_reaches_no_network_no_program_and_no_other_file(tmp_path: Path) -> None:
+    for name in ("site", "state", "study", "models", "archive", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("content", encoding="utf-8")
+    words = ["site", "desk", "--socket", "run/d.sock", "--study", "study", "--site", "site", "--state", "state"]
+    words += ["--models", "models", "--predictions", "kept", "--images", "archive"]
+    (tmp_path / "run").mkdir()
+    attempts = {
+        "network": 'socket.create_connection(("127.0.0.1", 80), timeout=1)',
+        "program": 'subprocess.run(["/bin/true"])',
+        "signal": "os.kill(os.getppid(), 0)",
+        "read elsewhere": 'open("elsewhere/file").read()',
+        "change an image": 'open("site/file", "w")',
+        "change a study": 'open("study/file", "w")',
+        "change a model": 'open("models/file", "w")',
+        "change the archive": 'os.unlink("archive/file")',
+        "link to elsewhere": 'os.symlink(os.path.abspath("elsewhere/file"), "kept/link") or open("kept/link").read()',
+        "keep": 'open("kept/file", "w").write("x")',
+        "write the state": 'open("state/new", "w").write("x")',
+        "read a study": 'open("study/file").read()',
+        "listen": 'socket.socket(socket.AF_UNIX).bind("run/d.sock")',
+    }
+    code = f"""
+        import os, socket, subprocess
+        import crossprobe
+        from clients.node import jail
+        jail._temporary = lambda: [Path("/dev")]  # the tests' own folder lies below /tmp
+        enter = jail.enter
+        def entered(**folders):
+            assert enter(**folders) == []
+            for name, attempt in {attempts!r}.items():
+                try:
+                    eval(attempt)
+                    print(name, "done")
+                except OSError as error:
+                    print(name, type(error).__name__)
+            os._exit(0)
+        jail.enter = entered
+        crossprobe.main({words!r})
+    """
+    done = subprocess.run(
+        [sys.executable, "-uc", "from pathlib import Path\n" + textwrap.dedent(code)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    allowed = {"keep", "write the state", "read a study", "listen"}
+    assert found == {name: "done" if name in allowed else "PermissionError" for name in attempts}

@@ -17,10 +17,11 @@ from safetensors.torch import save_file as save_torch
 from tiny import study, write_site
 
 from clients.data.site import SiteFolderError
-from clients.predict import check_places, find_inputs, predict
+from clients.predict import find_inputs, predict
 from clients.released import Model
 from common.components import FUSED
 from common.errors import CrossProbeError, RunError
+from common.files import check_apart
 from common.networks import Networks, initial_networks
 from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, sums_of
 from common.study import Study
@@ -197,9 +198,9 @@ def test_a_table_that_makes_no_sense_is_refused(scans: Path, row: str) -> None:
 @pytest.mark.parametrize("out", ["scans", "scans/out", "."])
 def test_the_output_is_neither_within_the_input_nor_around_it(scans: Path, out: str) -> None:
     with pytest.raises(RunError, match="apart from the images"):
-        check_places(scans, scans.parent / out)
-    check_places(scans, scans.parent / "out")
-    check_places(scans / "s0.png", scans / "out")  # a single file is not read again
+        check_apart(scans, scans.parent / out)
+    check_apart(scans, scans.parent / "out")
+    check_apart(scans / "s0.png", scans / "out")  # a single file is not read again
 
 
 def test_every_format_is_read_and_what_is_no_image_is_named(

@@ -59,7 +59,20 @@ def changed(**fields: object) -> bytes:
         (request(STUDY, "pretrain", "target"), "other-task"),
         (request(STUDY, "refine", "target"), "other-task"),
         (pack(TaskReply(study="0" * 64, round=0, stage="x", task="score", request="0" * 64, metrics={})), None),
-        (pack(EnrolReply(study="0" * 64, site="x", role="source", patients=1, labelled_test=True, software="")), None),
+        (
+            pack(
+                EnrolReply(
+                    study="0" * 64,
+                    request="0" * 64,
+                    site="x",
+                    role="source",
+                    patients=1,
+                    labelled_test=True,
+                    software="",
+                )
+            ),
+            None,
+        ),
     ],
 )
 def test_a_request_outside_the_study_is_refused(payload: bytes, code: str | None, north: Worker) -> None:

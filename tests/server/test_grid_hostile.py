@@ -169,7 +169,9 @@ def test_whatever_a_site_enrols_with_the_others_are_enrolled(data: bytes) -> Non
 
 
 def test_a_name_that_is_none_is_not_taken() -> None:
-    good = EnrolReply(study="0" * 64, site="east", role="target", patients=3, labelled_test=False, software="1")
+    good = EnrolReply(
+        study="0" * 64, request="0" * 64, site="east", role="target", patients=3, labelled_test=False, software="1"
+    )
     named = pack(good)
     for name in (b"e\x1b[2", b"../e"):
         reply = named.replace(b'"east"', b'"' + name + b'"')

@@ -31,7 +31,7 @@ def raw(content: dict[str, object]) -> bytes:
 
 
 ENROL = {"protocol": 1, "kind": "enrolled", "study": STUDY.hash(), "site": "north", "role": "source", "patients": 6}
-ENROL |= {"labelled_test": True, "software": "1"}
+ENROL |= {"labelled_test": True, "software": "1", "request": "0" * 64}
 REFUSAL = {"protocol": 1, "kind": "refused", "code": "busy", "message": "no", "ledger_head": None}
 HOSTILE = {
     "a sentence with terminal codes": raw(REFUSAL | {"message": CODES}),
@@ -97,5 +97,13 @@ def test_what_a_coordinator_reads_of_an_enrolment_stays_short_and_plain(payload:
 def test_an_honest_sites_sentence_is_still_read() -> None:
     record = played(pack(Refusal(code="busy", message="the site is still at work; ask `again` later")))
     assert record.sites["north"].detail == "busy: the site is still at work; ask `again` later"
-    good = EnrolReply(study="0" * 64, site="north", role="source", patients=3, labelled_test=True, software="1.2.3rc1")
+    good = EnrolReply(
+        study="0" * 64,
+        request="0" * 64,
+        site="north",
+        role="source",
+        patients=3,
+        labelled_test=True,
+        software="1.2.3rc1",
+    )
     assert pack(good)

@@ -246,7 +246,7 @@ def test_a_study_without_masks_sends_what_it_always_did(plain: Sequence[Worker])
     assert declared.mask_key is None
     for word in (b"mask", b"shares"):
         assert word not in reply
-        assert word not in Message.of(EnrolReply(study="0" * 64, site="c", role="target", patients=6,
+        assert word not in Message.of(EnrolReply(study="0" * 64, request="0" * 64, site="c", role="target", patients=6,
                                                  labelled_test=True, software="0")).payload  # fmt: skip
 
 

@@ -12,9 +12,12 @@ from scipy.stats import binomtest
 from common.audit_record import AuditRecord
 from common.messages import digest
 from common.release import CARD, RELEASE, SIGNATURE, WEIGHTS, find_release
+from common.run_folder import RunFolder
 from common.signing import read_public_key
+from common.simulated import simulated_coordinator_key
 from crossprobe import main
 from server.audit_card import audited, wilson
+from server.release import export_release
 
 
 @pytest.fixture
@@ -118,6 +121,16 @@ def test_a_signed_release_is_signed_again_with_its_audit_or_not_changed(
     assert released(run, tmp_path, record, "--keys", str(keys)) == 0
     assert (run / RELEASE / SIGNATURE).read_bytes() != before
     find_release(run, read_public_key(keys / "coordinator.pub"))
+
+
+def test_a_simulations_release_takes_its_audit_without_keys(
+    run: Path, tmp_path: Path, record: dict[str, Any], finished: Finished
+) -> None:
+    key = simulated_coordinator_key(finished.study)
+    export_release(RunFolder(run), key=key)
+    assert released(run, tmp_path, record) == 0
+    find_release(run, key.public_key())
+    assert "**Not audited.**" not in (run / RELEASE / CARD).read_text()
 
 
 def test_each_threshold_fails_the_audit_by_itself(record: dict[str, Any]) -> None:

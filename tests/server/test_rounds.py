@@ -96,7 +96,9 @@ def other_kind(header: Any) -> Callable[[bytes], bytes]:
     return lambda reply: pack(header)
 
 
-ENROLLED = EnrolReply(study=STUDY.hash(), site="south", role="source", patients=1, labelled_test=True, software="")
+ENROLLED = EnrolReply(
+    study=STUDY.hash(), request="0" * 64, site="south", role="source", patients=1, labelled_test=True, software=""
+)
 POISONS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda reply: b"", "not-a-message"),
     "garbage": (lambda reply: b"<html>502</html>" * 9, "not-a-message"),

@@ -175,9 +175,13 @@ def test_initial_weights_that_do_not_fit_are_named(case: str, finished: Finished
         initial_components(study(initial={"source_branch": given}, network=network))
 
 
-def replies(**changes: Any) -> bytes:
+def replies(**changes: Any) -> Callable[[bytes], bytes]:
     fields = {"study": study().hash(), "site": "x", "role": "target", "patients": 6, "labelled_test": True}
-    return pack(EnrolReply.model_validate(fields | {"software": "1"} | changes))
+
+    def reply(request: bytes) -> bytes:
+        return pack(EnrolReply.model_validate(fields | {"request": digest(request), "software": "1"} | changes))
+
+    return reply
 
 
 @pytest.mark.parametrize(
@@ -187,17 +191,18 @@ def replies(**changes: Any) -> bytes:
         (b"hello", "not-a-message"),
         (pack(Refusal(code="not-approved", message="approve it first")), "not-approved: approve it first"),
         (replies(study="0" * 64), "not-a-reply"),
+        (replies(request="0" * 64), "old-reply"),
         (replies(patients=0), "no-patients"),
     ],
 )
 def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
-    answer: bytes | Failure, why: str, pair: Sequence[Path], tmp_path: Path
+    answer: bytes | Failure | Callable[[bytes], bytes], why: str, pair: Sequence[Path], tmp_path: Path
 ) -> None:
     class Enrolling(LocalTransport):
         def enrol(
             self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
         ) -> dict[str, bytes | Failure]:
-            return dict(super().enrol(request)) | {"east": answer}
+            return dict(super().enrol(request)) | {"east": answer(request) if callable(answer) else answer}
 
     with pytest.raises(RunError, match=f"needs 1 target site.*found 0:\n  east: {why}"):
         run_study(study(), Enrolling(workers(study(), pair)), tmp_path / "run")

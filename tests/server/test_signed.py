@@ -26,7 +26,7 @@ from common.signing import PUBLIC_KEY, Sealed, key_of, make_keys, read_public_ke
 from common.simulated import simulated_secret
 from crossprobe import main
 from server.history import read
-from server.run import run_study
+from server.run import enrol, run_study
 from server.signed import Keys, SignedTransport, admit, expel, keys_folder
 from server.transport import Failure
 
@@ -129,6 +129,16 @@ def test_a_signed_request_that_comes_again_gets_the_same_reply_and_an_old_one_no
     assert len(stub.ran) == 1
     assert asked(north, seal(later, OWN, "request")) == "ok"
     assert asked(north, seal(FIRST, OWN, "request")) == "old-round"
+
+
+def test_an_old_enrolment_in_the_place_of_a_new_one_declares_nothing(sites: dict[str, Gatekeeper]) -> None:
+    wire = Wire(sites)
+    signed = SignedTransport(wire, keys(sites))
+    assert enrol(STUDY, signed).keys() == sites.keys()
+    old = {site: reply for site, _, reply in wire.sent}
+    wire.change = lambda site, asked, reply: old[site] if site == "north" else reply
+    with pytest.raises(RunError, match="north: old-reply"):
+        enrol(STUDY, signed)
 
 
 def forged(site: str, asked: bytes, reply: bytes) -> bytes:

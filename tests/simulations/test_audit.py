@@ -4,13 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from finished import Finished
 from hospital import with_policy
-from tiny import write_site
+from tiny import one_stage, workers, write_site
 
 from clients.data.site import Site, load_site
 from clients.governance.policy import Policy
@@ -18,14 +19,18 @@ from clients.released import load_model
 from common.errors import RunError
 from common.study import Study
 from common.tasks import Metric
+from server.run import run_study
 from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, attack_on_sums, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
-from simulations.audit.membership import area_under_curve, true_positives
+from simulations.audit.membership import area_under_curve, measured, true_positives
 from simulations.audit.numbers import numbers
 from simulations.audit.page import BEGIN, END, publish, tables
+from simulations.audit.shadows import calibrated, shadow_membership
 from simulations.audit.similarity import Match
+from simulations.audit.supervised_gates import GatedSuperviseTrap
 from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
+from simulations.local import LocalTransport
 
 ROOT = Path(__file__).parents[2]
 PRIVACY = {"nominal_patients": 6, "noise_multiplier": 1.0, "delta": 1e-3, "epsilon_cap": 1e6}
@@ -69,6 +74,21 @@ def test_gates_take_single_images_out_of_a_batch_of_eight(east: Path) -> None:
     worker = open_worker(east, study, lifted=True)
     assert len(rebuilt_patients(reconstruct(worker, study))) == 0
     assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedTrap(study)))) >= 4
+
+
+def test_gates_take_single_labelled_images_out_of_a_batch_of_eight(tmp_path: Path) -> None:
+    north = write_site(tmp_path / "north", "source", patients={"train": 12, "val": 5, "test": 5})
+
+    def asked(patients: int) -> Study:
+        network = {"features": (32, 32, 32, 64, 64, 256)}
+        return hostile_study("supervise", batch_size=patients, **SMALL | {"network": network})
+
+    study = asked(8)
+    worker = open_worker(north, study, lifted=True)
+    assert len(rebuilt_patients(reconstruct(worker, study, trap=GatedSuperviseTrap(study)))) >= 3
+    many = asked(128)
+    with pytest.raises(Refused, match="implausible-weights"):
+        reconstruct(open_worker(untouched(north), many), many, trap=GatedSuperviseTrap(many))
 
 
 def test_gates_of_weights_that_look_trained_take_tiles_and_a_policy_that_nobody_changed_refuses_them(
@@ -153,6 +173,48 @@ def test_membership_measures_are_those_of_the_literature() -> None:
     assert true_positives(inside, outside) == 0.5
     many = np.arange(200.0)
     assert true_positives(many, many) == 0.01  # at 200 others, two may be wrong
+
+
+def test_a_score_is_compared_with_that_of_models_with_and_without_the_same_patient() -> None:
+    hard = {f"p{number}": 10.0 * number for number in range(8)}  # what every model says of a patient
+    drawn = [{"p0", "p1", "p2", "p3"}, {"p4", "p5", "p6", "p7"}]
+    shadows = [{patient: score + (patient in members) for patient, score in hard.items()} for members in drawn]
+    attacked = {patient: score + (patient in {"p1", "p6"}) for patient, score in hard.items()}
+    found = calibrated(attacked, shadows, drawn)
+    assert {patient for patient, score in found.items() if score > 0} == {"p1", "p6"}
+    assert set(found.values()) == {0.5, -0.5}
+
+
+def test_shadow_models_tell_members_whose_difficulty_hides_them(north: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is the set of those it was trained on here; each of them looks a little easier than he is."""
+    site = load_site(north)
+    everyone = site.patients("train") + site.patients("test")
+    hard = dict(zip(everyone, np.random.default_rng(0).normal(scale=10, size=len(everyone)), strict=True))
+    seeds = []
+
+    def trained(study: object, sites: Sequence[Site], seed: int) -> Any:
+        seeds.append(seed)
+        assert set(sites[0].patients("train") + sites[0].patients("test")) == set(everyone)
+        assert sites[0].patients("val") == site.patients("val")
+        return SimpleNamespace(members=set(sites[0].patients("train")))
+
+    def scores_of(model: Any, site: Site) -> dict[str, dict[str, float]]:
+        return {"loss": {patient: hard[patient] + (patient in model.members) for patient in everyone}}
+
+    monkeypatch.setattr("simulations.audit.shadows._trained", trained)
+    monkeypatch.setattr("simulations.audit.shadows.scores_of", scores_of)
+    model: Any = SimpleNamespace(study=None, members=set(site.patients("train")))
+    (found,) = shadow_membership(model, [site], 2, seed=0)
+    assert (found.attack, found.auc, found.members) == ("loss, shadow models", 1.0, len(site.patients("train")))
+    assert measured(site, "loss", scores_of(model, site)["loss"], 0).auc < 0.9
+    assert len(set(seeds)) == 4
+
+
+def test_shadow_models_are_of_the_models_own_study(north: Path, tmp_path: Path) -> None:
+    of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 2})
+    run_study(of, LocalTransport(workers(of, [north])), tmp_path / "run")
+    found = shadow_membership(load_model(tmp_path / "run"), [load_site(north)], 1, seed=0)
+    assert [row.attack for row in found] == ["loss, shadow models", "entropy, shadow models"]
 
 
 def test_the_tables_of_the_document_are_those_of_the_records() -> None:
