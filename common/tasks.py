@@ -274,7 +274,8 @@ class SelfTrain(TrainingTask):
         strength: of the simulated device shift in the student's view, in [0, 1].
         artefacts: what the student's view may show besides, see `common.artefacts`.
         teacher_decay: decay a step of the teacher, the running average of the students' weights (Tarvainen, Valpola
-            2017, arXiv 1703.01780), which begins each round at the received model; 1 leaves it there.
+            2017, arXiv 1703.01780), which begins each round at the received model; 1 leaves it there. Below 1 nothing
+            holds it to the sources' labels between two aggregations: docs/results.md has a study that it led astray.
         remake_every: steps after which the pseudo-labels are made anew by the teacher of then; None: once a round.
     """
 

@@ -96,7 +96,7 @@ def demo(
     cls=several("--sites"),
     epilog=examples(
         "crossprobe simulate configs/demo.yaml --sites runs/demo/sites/* --out runs/again",
-        "crossprobe simulate configs/busbra.yaml --sites busbra/ge-logiq7 busbra/toshiba-aplio300",
+        "crossprobe simulate configs/self-training.yaml --sites busbra/ge-logiq7 busbra/toshiba-aplio300",
     ),
 )
 def simulate(
@@ -132,7 +132,7 @@ def _seeded_study(file: Path, seed: int | None) -> "Study":
 @app.command(
     epilog=examples(
         "crossprobe ablate configs/ablation-phantom.yaml",
-        "crossprobe ablate configs/ablation-busbra.yaml --jobs 1 --publish docs/results",
+        "crossprobe ablate configs/ablation-all-labels.yaml --jobs 1 --publish docs/results",
     )
 )
 def ablate(
