@@ -192,8 +192,8 @@ class FlowerCli:
                 client.close()
         except httpx.HTTPStatusError as error:
             raise RunError(
-                f"the SuperLink at {self.address} answers with HTTP {error.response.status_code}: it does not know what "
-                "it was asked for, or something else answers there."
+                f"the SuperLink at {self.address} answers with HTTP {error.response.status_code}: it does not know "
+                "what it was asked for, or something else answers there."
             ) from None
         except (httpx.HTTPError, OSError) as error:
             raise RunError(self._why({"error-message": f"The SuperLink is unavailable ({error})."})) from None
