@@ -18,6 +18,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from clients.data.manifest import Split
 from clients.node.simulated import KEPT_SITES
 from common.options import Seed, commands, examples
 from common.run_folder import RunFolder
@@ -31,7 +32,7 @@ from simulations.publication import origin, tell
 
 FEW = 10
 ROUNDS = 3
-PATIENTS = {"train": 2, "test": 2}
+PATIENTS: dict[Split, int] = {"train": 2, "test": 2}
 #: One of so many sites has labelled test patients.
 EVALUATES = 10
 #: Two patients are below every hospital's floor.
@@ -123,14 +124,14 @@ def page(sites: int, few: Ran, many: Ran, plain: Ran, kept: Upkeep, settings: di
         )
     lines += [
         "",
-        f"A later round of {sites:,} sites costs {many.later_s / plain.later_s:.2f} x plain Flower's; the server's memory "
-        f"is {many.server_mb / few.server_mb:.2f} x that of {FEW} sites, plain Flower's "
+        f"A later round of {sites:,} sites costs {many.later_s / plain.later_s:.2f} x plain Flower's; the server's "
+        f"memory is {many.server_mb / few.server_mb:.2f} x that of {FEW} sites, plain Flower's "
         f"{plain.server_mb / few.server_mb:.2f} x. A process of the simulation keeps the images of {KEPT_SITES} sites; "
         "beyond, a site's files are read again in each round, which is in the seconds above.",
         "",
         f"Of {sites:,} sites the history of {ROUNDS} rounds has {kept.history_bytes / 1e6:.1f} MB and is read in "
-        f"{kept.history_s:.1f} s, the checkpoint's state {kept.state_bytes / 1e6:.1f} MB and {kept.checkpoint_s:.1f} s, "
-        f"the report {kept.report_bytes / 1e6:.1f} MB and {kept.report_s:.1f} s to write.",
+        f"{kept.history_s:.1f} s, the checkpoint's state {kept.state_bytes / 1e6:.1f} MB and {kept.checkpoint_s:.1f} "
+        f"s, the report {kept.report_bytes / 1e6:.1f} MB and {kept.report_s:.1f} s to write.",
     ]
     return "\n".join(lines)
 
@@ -146,17 +147,16 @@ def main(
         study = root / "study.yaml"
         study.write_text(yaml.safe_dump(json.loads(json.dumps(STUDY))))
         folders = write_sites(root / "sites", sites, seed)
-        ran = []
-        for what, run in (
-            (f"{FEW} sites", lambda: crossprobe(study, folders[:FEW], root / "few", ROUNDS)),
-            (f"{sites} sites", lambda: crossprobe(study, folders, root / "many", ROUNDS)),
-            ("plain Flower", lambda: plain_flower(study, folders, ROUNDS)),
-        ):
-            console.print(what)
-            ran.append(run())
+        console.print(f"{FEW} sites")
+        few = crossprobe(study, folders[:FEW], root / "few", ROUNDS)
+        console.print(f"{sites} sites")
+        many = crossprobe(study, folders, root / "many", ROUNDS)
+        console.print(f"{sites} sites on plain Flower")
+        plain = plain_flower(study, folders, ROUNDS)
         kept = upkeep(root / "many")
-    figures = {**settings, "sites": sites, "ran": [asdict(own) for own in ran], "upkeep": asdict(kept)}
-    tell("many-sites", figures, page(sites, *ran, kept, settings))
+    ran = [asdict(own) for own in (few, many, plain)]
+    figures = {**settings, "sites": sites, "ran": ran, "upkeep": asdict(kept)}
+    tell("many-sites", figures, page(sites, few, many, plain, kept, settings))
 
 
 if __name__ == "__main__":
