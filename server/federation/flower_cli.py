@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,8 +104,8 @@ class FlowerCli:
             raise RunError(f"`flwr {arguments[0]}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None
         return content if isinstance(content, dict) else {}
 
-    def submit(self, config: dict[str, str | bool], *, federation: str = "") -> str:
-        """Bundle the app, start a run of it, and return the run's id.
+    def submit(self, config: Mapping[str, str | bool | int], *, federation: str = "", app: Path = APP) -> str:
+        """Bundle an app, start a run of it, and return the run's id.
 
         Raises:
             RunError: if the SuperLink does not accept it.
@@ -113,7 +113,7 @@ class FlowerCli:
         # JSON's strings and booleans are TOML's.
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         more = ("--federation-config", federation) if federation else ()
-        answer = self.call("run", str(APP), _LINK, "--run-config", pairs, *more)
+        answer = self.call("run", str(app), _LINK, "--run-config", pairs, *more)
         if not answer.get("success") or answer.get("run-id") is None:
             raise RunError(f"Flower did not accept the run: {self._why(answer)}")
         return str(answer["run-id"])
