@@ -84,12 +84,17 @@ def plain_flower(study: Path, sites: Sequence[Path], rounds: int) -> Ran:
     return _of_times("plain Flower, FedAvg", times, began, most)
 
 
-def nvflare(python: Path, study: Path, sites: Sequence[Path], rounds: int) -> Ran:
-    """Run the study's first stage on NVFLARE's simulator, with the interpreter of an environment that has it."""
+def nvflare(python: Path, packages: Path, study: Path, sites: Sequence[Path], rounds: int) -> Ran:
+    """Run the study's first stage on NVFLARE's simulator.
+
+    Args:
+        python: interpreter of an environment that has it.
+        packages: where torch is.
+    """
     with tempfile.TemporaryDirectory(prefix="crossprobe-nvflare-") as folder:
         script = ROOT / "simulations" / "benchmarks" / "nvflare_job.py"
         began = time.time()
-        command = [str(python), str(script), str(study), folder, str(rounds), *map(str, sites)]
+        command = [str(python), str(script), str(study), folder, str(rounds), str(packages), *map(str, sites)]
         with _child(command) as process, watched(process.pid, ROLES) as most:
             times = _answer(process)
     return _of_times("NVFLARE, FedAvg, simulator", times, began, most)
