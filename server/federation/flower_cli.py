@@ -29,8 +29,9 @@ APP = Path(__file__).resolve().parents[2]
 #: The one connection in a home's config.toml.
 _LINK = "coordinator"
 _POLL_S = 1.0
-#: A SuperLink that is being restarted is away for about 25 s; for so long it may give no answer about a run.
-_STATUS_PATIENCE_S = 120.0
+#: For so long a SuperLink may give no answer about a run: it is away for half a minute when it is restarted, for longer
+#: when its machine is.
+_STATUS_PATIENCE_S = 300.0
 COMPLETED = "finished:completed"
 #: One of our errors in Flower's log: where the disk is full, the ServerApp can leave no message in the run's folder.
 _LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
@@ -253,9 +254,12 @@ class FlowerCli:
             on_poll()
             try:
                 status, answered = self.status(run_id), time.monotonic()
-            except RunError:
+            except RunError as error:
                 if time.monotonic() - answered > _STATUS_PATIENCE_S:
-                    raise
+                    raise RunError(
+                        f"{error}\nThe run may well go on without this command, and everything up to the last round is "
+                        "saved: once the SuperLink answers again, start again with --resume."
+                    ) from None
                 continue
             if status == COMPLETED:
                 on_poll()
