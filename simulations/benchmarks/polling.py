@@ -101,8 +101,8 @@ def page(costs: list[Cost], settings: dict[str, object]) -> str:
         lines.append(f"| {own.sites:,} | {own.ask_ms:.1f} | {looks} |")
     lines += [
         "",
-        f"So one SuperLink's file takes {1e3 / costs[-1].ask_ms:.0f} requests a second: {costs[-1].sites:,} hospitals are "
-        "asked in less time than a round lasts. This version of Flower allows no database but SQLite, and one SuperLink.",
+        f"So one SuperLink's file takes {1e3 / costs[-1].ask_ms:.0f} requests a second: {costs[-1].sites:,} hospitals "
+        "are asked in less time than a round lasts. This version of Flower has SQLite alone, and one SuperLink.",
     ]
     return "\n".join(lines)
 
