@@ -196,7 +196,7 @@ class Worker:
         torch.set_num_threads(self.site.config.threads)
         self.networks.load(request.tensors)
         if isinstance(task, TrainingTask):
-            self._check_plausible(request.tensors, task)
+            self._check_plausible(request, task)
         charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request.sha256).hex())
         if charge is not None and privacy is not None:
             if self._simulated:
@@ -274,9 +274,9 @@ class Worker:
             self.study
         )  # seconds of a network's making, which an enrolment need not wait
 
-    def _check_plausible(self, received: Tensors, task: Task) -> None:
+    def _check_plausible(self, request: Message, task: Task) -> None:
         try:
-            self._plausibility.check(received, self.networks, task.components())
+            self._plausibility.check(request.tensors, self.networks, task.components(), request.sha256)
         except ContractError as error:
             if self.site.config.policy.implausible_weights == "refuse":
                 raise
