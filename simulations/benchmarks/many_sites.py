@@ -31,7 +31,7 @@ from simulations.phantom.sites import write_phantom_site
 from simulations.publication import origin, tell
 
 FEW = 10
-ROUNDS = 3
+ROUNDS = 2
 PATIENTS: dict[Split, int] = {"train": 2, "test": 2}
 #: One of so many sites has labelled test patients.
 EVALUATES = 10
