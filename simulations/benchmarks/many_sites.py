@@ -60,34 +60,28 @@ class Upkeep:
 
 
 def write_sites(folder: Path, count: int, seed: int) -> list[Path]:
-    """Write sites that differ in name alone; pictures are links to the same files."""
-    pattern = write_phantom_site(
-        folder / "pattern",
-        name="pattern",
-        role="source",
-        profile="lumify_like",
-        seed=seed,
-        first_patient=0,
-        patients=PATIENTS,
-        frames_per_patient=1,
+    """Write sites that differ in name alone, and in whether they have test patients; pictures are links."""
+    tested, untested = (
+        write_phantom_site(
+            folder / f"pattern-{number}",
+            name="pattern",
+            role="source",
+            profile="lumify_like",
+            seed=seed,
+            first_patient=0,
+            patients=patients,
+            frames_per_patient=1,
+        )
+        for number, patients in enumerate((PATIENTS, {"train": PATIENTS["train"]}))
     )
     found = []
     for number in range(count):
         site = folder / f"site-{number:04d}"
-        shutil.copytree(pattern, site, copy_function=os.link)
-        for name, text in (
-            ("site.yaml", yaml.safe_dump({"name": site.name, "role": "source", "policy": POLICY})),
-            ("manifest.csv", _manifest(pattern / "manifest.csv", tests=number % EVALUATES == 0)),
-        ):
-            (site / name).unlink()
-            (site / name).write_text(text)
+        shutil.copytree(untested if number % EVALUATES else tested, site, copy_function=os.link)
+        (site / "site.yaml").unlink()  # a link, too
+        (site / "site.yaml").write_text(yaml.safe_dump({"name": site.name, "role": "source", "policy": POLICY}))
         found.append(site)
     return found
-
-
-def _manifest(pattern: Path, *, tests: bool) -> str:
-    lines = pattern.read_text().splitlines(keepends=True)
-    return "".join(line for line in lines if tests or not line.rstrip().endswith(",test"))
 
 
 def upkeep(run: Path) -> Upkeep:

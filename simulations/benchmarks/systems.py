@@ -137,6 +137,9 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, list[float]]:
 
 def _of_history(system: str, run: Path, rounds: int, began: float, most: dict[str, float]) -> Ran:
     records = [record for record in history.read(run) if record.counted][:rounds]
+    away = sorted({name for record in records for name, site in record.sites.items() if site.status != "ok"})
+    if away:
+        raise RunError(f"{len(away)} sites of {len(records[0].sites)} did not do their part, {away[0]} among them.")
     first = datetime.fromisoformat(records[0].started).timestamp()
     return _ran(system, first - began, [record.seconds for record in records], most)
 
