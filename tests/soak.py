@@ -43,6 +43,9 @@ OFTEN = 0.12
 AT_S, CUT_S = (0.0, 12.0), (5.0, 90.0)
 #: More than this in MB a round is growth: 20 MB in a study of 200 rounds.
 FLAT_MB = 0.1
+#: What is said of memory; all else that is found is about rounds, bits and ledgers.
+GROWS = "grows by"
+NOTHING_LOST = "every round counted once, by both sites, and the model is the undisturbed run's bit for bit"
 #: A round that takes longer is stuck.
 STUCK_S = 900.0
 
@@ -171,7 +174,7 @@ def findings(soak: Soak, rounds: int, undisturbed: bytes) -> list[str]:
     for name, samples in soak.memory.items():
         slope = growth(samples)
         if slope is not None and slope[0] > FLAT_MB:
-            found.append(f"{name} grows by {slope[0]:.3f} MB a round, more than {FLAT_MB}")
+            found.append(f"{name} {GROWS} {slope[0]:.3f} MB a round, more than {FLAT_MB}")
     return found
 
 
@@ -207,18 +210,15 @@ def section(result: dict[str, Any]) -> str:
         for name, memory in result["memory"].items()
         for grown in [result["growth"][name]]
     ]
+    grown = [each for each in result["findings"] if GROWS in each]
+    lost = [each for each in result["findings"] if GROWS not in each]
     lines = [
         f"`{result['command']}` on {result['hardware']} ({result['software']}), beside other work: "
         f"{result['seconds'] / 60:.0f} minutes, {result['median_round_s']} s a round in the middle.",
         "",
         f"What happened: {what}. {result['rounds_that_fell_short']} attempts at a round fell short and were repeated.",
         "",
-        "What was found: "
-        + (
-            "; ".join(result["findings"])
-            or "nothing; every round counted once, by both sites, and the model is the undisturbed run's bit for bit"
-        )
-        + ".",
+        "What was found: " + ". ".join(("; ".join(lost) or NOTHING_LOST, "; ".join(grown) or "no process grows")) + ".",
         "",
         f"| process | lives | most MB | MB a round (flat: at most {result['flat_mb_a_round']}) |",
         "| --- | --- | --- | --- |",

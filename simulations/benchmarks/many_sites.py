@@ -61,6 +61,7 @@ class Upkeep:
 
 def write_sites(folder: Path, count: int, seed: int) -> list[Path]:
     """Write sites that differ in name alone, and in whether they have test patients; pictures are links."""
+    kinds: tuple[dict[Split, int], ...] = (PATIENTS, {"train": PATIENTS["train"]})
     tested, untested = (
         write_phantom_site(
             folder / f"pattern-{number}",
@@ -72,7 +73,7 @@ def write_sites(folder: Path, count: int, seed: int) -> list[Path]:
             patients=patients,
             frames_per_patient=1,
         )
-        for number, patients in enumerate((PATIENTS, {"train": PATIENTS["train"]}))
+        for number, patients in enumerate(kinds)
     )
     found = []
     for number in range(count):
