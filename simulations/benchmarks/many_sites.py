@@ -125,8 +125,8 @@ def page(sites: int, few: Ran, many: Ran, plain: Ran, kept: Upkeep, settings: di
         "beyond, a site's files are read again in each round, which is in the seconds above.",
         "",
         f"Of {sites:,} sites the history of {ROUNDS} rounds has {kept.history_bytes / 1e3:.0f} kB and is read in "
-        f"{kept.history_s:.1f} s, the checkpoint's state {kept.state_bytes / 1e3:.0f} kB and {kept.checkpoint_s:.1f} s, "
-        f"the report {kept.report_bytes / 1e3:.0f} kB and {kept.report_s:.1f} s to write.",
+        f"{kept.history_s:.1f} s, the checkpoint's state {kept.state_bytes / 1e3:.0f} kB and {kept.checkpoint_s:.1f} "
+        f"s, the report {kept.report_bytes / 1e3:.0f} kB and {kept.report_s:.1f} s to write.",
     ]
     return "\n".join(lines)
 
