@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: install demo docs picture test federation-test fault-test network-test container-test soak lint lock sbom clean
+.PHONY: install demo docs picture test federation-test fault-test network-test container-test soak benchmark lint lock sbom clean
 
 install: $(STAMP)
 
@@ -73,6 +73,15 @@ network-test: install
 # 200 rounds with kills and cuts from a seed, about an hour; SOAK='--rounds 40 --seed 7' for others.
 soak: install
 	PYTHONPATH=.:tests/support OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(SOAK)
+
+# The figures of docs/performance.md beside each other's, half an hour on a machine that does nothing else; NVFLARE=PYTHON
+# measures beside it too, with an interpreter of an environment of its own that has nvflare. The longest come last.
+BENCHMARKS := aggregation polling beside deployed_round many_sites time_to_result
+benchmark: install
+	set -e; for each in $(BENCHMARKS); do \
+	  test $$each != beside || more="$(if $(NVFLARE),--nvflare $(NVFLARE))"; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.$$each $$more; more=; \
+	done
 
 # The kits in running containers, attacked from inside: needs a container engine, or root and Debian's docker.io,
 # docker-compose and debootstrap to start one. A quarter of an hour, most of it the building of images.

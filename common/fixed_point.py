@@ -11,6 +11,8 @@ from common.errors import ContractError
 SCALE = float(2**32)
 #: |x| * SCALE * patients of the whole role must stay below 2^63, with room for rounding.
 _LIMIT = 2.0**62
+#: Values that are converted at a time: they and their copies stay in a core's cache, and memory holds no second update.
+_BLOCK = 1 << 15
 
 
 def check_range(x: np.ndarray, most_patients: int) -> None:
@@ -19,13 +21,22 @@ def check_range(x: np.ndarray, most_patients: int) -> None:
     Raises:
         ContractError: `absurd-norm`.
     """
-    if x.size and float(np.abs(x).max()) * SCALE * most_patients >= _LIMIT:
+    if x.size and max(float(x.max()), -float(x.min())) * SCALE * most_patients >= _LIMIT:
         raise ContractError("absurd-norm", "an update is too large to be summed exactly")
 
 
 def to_fixed(x: np.ndarray) -> np.ndarray:
     """Return `rint(x * 2^32)`, int64."""
     return np.rint(x.astype(np.float64) * SCALE).astype(np.int64)
+
+
+def add_fixed(total: np.ndarray, x: np.ndarray, weight: int) -> None:
+    """Add `to_fixed(x) * weight` to `total`, int64 of the same shape, contiguous, in place."""
+    values, sums = x.reshape(-1), total.reshape(-1)
+    for start in range(0, values.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        fixed = np.multiply(values[block], SCALE, dtype=np.float64)
+        sums[block] += np.rint(fixed, out=fixed).astype(np.int64) * weight
 
 
 def from_fixed(total: np.ndarray, weight: int) -> np.ndarray:

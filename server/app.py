@@ -29,6 +29,8 @@ app = ServerApp()
 STOPPED_S = 90.0
 #: How long a role that has too few sites when a run starts is waited for, in seconds: they may still be starting.
 START_S = 20.0
+#: Simulated sites that have a request at a time: more than there are cores, so that none is idle between two looks.
+SIMULATED_AT_ONCE = 32
 #: Holds the id of a process whose end is to end this one; set by the simulation.
 END_WITH = "CROSSPROBE_END_WITH"
 
@@ -63,7 +65,12 @@ def main(grid: Grid, context: Context) -> None:
     try:
         study = load_study(Path(str(config["study"])))
         keys = Keys.simulated(study) if config["sites"] else Keys.read(keys_folder())
-        grid_transport = GridTransport(grid, sum(study.needs(role) for role in ROLES), on_enrolled=enrolled)
+        grid_transport = GridTransport(
+            grid,
+            sum(study.needs(role) for role in ROLES),
+            at_once=SIMULATED_AT_ONCE if config["sites"] else None,
+            on_enrolled=enrolled,
+        )
         run_study(
             study,
             SignedTransport(grid_transport, keys),

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from common.errors import RunError
@@ -73,10 +74,20 @@ def append(run: Path, record: RoundRecord) -> None:
 
 
 def read(run: Path) -> list[RoundRecord]:
-    """Return all whole records of a run; a last line cut short by a crash is left out."""
+    """Return all whole records of a run; a last line cut short by a crash is left out.
+
+    What follows a run asks every second: of many sites the file has megabytes, and is read again only once it changed.
+    """
     path = RunFolder(run).history
-    if not path.exists():
+    try:
+        found = path.stat()
+    except FileNotFoundError:
         return []
+    return list(_read(path, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=2)  # a run and its baseline
+def _read(path: Path, inode: int, size: int, changed_ns: int) -> tuple[RoundRecord, ...]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -85,7 +96,7 @@ def read(run: Path) -> list[RoundRecord]:
             continue
         sites = {name: SiteRecord(**site) for name, site in content.pop("sites").items()}
         records.append(RoundRecord(sites=sites, **content))
-    return records
+    return tuple(records)
 
 
 def rewind(run: Path, next_round: int) -> None:

@@ -74,16 +74,13 @@ class Simulation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The SuperLink leads a session of its own: its group holds every process it started, Ray's too.
-        for sig, patience in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, sig)
-            deadline = time.monotonic() + patience
-            while time.monotonic() < deadline and _group_alive(self._process):
-                time.sleep(0.1)
-            if not _group_alive(self._process):
-                break
+        end_session(self._process)
         self._home.cleanup()
+
+    @property
+    def pid(self) -> int:
+        """The SuperLink's process id, which is the id of the session that holds every process it started, Ray's too."""
+        return self._process.pid
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -129,6 +126,18 @@ class Simulation:
                 raise RunError(f"Flower's SuperLink ended during the run:\n{self.tail()}")
 
         self.cli.follow(self.cli.submit(config, federation=federation), out, poll, self.tail)
+
+
+def end_session(leader: subprocess.Popen) -> None:
+    """End a process that leads a session of its own, and every process it started: asked first, then killed."""
+    for sig, patience in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader.pid, sig)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and _group_alive(leader):
+            time.sleep(0.1)
+        if not _group_alive(leader):
+            break
 
 
 def _end_with_parent() -> None:

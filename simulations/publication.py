@@ -6,13 +6,39 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.errors import RunError
 from common.files import PUBLIC, write_atomically
 from simulations.simulate import hardware
+
+#: The page that the parts of a measured product's speed stand on, each between two marks.
+PERFORMANCE = Path("docs/performance.md")
 
 
 def origin(module: str, seed: int) -> dict[str, object]:
     """Return what figures come from: the command as it was given, hardware and seed."""
     return {"command": shlex.join(["python", "-m", module, *sys.argv[1:]]), "hardware": hardware(), "seed": seed}
+
+
+def insert(document: Path, name: str, text: str) -> None:
+    """Write a part of a document anew, between its marks `<!-- NAME ... -->` and `<!-- end -->`.
+
+    Raises:
+        RunError: if the document has no such part, or cannot be written.
+    """
+    before, begin, rest = document.read_text(encoding="utf-8").partition(f"<!-- {name}")
+    mark, closed, rest = rest.partition("-->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (begin and closed and end):
+        raise RunError(f"expected a line <!-- {name} --> and after it <!-- end --> in {document}, found none.")
+    write_atomically(document, f"{before}{begin}{mark}{closed}{text.rstrip()}\n{end}{after}".encode(), mode=PUBLIC)
+
+
+def tell(name: str, figures: Mapping[str, object], page: str) -> None:
+    """Keep figures of speed as docs/performance/NAME.json, and write their part of `PERFORMANCE`. Raises RunError."""
+    folder = PERFORMANCE.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"{name}.json", (json.dumps(figures, indent=1) + "\n").encode(), mode=PUBLIC)
+    insert(PERFORMANCE, name, page)
 
 
 def publish(out: Path, figures: Mapping[str, object], page: str) -> None:

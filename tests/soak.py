@@ -34,6 +34,7 @@ from wire import Weather
 from clients.governance.ledger import read as read_ledger
 from common.run_folder import RunFolder
 from simulations.federation import one_interrupt
+from simulations.publication import PERFORMANCE, insert
 
 KINDS = ("worker", "supernode", "clientapp", "superlink", "serverapp", "cut")
 #: Share of rounds in which something happens.
@@ -42,8 +43,9 @@ OFTEN = 0.12
 AT_S, CUT_S = (0.0, 12.0), (5.0, 90.0)
 #: More than this in MB a round is growth: 20 MB in a study of 200 rounds.
 FLAT_MB = 0.1
-#: Around what is written into the page.
-PAGE, MARKS = Path("docs/performance.md"), ("<!-- soak: python tests/soak.py --tell docs/soak -->", "<!-- end -->")
+#: What is said of memory; all else that is found is about rounds, bits and ledgers.
+GROWS = "grows by"
+NOTHING_LOST = "every round counted once, by both sites, and the model is the undisturbed run's bit for bit"
 #: A round that takes longer is stuck.
 STUCK_S = 900.0
 
@@ -172,7 +174,7 @@ def findings(soak: Soak, rounds: int, undisturbed: bytes) -> list[str]:
     for name, samples in soak.memory.items():
         slope = growth(samples)
         if slope is not None and slope[0] > FLAT_MB:
-            found.append(f"{name} grows by {slope[0]:.3f} MB a round, more than {FLAT_MB}")
+            found.append(f"{name} {GROWS} {slope[0]:.3f} MB a round, more than {FLAT_MB}")
     return found
 
 
@@ -208,18 +210,15 @@ def section(result: dict[str, Any]) -> str:
         for name, memory in result["memory"].items()
         for grown in [result["growth"][name]]
     ]
+    grown = [each for each in result["findings"] if GROWS in each]
+    lost = [each for each in result["findings"] if GROWS not in each]
     lines = [
         f"`{result['command']}` on {result['hardware']} ({result['software']}), beside other work: "
         f"{result['seconds'] / 60:.0f} minutes, {result['median_round_s']} s a round in the middle.",
         "",
         f"What happened: {what}. {result['rounds_that_fell_short']} attempts at a round fell short and were repeated.",
         "",
-        "What was found: "
-        + (
-            "; ".join(result["findings"])
-            or "nothing; every round counted once, by both sites, and the model is the undisturbed run's bit for bit"
-        )
-        + ".",
+        "What was found: " + ". ".join(("; ".join(lost) or NOTHING_LOST, "; ".join(grown) or "no process grows")) + ".",
         "",
         f"| process | lives | most MB | MB a round (flat: at most {result['flat_mb_a_round']}) |",
         "| --- | --- | --- | --- |",
@@ -230,15 +229,12 @@ def section(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tell(folder: Path, page: Path) -> None:
-    """Write a soak's picture, and its section of a page between its two marks."""
-    text = page.read_text(encoding="utf-8")
-    (begin, end) = MARKS
-    before, _, rest = text.partition(begin)
+def tell(folder: Path) -> None:
+    """Write a soak's picture, and its part of docs/performance.md."""
     result = json.loads((folder / "soak.json").read_text(encoding="utf-8"))
     memory = {name: [Sample(*each) for each in samples] for name, samples in result["memory"].items()}
     (folder / "memory.svg").write_text(chart(memory, 1 + max(each[-1].round for each in memory.values())))
-    page.write_text(f"{before}{begin}\n{section(result)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    insert(PERFORMANCE, "soak", section(result))
 
 
 def main() -> int:
@@ -250,7 +246,7 @@ def main() -> int:
     parser.add_argument("--tell", type=Path, metavar="DIR", help="do not soak; write the page from this folder")
     options = parser.parse_args()
     if options.tell:
-        tell(options.tell, PAGE)
+        tell(options.tell)
         return 0
     if lacking := missing():
         print(f"a soak cannot run here: {lacking}", file=sys.stderr)

@@ -10,6 +10,7 @@ layer's, no layer is carried by a few weights (`concentration` at least 0.3), it
 This makes such weights harder to write and their copies worse. It does not rule them out.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -36,6 +37,8 @@ BIAS = 2.0
 BLIND, MOVED = 0.1, 1e-3
 #: Tensors of fewer numbers have no statistics.
 LEAST = 16
+#: Messages that passed last and are remembered: one of each role.
+KEPT = 2
 
 
 class Plausibility:
@@ -49,20 +52,28 @@ class Plausibility:
         self.given = {half for name in study.initial for half in HALVES.get(name, (name,))}
         self.initial = initial_networks(study).export((*study.components, *BASELINE))
         self.inputs = _patterns(study.image.size)
+        self._passed: deque[tuple[str, tuple[str, ...]]] = deque(maxlen=KEPT)
 
-    def check(self, received: Mapping[str, np.ndarray], networks: Networks, components: Sequence[str]) -> None:
+    def check(
+        self, received: Mapping[str, np.ndarray], networks: Networks, components: Sequence[str], request: str
+    ) -> None:
         """Check received tensors, which `networks` hold already.
 
         Args:
             components: that the task trains or trains through; others are only looked at.
+            request: SHA-256 of the message that brought them: of many simulated sites in one process each hears the
+                same, and what passed once would pass again.
 
         Raises:
             ContractError: `implausible-weights`, with what is wrong where; the text stays in the site's log.
         """
+        if (request, tuple(components)) in self._passed:
+            return
         found = [*self._statistics(select(received, components)), *self._blind(networks, components)]
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise ContractError("implausible-weights", "; ".join(found[:3]) + more)
+        self._passed.append((request, tuple(components)))
 
     def _statistics(self, received: Mapping[str, np.ndarray]) -> Iterator[str]:
         for name, x in received.items():

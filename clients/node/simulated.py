@@ -4,10 +4,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from clients.data.site import load_site
+from clients.learning.plausibility import Plausibility
 from clients.node.refusals import refusal
 from clients.node.worker import Worker
 from common.errors import ContractError
 from common.messages import pack
+from common.networks import Networks
 from common.signing import seal, site_key, unseal
 from common.simulated import simulated_coordinator_key, simulated_secret
 from common.study import Study, load_study
@@ -23,10 +25,25 @@ def open_worker(study: Study, folder: Path) -> Worker:
     return Worker(site, study, simulated_secret(study, site.config.name))
 
 
-@lru_cache(maxsize=64)
+#: Sites whose images a process of a simulation keeps in memory: those that had a turn last. Any other is read again
+#: when its turn comes: memory is bounded, and with more sites than all processes keep each round reads files anew.
+KEPT_SITES = 64
+
+
+@lru_cache(maxsize=KEPT_SITES)
 def cached_worker(study: str, folder: str) -> Worker:
-    """Return the worker of a study file and a folder; a simulation's process keeps its images in memory."""
-    return open_worker(load_study(Path(study)), Path(folder))
+    """Return the worker of a study file and a folder. All workers of a study in this process share its networks."""
+    opened, site = load_study(Path(study)), load_site(Path(folder))
+    networks, plausibility = _networks(study)
+    secret = simulated_secret(opened, site.config.name)
+    return Worker(site, opened, secret, networks=networks, plausibility=plausibility)
+
+
+@lru_cache(maxsize=2)
+def _networks(study: str) -> tuple[Networks, Plausibility]:
+    """Return what takes longer to make than a small site to read."""
+    opened = load_study(Path(study))
+    return Networks(opened), Plausibility(opened)
 
 
 def answer(worker: Worker, payload: bytes) -> bytes:

@@ -80,6 +80,8 @@ class Worker:
             each request one in memory, as if the site had answered all earlier rounds of this study once.
         data: the site's images on the study's grid, where another worker of the process has them already.
         device: where the networks compute, see `common.networks.Networks`.
+        networks, plausibility: the study's, where another worker of the process has them already; a request loads all
+            that its task uses, so workers that answer one after the other may share them.
         masker: for studies with secure aggregation; None (simulations) has one whose sites take each other's word.
         patients: as declared; None: as the site's folder has them now.
     """
@@ -92,6 +94,8 @@ class Worker:
         accountant: Accountant | None = None,
         data: Dataset | None = None,
         device: str = "cpu",
+        networks: Networks | None = None,
+        plausibility: Plausibility | None = None,
         masker: Masker | None = None,
         patients: int | None = None,
     ) -> None:
@@ -100,7 +104,8 @@ class Worker:
         self._simulated = accountant is None
         self.study_hash = study.hash()
         self.rounds = list(study.rounds())
-        self.networks = Networks(study, device, site.config.mixed_precision)
+        self.networks = networks or Networks(study, device, site.config.mixed_precision)
+        self._known_plausibility = plausibility
         self.data = Dataset(site, study) if data is None else data
         self.masker = masker or Masker(site.config.name, self.study_hash, secret, site_key(secret))
         declared = site.config.policy.declared_in(study, len(site.patients("train")))
@@ -191,7 +196,7 @@ class Worker:
         torch.set_num_threads(self.site.config.threads)
         self.networks.load(request.tensors)
         if isinstance(task, TrainingTask):
-            self._check_plausible(request.tensors, task)
+            self._check_plausible(request, task)
         charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request.sha256).hex())
         if charge is not None and privacy is not None:
             if self._simulated:
@@ -265,11 +270,13 @@ class Worker:
 
     @cached_property
     def _plausibility(self) -> Plausibility:
-        return Plausibility(self.study)  # seconds of a network's making, which an enrolment need not wait
+        return self._known_plausibility or Plausibility(
+            self.study
+        )  # seconds of a network's making, which an enrolment need not wait
 
-    def _check_plausible(self, received: Tensors, task: Task) -> None:
+    def _check_plausible(self, request: Message, task: Task) -> None:
         try:
-            self._plausibility.check(received, self.networks, task.components())
+            self._plausibility.check(request.tensors, self.networks, task.components(), request.sha256)
         except ContractError as error:
             if self.site.config.policy.implausible_weights == "refuse":
                 raise

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.components import Tensors
-from common.fixed_point import check_range, from_fixed, to_fixed
+from common.fixed_point import add_fixed, check_range, from_fixed
 
 
 class ExactMean:
@@ -33,8 +33,9 @@ class ExactMean:
         for x in updates.values():
             check_range(x, self.most_patients)
         for name, x in updates.items():
-            fixed = to_fixed(x) * patients
-            self._sums[name] = self._sums[name] + fixed if name in self._sums else fixed
+            if name not in self._sums:
+                self._sums[name] = np.zeros(x.shape, np.int64)
+            add_fixed(self._sums[name], x, patients)
         self.patients += patients
 
     def add_sum(self, total: Mapping[str, np.ndarray], patients: int) -> None:

@@ -13,22 +13,25 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import RunError
 from common.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
 
 #: The folder with pyproject.toml, which Flower bundles as the app.
 APP = Path(__file__).resolve().parents[2]
 #: The one connection in a home's config.toml.
 _LINK = "coordinator"
 _POLL_S = 1.0
-#: Each look at the run's status starts a Python process of its own; every second would take a quarter of a core.
-_STATUS_EVERY_S = 5.0
-#: A SuperLink that is being restarted is away for about 25 s; this many looks in a row may fail.
-_STATUS_PATIENCE = 24
+#: For so long a SuperLink may give no answer about a run: it is away for half a minute when it is restarted, for longer
+#: when its machine is.
+_STATUS_PATIENCE_S = 300.0
 COMPLETED = "finished:completed"
 #: One of our errors in Flower's log: where the disk is full, the ServerApp can leave no message in the run's folder.
 _LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
@@ -102,8 +105,8 @@ class FlowerCli:
             raise RunError(f"`flwr {arguments[0]}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}") from None
         return content if isinstance(content, dict) else {}
 
-    def submit(self, config: dict[str, str | bool], *, federation: str = "") -> str:
-        """Bundle the app, start a run of it, and return the run's id.
+    def submit(self, config: Mapping[str, str | bool | int], *, federation: str = "", app: Path = APP) -> str:
+        """Bundle an app, start a run of it, and return the run's id.
 
         Raises:
             RunError: if the SuperLink does not accept it.
@@ -111,18 +114,21 @@ class FlowerCli:
         # JSON's strings and booleans are TOML's.
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         more = ("--federation-config", federation) if federation else ()
-        answer = self.call("run", str(APP), _LINK, "--run-config", pairs, *more)
+        answer = self.call("run", str(app), _LINK, "--run-config", pairs, *more)
         if not answer.get("success") or answer.get("run-id") is None:
             raise RunError(f"Flower did not accept the run: {self._why(answer)}")
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
         """Return a run's status, `finished:completed` if all went well. Raises RunError."""
-        answer = self.call("ls", _LINK, "--run-id", run_id)
-        runs = answer.get("runs")
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._control() as control:
+            runs = control.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict
         if not runs:
-            raise RunError(f"no answer about run {run_id}: {self._why(answer)}")
-        return str(runs[0].get("status", ""))
+            raise RunError(f"no answer about run {run_id}: the SuperLink at {self.address} does not know it.")
+        (run,) = runs.values()
+        return f"{run.status.status}:{run.status.sub_status}".rstrip(":")
 
     def stop(self, run_id: str) -> None:
         """Stop a run. Raises RunError if it goes on."""
@@ -162,17 +168,36 @@ class FlowerCli:
         Raises:
             RunError: if the SuperLink does not answer.
         """
-        import httpx
         from flwr.proto.control_pb2 import ListNodesRequest
+
+        with self._control() as control:
+            nodes = control.ListNodes(ListNodesRequest()).nodes_info
+        return {str(node.node_id): node.name for node in nodes if node.status != "unregistered"}
+
+    @contextmanager
+    def _control(self) -> Iterator["ControlHttpClient"]:
+        """Ask the SuperLink from this process: each `flwr` is a process of its own that takes a core for a second.
+
+        Raises:
+            RunError: if it does not answer in the block.
+        """
+        import httpx
         from flwr.supercore.control import ControlHttpClient
 
         try:
             ca = self.ca.read_bytes() if self.ca else None
             client = ControlHttpClient.from_server_address(self.address, self.ca is None, ca, ())
-            nodes = client.ListNodes(ListNodesRequest()).nodes_info
+            try:
+                yield client
+            finally:
+                client.close()
+        except httpx.HTTPStatusError as error:
+            raise RunError(
+                f"the SuperLink at {self.address} answers with HTTP {error.response.status_code}: it does not know "
+                "what it was asked for, or something else answers there."
+            ) from None
         except (httpx.HTTPError, OSError) as error:
             raise RunError(self._why({"error-message": f"The SuperLink is unavailable ({error})."})) from None
-        return {str(node.node_id): node.name for node in nodes if node.status != "unregistered"}
 
     def unregister(self, name: str) -> list[str]:
         """Take a name from every key that has it, and return their node ids; none of them may connect any more.
@@ -223,18 +248,18 @@ class FlowerCli:
         Raises:
             RunError: with the ServerApp's own message if the run failed, or if the SuperLink stays away.
         """
-        unanswered = 0
+        answered = time.monotonic()
         while True:
-            until = time.monotonic() + _STATUS_EVERY_S
-            while time.monotonic() < until:
-                time.sleep(_POLL_S)
-                on_poll()
+            time.sleep(_POLL_S)
+            on_poll()
             try:
-                status, unanswered = self.status(run_id), 0
-            except RunError:
-                unanswered += 1
-                if unanswered >= _STATUS_PATIENCE:
-                    raise
+                status, answered = self.status(run_id), time.monotonic()
+            except RunError as error:
+                if time.monotonic() - answered > _STATUS_PATIENCE_S:
+                    raise RunError(
+                        f"{error}\nThe run may well go on without this command, and everything up to the last round is "
+                        "saved: once the SuperLink answers again, start again with --resume."
+                    ) from None
                 continue
             if status == COMPLETED:
                 on_poll()

@@ -1,6 +1,7 @@
 """Flower as a `Transport`: bytes out through the Grid, replies taken one by one as they arrive."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -14,6 +15,9 @@ from server.transport import ENROL_S, Failure
 
 #: Between two looks for replies, and for nodes that connect, in seconds.
 POLL_S, NODES_POLL_S = 0.1, 0.5
+#: A look at a site that has not replied costs milliseconds of the SuperLink too. With many sites a look at all of them
+#: takes seconds: this share of the time is spent on such looks at most.
+LOOKING_SHARE = 0.2
 #: What Flower's error codes mean to a coordinator. An error's own text is the other side's and is not kept.
 _LATE = (3, 4)
 _CODES = {
@@ -30,14 +34,21 @@ class GridTransport:
     Args:
         grid: of the ServerApp.
         least_nodes: how many connected nodes enrolment waits for.
+        at_once: how many requests may be under way together; default: all, for hospitals work side by side. Simulated
+            sites take turns at a few cores, and what waits for its turn is only held in memory, request by request.
         on_enrolled: is told the node id behind each site's name.
     """
 
     def __init__(
-        self, grid: Grid, least_nodes: int, *, on_enrolled: Callable[[Mapping[str, int]], None] = lambda nodes: None
+        self,
+        grid: Grid,
+        least_nodes: int,
+        *,
+        at_once: int | None = None,
+        on_enrolled: Callable[[Mapping[str, int]], None] = lambda nodes: None,
     ) -> None:
         self.grid, self.on_enrolled = grid, on_enrolled
-        self.least_nodes = least_nodes
+        self.least_nodes, self.at_once = least_nodes, at_once
         self.nodes: dict[str, int] = {}
 
     def enrol(
@@ -81,32 +92,45 @@ class GridTransport:
     def _send(
         self, requests: Mapping[int, bytes], kind: Callable[[int], str], deadline_s: float
     ) -> Iterator[tuple[int, bytes | Failure]]:
-        arrays = {payload: Array(**fields_of(payload)) for payload in set(requests.values())}
-        messages = [
-            Message(
-                RecordDict({"message": ArrayRecord({"payload": arrays[payload]})}),
-                dst_node_id=node,
-                message_type=kind(node),
-                ttl=deadline_s,
-            )
-            for node, payload in requests.items()
-        ]
-        ids = list(self.grid.push_messages(messages))
-        waiting = {message_id: node for message_id, node in zip(ids, requests, strict=True) if message_id}
-        for node in requests.keys() - waiting.values():
-            yield node, Failure("failed", "Flower does not know its SuperNode")
         deadline = time.monotonic() + deadline_s
-        while waiting and time.monotonic() < deadline:
-            arrived = False
-            # One id at a time: memory holds one reply, however many sites there are.
-            for message_id in list(waiting):
-                if (reply := self._pulled(message_id, deadline_s)) is not None:
-                    arrived = True
-                    yield waiting.pop(message_id), reply
-            if not arrived:
-                time.sleep(POLL_S)
-        for node in waiting.values():
+        arrays = {payload: Array(**fields_of(payload)) for payload in set(requests.values())}
+        unsent, waiting = deque(requests), dict[str, int]()
+        while (unsent or waiting) and (left_s := deadline - time.monotonic()) > 0:
+            room = len(unsent) if self.at_once is None else self.at_once - len(waiting)
+            nodes = [unsent.popleft() for _ in range(min(room, len(unsent)))]
+            messages = [
+                Message(
+                    RecordDict({"message": ArrayRecord({"payload": arrays[requests[node]]})}),
+                    dst_node_id=node,
+                    message_type=kind(node),
+                    ttl=left_s,
+                )
+                for node in nodes
+            ]
+            ids = list(self.grid.push_messages(messages)) if messages else []
+            for message_id, node in zip(ids, nodes, strict=True):
+                if message_id:
+                    waiting[message_id] = node
+                else:
+                    yield node, Failure("failed", "Flower does not know its SuperNode")
+            yield from self._arrived(waiting, deadline_s)
+        for node in (*waiting.values(), *unsent):
             yield node, _late(deadline_s)
+
+    def _arrived(self, waiting: dict[str, int], deadline_s: float) -> Iterator[tuple[int, bytes | Failure]]:
+        """Look once for each reply that is waited for, yield those that are there, then let some time pass."""
+        looked_s, arrived = 0.0, False
+        # One id at a time: memory holds one reply, however many sites there are.
+        for message_id in list(waiting):
+            began = time.monotonic()
+            reply = self._pulled(message_id, deadline_s)
+            if reply is None:
+                looked_s += time.monotonic() - began
+            else:
+                arrived = True
+                yield waiting.pop(message_id), reply
+        if waiting:
+            time.sleep(max(0.0 if arrived else POLL_S, looked_s * (1 / LOOKING_SHARE - 1)))
 
     def _pulled(self, message_id: str, deadline_s: float) -> bytes | Failure | None:
         """Return the reply to a message, None if there is none yet.

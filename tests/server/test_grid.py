@@ -113,4 +113,65 @@ def test_whoever_is_connected_is_asked_also_when_others_were_waited_for_in_vain(
     monkeypatch.setattr(server.federation.grid, "NODES_POLL_S", 0.01)
     grid = FakeGrid([Node(7, "north")], {7: 5})
     assert GridTransport(grid, 2).enrol(b"x", patience_s=0.05).keys() == {"north"}
-    assert [message.metadata.ttl for message in grid.sent] == [0.05]
+    assert [message.metadata.ttl for message in grid.sent] == pytest.approx([0.05], rel=0.2)
+
+
+@dataclass
+class CountingGrid(FakeGrid):
+    """Whose nodes fail one look after they were asked; `most` is how many waited for an answer at a time."""
+
+    most: int = 0
+    waiting: dict[str, int] = field(default_factory=dict)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterator[str | None]:
+        for message_id in super().push_messages(messages):
+            self.waiting[str(message_id)] = 0
+            self.most = max(self.most, len(self.waiting))
+            yield message_id
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+        (message_id,) = ids
+        self.waiting[message_id] += 1
+        if self.waiting[message_id] < 2:
+            return []
+        del self.waiting[message_id]
+        return super().pull_messages([message_id])
+
+
+def test_simulated_sites_are_asked_a_few_at_a_time_and_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.federation.grid, "POLL_S", 0.001)
+    names = [f"site-{number}" for number in range(20)]
+    grid = CountingGrid([Node(i, name) for i, name in enumerate(names)], dict.fromkeys(range(20), 8))
+    transport = GridTransport(grid, 20, at_once=3)
+    assert transport.enrol(b"x", patience_s=30).keys() == set(names)
+    assert grid.most == 3
+    found = dict(transport.exchange(dict.fromkeys(names, b"x"), lambda site: "score", 30))
+    assert {failure(reply).code for reply in found.values()} == {"failed"}
+    assert len(found) == 20
+    assert grid.most == 3
+
+
+def test_sites_whose_turn_does_not_come_are_late() -> None:
+    grid = FakeGrid([Node(7, "north"), Node(8, "east")])
+    found = exchange(grid, "north", "east", transport=GridTransport(grid, 2, at_once=1))
+    assert {site: failure(reply).code for site, reply in found.items()} == {"north": "late", "east": "late"}
+    assert len(grid.sent) == 1
+
+
+def test_looks_for_replies_that_cost_much_leave_the_machine_most_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += seconds
+
+    class SlowGrid(FakeGrid):
+        def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+            clock.now += 0.5
+            return []
+
+    monkeypatch.setattr(server.federation.grid, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    transport = GridTransport(SlowGrid([Node(7, "north"), Node(8, "east")]), 2)
+    dict(transport.exchange(dict.fromkeys(["north", "east"], b"x"), lambda site: "score", 20))
+    assert sum(slept) / clock.now == pytest.approx(0.8, abs=0.01)

@@ -218,3 +218,10 @@ class Kit:
             interfaces={line.partition(":")[0].strip() for line in files[2].splitlines()[2:]},
             environment={each.partition("=")[0] for each in self.run_in(service, "cat", "/proc/1/environ").split("\0")},
         )
+
+
+def confined(inside: Inside) -> None:
+    """Assert that a container has no right that it does not need."""
+    assert inside.confined == CONFINED
+    assert set(inside.status["Uid"].split() + inside.status["Gid"].split()) == {"1000"}
+    assert "ro" in inside.mounts["/"]

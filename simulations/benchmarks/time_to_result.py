@@ -1,0 +1,110 @@
+"""Where the time of a `crossprobe demo` goes: `python -m simulations.benchmarks.time_to_result --run runs/demo`.
+
+Read from the run's own histories and summary; without `--run` the demo is run first.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.options import Seed, commands, examples
+from common.run_folder import RunFolder
+from server import history
+from server.history import RoundRecord
+from simulations.benchmarks.systems import ROOT
+from simulations.publication import origin, tell
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a run: wall seconds, and of them how many cores the sites kept busy on average."""
+
+    name: str
+    seconds: float
+    cores: float
+
+
+def parts(run: Path) -> list[Part]:
+    """Return the parts of a finished run, in order."""
+    folder = RunFolder(run)
+    baseline, study = history.read(folder.baseline.path), history.read(run)
+    wall = float(json.loads(folder.summary.read_text())["wall_s"])
+    between = _began(study[0]) - _ended(baseline[-1])
+    found = [*_of_stages("baseline", baseline), Part("Flower starts for the study", between, 0), *_of_stages("", study)]
+    rest = wall - sum(part.seconds for part in found)
+    return [*found, Part("Flower starts for the baseline; pictures, summary and report", rest, 0)]
+
+
+def _of_stages(name: str, records: Sequence[RoundRecord]) -> list[Part]:
+    found = []
+    for stage, group in groupby(records, lambda record: record.stage):
+        rounds = list(group)
+        seconds = _ended(rounds[-1]) - _began(rounds[0])
+        busy = sum(site.seconds for record in rounds for site in record.sites.values())
+        found.append(Part(name or stage, seconds, busy / seconds))
+    return found
+
+
+def _began(record: RoundRecord) -> float:
+    return datetime.fromisoformat(record.started).timestamp()
+
+
+def _ended(record: RoundRecord) -> float:
+    return _began(record) + record.seconds
+
+
+def dice(run: Path) -> dict[str, float]:
+    """Return site -> Dice of the released model, in percent."""
+    found = json.loads(RunFolder(run).summary.read_text())["dice"]
+    return {site: round(100 * cells["infusion"]["mean"], 1) for site, cells in found.items()}
+
+
+def page(found: list[Part], reached: dict[str, float], settings: dict[str, object]) -> str:
+    """Return the table as Markdown."""
+    wall, work = sum(part.seconds for part in found), sum(part.seconds * part.cores for part in found)
+    cores = os.cpu_count() or 1
+    return "\n".join(
+        [
+            f"`{settings['command']}`, {settings['hardware']}.",
+            "",
+            "| part | seconds | cores that sites keep busy |",
+            "| --- | --- | --- |",
+            *(f"| {part.name} | {part.seconds:.0f} | {part.cores:.1f} |" for part in found),
+            f"| all | {wall:.0f} | {work / wall:.1f} |",
+            "",
+            f"The sites' work alone, spread evenly over {cores} cores, would take {work / cores:.0f} s. Dice of the "
+            f"released model: {', '.join(f'{site} {value:.1f}' for site, value in reached.items())}.",
+        ]
+    )
+
+
+def main(
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help="of a finished demo (default: one is run)")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Tell where a demo's time goes; write docs/performance/time-to-result.json and its part of the page."""
+    settings = origin("simulations.benchmarks.time_to_result", seed)
+    with tempfile.TemporaryDirectory(prefix="crossprobe-time-") as folder:
+        if run is None:
+            run = Path(folder) / "demo"
+            command = [sys.executable, "-m", "crossprobe", "demo", "--seed", str(seed), "--out", str(run)]
+            subprocess.run(command, cwd=ROOT, check=True)
+        found, reached = parts(run), dice(run)
+    figures = {**settings, "parts": [asdict(part) for part in found], "dice": reached}
+    tell("time-to-result", figures, page(found, reached, settings))
+
+
+if __name__ == "__main__":
+    app = commands()
+    app.command(epilog=examples("python -m simulations.benchmarks.time_to_result --run runs/demo"))(main)
+    app()
