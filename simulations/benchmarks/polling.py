@@ -18,7 +18,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import InMemoryGrid
 
 from common.options import Seed, commands, examples
-from server.federation.grid import LOOKING_SHARE, GridTransport
+from server.federation.grid import POLL_S, GridTransport
 from simulations.publication import origin, tell
 
 SITES = (2, 100, 1000)
@@ -84,7 +84,7 @@ def measure(sites: int, folder: Path) -> Cost:
     transport.enrol(b"x", patience_s=DEADLINE_S)
     passed = time.perf_counter() - began - grid.asked_s
     look_s = grid.seconds / grid.looks
-    noticed = max(0.1, sites * look_s / LOOKING_SHARE)
+    noticed = POLL_S + sites * look_s
     return Cost(sites, 1e3 * grid.asked_s / sites, 1e3 * look_s, sites * look_s, grid.seconds / passed, noticed)
 
 

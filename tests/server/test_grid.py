@@ -158,7 +158,10 @@ def test_sites_whose_turn_does_not_come_are_late() -> None:
     assert len(grid.sent) == 1
 
 
-def test_looks_for_replies_that_cost_much_leave_the_machine_most_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at_once", "share"), [(2, 0.8), (None, 0.1 / 1.1)], ids=["simulated", "hospitals"])
+def test_looks_for_replies_leave_the_machine_to_sites_that_share_it_and_are_never_late_for_others(
+    at_once: int | None, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     clock = SimpleNamespace(now=0.0)
 
@@ -172,6 +175,6 @@ def test_looks_for_replies_that_cost_much_leave_the_machine_most_of_the_time(mon
             return []
 
     monkeypatch.setattr(server.federation.grid, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
-    transport = GridTransport(SlowGrid([Node(7, "north"), Node(8, "east")]), 2)
+    transport = GridTransport(SlowGrid([Node(7, "north"), Node(8, "east")]), 2, at_once=at_once)
     dict(transport.exchange(dict.fromkeys(["north", "east"], b"x"), lambda site: "score", 20))
-    assert sum(slept) / clock.now == pytest.approx(0.8, abs=0.01)
+    assert sum(slept) / clock.now == pytest.approx(share, abs=0.01)
