@@ -76,11 +76,9 @@ soak: install
 
 # The figures of docs/performance.md beside each other's, half an hour on a machine that does nothing else; NVFLARE=PYTHON
 # measures beside it too, with an interpreter of an environment of its own that has nvflare. The longest come last.
-BENCHMARKS := aggregation polling beside deployed_round many_sites time_to_result
 benchmark: install
-	set -e; for each in $(BENCHMARKS); do \
-	  test $$each != beside || more="$(if $(NVFLARE),--nvflare $(NVFLARE))"; \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.$$each $$more; more=; \
+	set -e; for each in aggregation polling "beside $(NVFLARE:%=--nvflare %)" deployed_round many_sites time_to_result; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.$$each; \
 	done
 
 # The kits in running containers, attacked from inside: needs a container engine, or root and Debian's docker.io,

@@ -35,8 +35,7 @@ def add_fixed(total: np.ndarray, x: np.ndarray, weight: int) -> None:
     values, sums = x.reshape(-1), total.reshape(-1)
     for start in range(0, values.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        fixed = np.multiply(values[block], SCALE, dtype=np.float64)
-        sums[block] += np.rint(fixed, out=fixed).astype(np.int64) * weight
+        sums[block] += to_fixed(values[block]) * weight
 
 
 def from_fixed(total: np.ndarray, weight: int) -> np.ndarray:

@@ -15,14 +15,20 @@ from common.simulated import simulated_coordinator_key, simulated_secret
 from common.study import Study, load_study
 
 
-def open_worker(study: Study, folder: Path) -> Worker:
+def open_worker(
+    study: Study, folder: Path, *, networks: Networks | None = None, plausibility: Plausibility | None = None
+) -> Worker:
     """Return the worker of a simulated site.
+
+    Args:
+        networks, plausibility: shared with other workers, see `Worker`.
 
     Raises:
         SiteFolderError: if the folder has findings.
     """
     site = load_site(folder)
-    return Worker(site, study, simulated_secret(study, site.config.name))
+    secret = simulated_secret(study, site.config.name)
+    return Worker(site, study, secret, networks=networks, plausibility=plausibility)
 
 
 #: Sites whose images a process of a simulation keeps in memory: those that had a turn last. Any other is read again
@@ -33,17 +39,15 @@ KEPT_SITES = 64
 @lru_cache(maxsize=KEPT_SITES)
 def cached_worker(study: str, folder: str) -> Worker:
     """Return the worker of a study file and a folder. All workers of a study in this process share its networks."""
-    opened, site = load_study(Path(study)), load_site(Path(folder))
-    networks, plausibility = _networks(study)
-    secret = simulated_secret(opened, site.config.name)
-    return Worker(site, opened, secret, networks=networks, plausibility=plausibility)
+    opened, networks, plausibility = _shared(study)
+    return open_worker(opened, Path(folder), networks=networks, plausibility=plausibility)
 
 
 @lru_cache(maxsize=2)
-def _networks(study: str) -> tuple[Networks, Plausibility]:
+def _shared(study: str) -> tuple[Study, Networks, Plausibility]:
     """Return what takes longer to make than a small site to read."""
     opened = load_study(Path(study))
-    return Networks(opened), Plausibility(opened)
+    return opened, Networks(opened), Plausibility(opened)
 
 
 def answer(worker: Worker, payload: bytes) -> bytes:

@@ -270,9 +270,8 @@ class Worker:
 
     @cached_property
     def _plausibility(self) -> Plausibility:
-        return self._known_plausibility or Plausibility(
-            self.study
-        )  # seconds of a network's making, which an enrolment need not wait
+        # seconds of a network's making, which an enrolment need not wait
+        return self._known_plausibility or Plausibility(self.study)
 
     def _check_plausible(self, request: Message, task: Task) -> None:
         try:
