@@ -9,6 +9,7 @@ import av
 import numpy as np
 import onnx
 import pytest
+import torch
 from finished import Finished
 from PIL import Image
 from recordings import frame, video
@@ -144,6 +145,43 @@ def test_a_graph_that_is_not_torchs_is_refused_and_nothing_is_written(
 
     assert "differs from torch by" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("torch_off", "file_off", "on_pictures", "written"),
+    [
+        (3e-4, 2e-4, False, True),  # torch itself rounds by more on noise
+        (0.0, 2e-4, False, False),
+        (3e-4, 4e-4, False, False),
+        (3e-4, 2e-4, True, False),  # of a real image nothing is forgiven
+    ],
+)
+def test_noise_may_differ_as_torch_rounds_and_a_real_image_by_the_tolerance_alone(
+    finished: Finished,
+    scans: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch_off: float,
+    file_off: float,
+    on_pictures: bool,
+    written: bool,
+) -> None:
+    def like(shift: float) -> export.Segmenter:
+        return lambda image: np.full(image.shape, 0.5 + shift)
+
+    monkeypatch.setattr(
+        export, "in_torch", lambda _, precision=torch.float32: like(torch_off * (precision == torch.float32))
+    )
+    monkeypatch.setattr(export, "segmenter", lambda content: like(file_off))
+    pictures = read_pictures(finished.study, scans, None) if on_pictures else []
+    out = tmp_path / "model.onnx"
+
+    if written:
+        assert export.export(finished.run, out).largest_difference == pytest.approx(file_off)
+    else:
+        with pytest.raises(RunError, match="on the given images" if on_pictures else "on generated noise"):
+            export.export(finished.run, out, pictures=pictures)
+    assert out.exists() == written
 
 
 def test_what_is_there_is_not_replaced_unless_told(
