@@ -4,6 +4,7 @@ A kind of network is its settings (`common.network_settings`), which declare cha
 encoder and a decoder of it: images to feature maps, one a level, and back to one logit a pixel.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -167,20 +168,24 @@ class InfusionHead(nn.Module):
     """Confidence-aware weight of the source branch per pixel, and one temperature a branch.
 
     Reads both probabilities, their entropies after temperature and their disagreement (5 channels);
-    the last layer starts at zero, so that an untrained head is the plain average, w = 0.5.
+    the last layer starts at zero but for its bias, so that an untrained head gives the same weight everywhere.
+
+    Args:
+        share: that weight, in (0, 1).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 0.5) -> None:
         super().__init__()
         self.log_temperature = nn.Parameter(torch.zeros(2))
         self.hidden = nn.Conv2d(5, 16, 3, padding=1)
         self.out = nn.Conv2d(16, 1, 1)
+        self.share = share
         self.reset()
 
     def reset(self) -> None:
-        """Make the head the plain average."""
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
+        """Make the head weigh the source branch with its `share` everywhere."""
+        nn.init.zeros_(self.out.weight)
+        nn.init.constant_(self.out.bias, math.log(self.share / (1 - self.share)))
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Return w in (0, 1), [B, 1, H, W], from evidence [B, 5, H, W]."""
@@ -205,7 +210,7 @@ class Networks(nn.Module):
         self.baseline = Branch(study.network)
         self.mim_decoder = MimDecoder(study.network)
         self.projector = Projector(study.network)
-        self.infusion_head = InfusionHead()
+        self.infusion_head = InfusionHead(study.source_share)
         if study.student is not None:
             self.student = Branch(study.student)
         # a step on a CPU takes an eighth less; torch's stubs leave this form of `to` out

@@ -124,6 +124,8 @@ class Study(Settings):
             predictor, the baseline included; the student alone is never mirrored, see `common.infusion`.
         smallest_part: connected parts of a prediction smaller than this share of its largest one are dropped, for every
             predictor, the baseline included, and so from pseudo-labels too; 0 keeps all.
+        source_share: the source branch's share of the fused prediction, in (0, 1), as long as no `infuse` has trained
+            the head, and where its shrinkage draws it: 1/2 is the plain average of both branches.
         foreground: what of the sources' foreground is expected on a target: its mean `area`, or its `thickness`, the
             area per width of the view, which is the same on a wide and a narrow probe where a structure runs through
             the picture: five phantom profiles differ from the sixth by 3 to 16 % in area and by 2 to 9 % in thickness
@@ -147,6 +149,7 @@ class Study(Settings):
     smallest_part: float = Field(default=0.0, ge=0, le=1, exclude_if=unset)
     participation: Participation = Participation()
     release: Release = Release()
+    source_share: float = Field(default=0.5, gt=0, lt=1, exclude_if=0.5 .__eq__)
     foreground: Literal["area", "thickness"] = Field(default="area", exclude_if=lambda kind: kind == "area")
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
     privacy: Privacy | None = None

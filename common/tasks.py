@@ -312,14 +312,14 @@ class Infuse(TrainingTask):
     """The infusion head and its temperatures, on `calibrate` patients under simulated device shift.
 
     The paper's option: in no table of docs/results.md does the head win anything over the plain average, which is what
-    a study without this task has.
+    a study without this task has where its `source_share` is 1/2.
 
     Attributes:
         learning_rate: ten times a branch's: the head has 0.8 thousand parameters and starts at zero.
         strength: of the simulated device shift, in [0, 1]; without any, the head learns to trust
             whichever branch overfitted the source probe.
-        shrinkage: weight of the penalty `4 (w - 1/2)^2`, averaged over pixels, beside the loss. What the head learns on
-            simulated shifts holds on the true one only in part, and the plain average is hard to beat.
+        shrinkage: weight of the penalty `4 (w - source_share)^2`, averaged over pixels, beside the loss. What the
+            head learns on simulated shifts holds on the true one only in part, and a fixed share is hard to beat.
     """
 
     meaning: ClassVar[str] = (
@@ -335,7 +335,7 @@ class Infuse(TrainingTask):
         "val_dice": VAL_DICE,
     }
     not_private: ClassVar[str] = (
-        "its `calibrate` patients have no accountant; leave the head out, which then is the plain average"
+        "its `calibrate` patients have no accountant; leave the head out, and the study's source_share weighs"
     )
     task: Literal["infuse"] = "infuse"
     trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)

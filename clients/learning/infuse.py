@@ -45,7 +45,7 @@ def objective(context: TaskContext) -> Objective:
             + dice
             + cross_entropy(fusion.source_branch)
             + cross_entropy(fusion.target_branch)
-            + task.shrinkage * mean_within((2 * fusion.weight - 1).square())
+            + task.shrinkage * mean_within((2 * (fusion.weight - study.source_share)).square())
         )
         mean_weight = (fusion.weight.detach() * valid).sum() / valid.sum().clamp(min=1)
         return Loss(total, {"mean_weight": float(mean_weight)})

@@ -132,13 +132,18 @@ def labelled_sentence(sites: Sequence[Conclusion]) -> str:
     return f"On the {len(compared)} labelled sites with a comparison: {_counts(compared)}."
 
 
-def average_sentence(summary: Mapping[str, Any], *, head_trained: bool) -> str:
-    """Return that the released model is the plain average where its training or its numbers say so, else nothing."""
+def average_sentence(summary: Mapping[str, Any], *, head_trained: bool, source_share: float = 0.5) -> str:
+    """Return what the infusion is where nothing trained its head, or that it equals the average, else nothing."""
     pairs = [
         (own["average"]["mean"], own[RELEASED]["mean"])
         for own in summary["dice"].values()
         if {"average", RELEASED} <= own.keys()
     ]
+    if not head_trained and source_share != 0.5:
+        return (
+            f"Infusion is {100 * source_share:g} % of the source branch and the rest of the target branch here, as the "
+            "study says: no round before the released one trained the infusion head."
+        )
     if not head_trained:
         return (
             "Infusion equals average here: no round before the released one trained the infusion head, and untrained "

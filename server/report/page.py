@@ -106,7 +106,9 @@ def _results(
         "conclusions": [conclusion for conclusion in of_sites if conclusion.role == "target"],
         "labelled_sentence": labelled_sentence(of_sites),
         "score_sentence": score_sentence(summary["label_free_score"] if summary else None),
-        "average_sentence": average_sentence(summary, head_trained=head_trained) if summary and shown else "",
+        "average_sentence": average_sentence(summary, head_trained=head_trained, source_share=study.source_share)
+        if summary and shown
+        else "",
         "predictors": shown,
         "glossary": {name: GLOSSARY[name] for name in shown or PREDICTORS},
         "hd95_unit": "mm" if study.image.geometry == "spacing" else "mm or pixels",

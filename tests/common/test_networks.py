@@ -169,3 +169,14 @@ def test_a_study_with_the_larger_network_runs_to_its_end(tmp_path: Path) -> None
     state = run_study(of, LocalTransport(workers(of, folders)), tmp_path / "run")
     assert state.round == len(list(of.rounds()))
     assert state.released
+
+
+def test_an_untrained_head_gives_the_source_branch_the_studys_share_everywhere() -> None:
+    source, target = images(1), images(2)[1:]
+
+    for share, of in ((0.5, study()), (0.2, study(source_share=0.2))):
+        fused = fuse(initial_networks(of).infusion_head, source, target)
+        torch.testing.assert_close(fused.weight, torch.full_like(source, share))
+        expected = share * torch.sigmoid(source) + (1 - share) * torch.sigmoid(target)
+        torch.testing.assert_close(fused.infusion, expected)
+    assert study(source_share=0.5).hash() == study().hash()  # a study that is older than the key keeps its name

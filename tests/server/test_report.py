@@ -225,6 +225,7 @@ def test_a_sentence_says_where_infusion_equals_average(tmp_path: Path) -> None:
     assert "to a tenth of a Dice point at every site" in average_sentence(summary, head_trained=True)
     summary["dice"]["north"] = {"average": {"mean": 0.8}, "infusion": {"mean": 0.81}}
     assert average_sentence(summary, head_trained=True) == ""
+    assert "is 25 % of the source branch" in average_sentence(summary, head_trained=False, source_share=0.25)
 
 
 def test_bytes_are_given_by_stage_and_in_total(tmp_path: Path) -> None:
