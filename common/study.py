@@ -149,7 +149,7 @@ class Study(Settings):
     smallest_part: float = Field(default=0.0, ge=0, le=1, exclude_if=unset)
     participation: Participation = Participation()
     release: Release = Release()
-    source_share: float = Field(default=0.5, gt=0, lt=1, exclude_if=0.5 .__eq__)
+    source_share: float = Field(default=0.5, gt=0, lt=1, exclude_if=(0.5).__eq__)
     foreground: Literal["area", "thickness"] = Field(default="area", exclude_if=lambda kind: kind == "area")
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
     privacy: Privacy | None = None
