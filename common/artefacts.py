@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from common.tasks import Artefact
+from common.artefact_settings import Artefact
 
 #: How often an image shows any one artefact of the bank: about half of them at once.
 SHOWN = 0.5

@@ -10,9 +10,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from common.artefact_settings import Artefact
 from common.artefacts import SHOWN, depth_setting, field_of_view, photometric, uniform
 from common.study import Augmentation
-from common.tasks import Artefact
 
 
 def random_affine(count: int, settings: Augmentation, generator: Generator) -> Tensor:

@@ -185,6 +185,7 @@ class InfusionHead(nn.Module):
     def reset(self) -> None:
         """Make the head weigh the source branch with its `share` everywhere."""
         nn.init.zeros_(self.out.weight)
+        assert self.out.bias is not None
         nn.init.constant_(self.out.bias, math.log(self.share / (1 - self.share)))
 
     def forward(self, evidence: Tensor) -> Tensor:

@@ -243,6 +243,11 @@ class Study(Settings):
         """All components of this study; the baseline, which none trains, is not among them."""
         return tuple(name for name in COMPONENTS if self.student is not None or name not in STUDENT)
 
+    @property
+    def may_evaluate(self) -> bool:
+        """Whether numbers about test patients may leave: under privacy only where the study says `outside`."""
+        return self.privacy is None or self.privacy.evaluation == "outside"
+
     def rounds(self) -> Iterator[Round]:
         """Yield every round in order, the engine's own closing ones included.
 
@@ -254,7 +259,7 @@ class Study(Settings):
         score = Stage(name="score", rounds=1, source=Score(), target=Score())
         evaluate = Stage(name="evaluate", rounds=1, source=Evaluate(), target=Evaluate())
         scored = self.fused and self.privacy is None
-        evaluated = self.fused and (self.privacy is None or self.privacy.evaluation == "outside")
+        evaluated = self.fused and self.may_evaluate
         stages = (
             *(stage for stage in self.stages if not stage.distils),
             *([score] if scored else []),

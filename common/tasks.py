@@ -8,38 +8,16 @@ docs/method.md.
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from pydantic_core import PydanticUndefined
 
+from common.artefact_settings import Artefacts
 from common.components import BASELINE, BRANCH_PARTS, FUSED, HALVES, ROLES, STUDENT, Role, Split, branches_of
+from common.metric import LOSS, SCORE, VAL_DICE, Metric
 from common.metric_name import ALL as EVALUATION
 from common.settings import Settings, by_key
-
-#: What `common.artefacts` can draw into a training image.
-Artefact = Literal[
-    "reverberation",
-    "shadow",
-    "depth_blur",
-    "speckle",
-    "near_field_clutter",
-    "time_gain",
-    "compression",
-    "calipers",
-    "depth_setting",
-    "field_of_view",
-]
-
-
-def _whole_bank(value: object) -> object:
-    """Give every artefact the strength that a study writes as a single number."""
-    return dict.fromkeys(get_args(Artefact), value) if isinstance(value, int | float) else value
-
-
-#: Artefact -> strength in [0, 1]; a number stands for all of them at that strength.
-Artefacts = Annotated[dict[Artefact, Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_whole_bank)]
 
 
 def unset(value: object) -> bool:
@@ -49,43 +27,6 @@ def unset(value: object) -> bool:
 
 #: What a task may be called; messages carry it.
 TASK_NAME = r"^[a-z][a-z_]{0,39}$"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that a task may send.
-
-    Attributes:
-        low, high: its range.
-        meaning: what it says, for a hospital.
-        digits: significant digits that leave, as many as its purpose needs; None for a whole number. More would let
-            two replies that differ by one patient tell that patient's part.
-        role: of the only sites that send it; None: of all that run the task.
-        about: predictors of the evaluation; the number exists only where the study has all of them.
-        frozen: it is about all patients of a split, so a site sends the first value again in all later rounds of a
-            study: a change would be that of the patient who came or went.
-    """
-
-    low: float
-    high: float
-    meaning: str
-    role: Role | None = None
-    about: tuple[str, ...] = ()
-    digits: int | None = 3
-    frozen: bool = False
-
-    def rounded(self, value: float) -> float:
-        """Return the value as it may leave."""
-        return value if self.digits is None else float(f"{value:.{self.digits}g}")
-
-
-LOSS = Metric(0, math.inf, "mean training error of this round; no unit")
-VAL_DICE = Metric(
-    0, 1, "mean agreement (Dice, 0 to 1) of the received model with your labels on `val` patients", role="source"
-)
-SCORE = Metric(
-    0, 1, "how steady the received model's predictions are under simulated changes of device, 0 to 1", role="target"
-)
 
 
 class Task(Settings):

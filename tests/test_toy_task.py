@@ -19,8 +19,9 @@ from clients.learning.training import Loss, Measured, Objective, TaskContext
 from common.components import Role
 from common.errors import ContractError, StudyError
 from common.messages import TaskReply, unpack
+from common.metric import Metric
 from common.study import Study
-from common.tasks import TASKS, Metric, Task, TrainingTask
+from common.tasks import TASKS, Task, TrainingTask
 from server import history
 from server.report.page import render_report
 from server.run import run_study

@@ -8,10 +8,10 @@ from torch import Generator, Tensor
 
 from clients.data.dataset import Batch, Dataset, tiles
 from clients.data.frames import Frame
+from common.artefact_settings import Artefact
 from common.augment import augment
 from common.geometry import standardise
 from common.study import Augmentation
-from common.tasks import Artefact
 
 
 @dataclass(frozen=True)

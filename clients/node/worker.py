@@ -47,8 +47,7 @@ MAX_RECEIVED_NORM = 1e5
 
 def evaluates(site: Site, study: Study) -> bool:
     """Return whether a site has enough labelled test patients for the evaluation of a study, and the study has one."""
-    asked = study.privacy is None or study.privacy.evaluation == "outside"
-    return asked and len(site.patients("test", labelled=True)) >= site.config.policy.min_patients
+    return study.may_evaluate and len(site.patients("test", labelled=True)) >= site.config.policy.min_patients
 
 
 def enrolment(request: Message, site: Site, study: Study, masker: Masker | None = None) -> EnrolReply:

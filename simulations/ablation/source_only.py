@@ -25,6 +25,7 @@ from clients.data.dataset import Dataset, by_patient, tiles
 from clients.data.frames import Frame, read_mask
 from clients.data.site import Split, load_site
 from clients.learning.training import MAX_GRADIENT_NORM, averaging, follow
+from common.artefact_settings import Artefact
 from common.augment import augment
 from common.files import write_atomically
 from common.geometry import from_grid, standardise
@@ -34,7 +35,6 @@ from common.metrics import frame_dice
 from common.networks import Branch, initial_networks
 from common.seeds import derive_seed
 from common.study import Study, load_study
-from common.tasks import Artefact
 from simulations.simulate import hardware
 
 LEARNING_RATE, WARMUP = 1e-3, 9

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from common.artefact_settings import Artefact
 from common.artefacts import (
     PHOTOMETRIC,
     calipers,
@@ -22,7 +23,6 @@ from common.artefacts import (
 )
 from common.augment import augment, warp
 from common.study import Augmentation
-from common.tasks import Artefact
 
 EVERY = dict.fromkeys(get_args(Artefact), 1.0)
 

@@ -17,8 +17,8 @@ from clients.data.site import Site, load_site
 from clients.governance.policy import Policy
 from clients.released import load_model
 from common.errors import RunError
+from common.metric import Metric
 from common.study import Study
-from common.tasks import Metric
 from server.run import run_study
 from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, attack_on_sums, open_worker, rebuilt_patients, run_attack
