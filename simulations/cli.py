@@ -132,7 +132,7 @@ def _seeded_study(file: Path, seed: int | None) -> "Study":
 @app.command(
     epilog=examples(
         "crossprobe ablate configs/ablation-phantom.yaml",
-        "crossprobe ablate configs/ablation-all-labels.yaml --jobs 1 --publish docs/results",
+        "crossprobe ablate configs/ablation-few-labels.yaml --jobs 1 --publish docs/results",
     )
 )
 def ablate(
