@@ -54,10 +54,17 @@ CRAFTED: Mapping[str, Tensors] = {
     "an input cut off": changed(MIDDLE, lambda x: first_of(x, 1, 0.0)),
     "a filter that drowns the others": changed(MIDDLE, lambda x: first_of(x, 0, 50.0)),
     "a normalisation that hides the scale": changed(NORM, lambda x: 1e-5 * x),
+    "a normalisation's channel all but off": changed(NORM, lambda x: first_of(x, 0, 0.1)),
     "one filter over and over": changed(MIDDLE, lambda x: np.broadcast_to(x[:1], x.shape)),
     "saturated by a bias": changed(BIAS, lambda x: x + 100),
     "saturated by a normalisation": changed(NORM, lambda x: 100 * x),
 }
+
+
+def test_a_channel_that_long_training_let_go_of_passes(pair: Sequence[Path]) -> None:
+    (north,) = workers(SUPERVISED, pair[:1])
+    tensors = changed(NORM, lambda x: first_of(x, 0, 0.24))  # as in a student after 15 rounds
+    answer(north, request(SUPERVISED, "pretrain", "source", tensors))
 
 
 @pytest.mark.parametrize("tensors", CRAFTED.values(), ids=CRAFTED)
