@@ -5,6 +5,7 @@
     approvals/HASH.json one file a study, see `clients.governance.approval`
     ledger.jsonl        see `clients.governance.ledger`
     answered/HASH       one file a study: the highest round answered, and that very reply
+    answered/HASH.received  the weights that its requests brought last, see `clients.governance.received`
     accountant.json     what was spent of the privacy budget, see `clients.governance.accountant`
     persons.json        who may approve, where the policy asks for two, see `clients.governance.persons`
     lock                held by the process that answers
@@ -188,6 +189,10 @@ class State:
         content = {"version": VERSION, "sha256": digest(answered.reply), **asdict(answered)}
         del content["reply"]
         write(self._answered(study_hash), json.dumps(content).encode() + b"\n" + answered.reply)
+
+    def received(self, study_hash: str) -> Path:
+        """Return the file of what a study's requests brought last, see `clients.governance.received`."""
+        return self.folder / "answered" / f"{study_hash}.received"
 
     def start_over(self, study_hash: str) -> None:
         """Let a study begin again at its first round, with randomness of its own."""

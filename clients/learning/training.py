@@ -142,9 +142,13 @@ def _module(task: Task) -> ModuleType:
 def learning_rate(context: TaskContext, task: TrainingTask, step: int) -> float:
     """Return the rate of a step: a warm-up in each round under a cosine over the stage."""
     warm = min(1.0, (step + 1) / (task.warmup_steps + 1))
-    cosine = 0.5 * (1 + math.cos(math.pi * context.round.learning_rate_progress(task, step)))
-    # The cosine ends at a tenth: a stage's last rounds still have to move the average.
-    return task.learning_rate * warm * (0.1 + 0.9 * cosine)
+    return task.learning_rate * warm * annealed(context.round.learning_rate_progress(task, step))
+
+
+def annealed(progress: float) -> float:
+    """Return the share of a stage's rate that is left after `progress` of it, in [0, 1]: a cosine, 1 to a tenth."""
+    # It ends at a tenth: a stage's last rounds still have to move the average.
+    return 0.1 + 0.9 * (0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def fit(context: TaskContext, task: TrainingTask, objective: Objective) -> Outcome:

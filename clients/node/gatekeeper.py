@@ -16,6 +16,7 @@ from clients.governance.accountant import Accountant
 from clients.governance.approval import Approval, approval_of, valid_approvals
 from clients.governance.ledger import Ledger, LedgerError, entry
 from clients.governance.rate_limit import RateLimit
+from clients.governance.received import keep_received, read_received
 from clients.governance.rollback_check import check_rollback
 from clients.governance.state import State
 from clients.governance.witness import Witness
@@ -35,7 +36,7 @@ from common.messages import (
     UnmaskRequest,
 )
 from common.signing import Sealed, public_key_of, seal, unseal
-from common.tasks import TASKS
+from common.tasks import TASKS, TrainingTask
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -219,6 +220,7 @@ class Gatekeeper:
             raise ContractError("round-answered", "the round was already answered, to another request")
         approved = self.state.approval(approval.study_hash).exists
         worker = self._worker_of(approval, answered.start)
+        received = read_received(self.state, approval.study_hash, answered.start)
         place = replace(answered, round=header.round, request=request.sha256, reply=b"", survivors=())
 
         def begin() -> None:
@@ -231,6 +233,7 @@ class Gatekeeper:
             lambda: cancelled() or not approved(),
             ledger_head=head,
             frozen=answered.frozen,
+            received=received,
             begin=begin,
         )
         if not approved():  # withdrawn while the task ran
@@ -240,6 +243,9 @@ class Gatekeeper:
             frozen = {name: value for name, value in reply.header.metrics.items() if numbers[name].frozen}
             place = replace(place, reply=reply.payload, frozen={**frozen, **answered.frozen})
             self.state.keep_answer(approval.study_hash, place)
+            if issubclass(TASKS[header.task], TrainingTask):  # of the others nobody looked at the weights
+                brought = received.after(request.tensors, header.round)
+                keep_received(self.state, approval.study_hash, answered.start, brought)
         elif isinstance(reply.header, Refusal) and reply.header.code == ROUND_SPENT:
             self.state.keep_answer(approval.study_hash, replace(place, reply=reply.payload))
         return reply

@@ -14,8 +14,10 @@ import torch
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charge_of, charges_of
+from clients.governance.received import Received
 from clients.learning.plausibility import Plausibility
 from clients.learning.training import TaskCancelled, TaskContext, perform
+from clients.learning.travel import Travel
 from clients.node.masking import Masker
 from clients.node.refusals import ROUND_SPENT, refusal
 from common.components import Tensors
@@ -126,6 +128,7 @@ class Worker:
         *,
         ledger_head: str | None = None,
         frozen: Mapping[str, float] | None = None,
+        received: Received | None = None,
         begin: Callable[[], None] = lambda: None,
     ) -> Message:
         """Answer a request. Whatever goes wrong, the reply is a refusal with a code, never a text from inside.
@@ -134,6 +137,8 @@ class Worker:
             cancelled: is asked between steps; when it says True the task stops and the reply is `cancelled`.
             ledger_head: for the reply to carry, see `common.messages.TaskReply`.
             frozen: numbers of this study that were sent before and must not change.
+            received: what this site was sent before; None (simulations, which keep nothing): nobody looks how far
+                weights have come since.
             begin: is told when all checks are passed and the privacy is paid, before the first image is looked at.
         """
         try:
@@ -145,7 +150,7 @@ class Worker:
                 return self.unmask(request, ledger_head=ledger_head)
             if not isinstance(request.header, TaskRequest):
                 raise ContractError("not-a-request", "expected an enrolment or a task")
-            return self._do(request, request.header, cancelled, ledger_head, frozen or {}, begin)
+            return self._do(request, request.header, cancelled, ledger_head, frozen or {}, received, begin)
         except ContractError as error:
             log.warning("%s: refused: %s", self.site.config.name, error)
             code = error.code
@@ -184,6 +189,7 @@ class Worker:
         cancelled: Callable[[], bool],
         ledger_head: str | None,
         frozen: Mapping[str, float],
+        received: Received | None,
         begin: Callable[[], None],
     ) -> Message:
         """Return the reply to a task, once everything that it needs was checked."""
@@ -195,7 +201,7 @@ class Worker:
         torch.set_num_threads(self.site.config.threads)
         self.networks.load(request.tensors)
         if isinstance(task, TrainingTask):
-            self._check_plausible(request, task)
+            self._check_plausible(request, round_, task, received)
         charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request.sha256).hex())
         if charge is not None and privacy is not None:
             if self._simulated:
@@ -272,8 +278,14 @@ class Worker:
         # seconds of a network's making, which an enrolment need not wait
         return self._known_plausibility or Plausibility(self.study)
 
-    def _check_plausible(self, request: Message, task: Task) -> None:
+    @cached_property
+    def _travel(self) -> Travel:
+        return Travel(self.study, self._plausibility.initial)
+
+    def _check_plausible(self, request: Message, round_: Round, task: Task, received: Received | None) -> None:
         try:
+            if received is not None:
+                self._travel.check(request.tensors, round_, task, received)
             self._plausibility.check(request.tensors, self.networks, task.components(), request.sha256)
         except ContractError as error:
             if self.site.config.policy.implausible_weights == "refuse":

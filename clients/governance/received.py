@@ -1,0 +1,68 @@
+"""What a site was sent last: by it the worker judges how far weights can have come since (`clients.learning.travel`).
+
+A file a study in the state folder, written after each training task that was answered. Without it, as after an
+update from a version that kept none, only the study's first weights are known.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from clients.governance.state import VERSION, State, write
+from common.components import Tensors, component_of
+from common.errors import SiteStateError
+from common.messages import digest
+from common.strict_text import parse_json
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a site was sent last of each component, in a request that it answered.
+
+    Attributes:
+        rounds: component -> the round in which it came.
+        tensors: of these components.
+    """
+
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict, repr=False)
+
+    def after(self, tensors: Tensors, round_: int) -> "Received":
+        """Return it after another request, of that round."""
+        rounds = {component_of(name): round_ for name in tensors}
+        return Received({**self.rounds, **rounds}, {**self.tensors, **tensors})
+
+
+def read_received(state: State, study_hash: str, start: int) -> Received:
+    """Return what a study's requests brought since its `start`-th start here; nothing where there was none.
+
+    Raises:
+        SiteStateError: if the record is damaged.
+    """
+    path = state.received(study_hash)
+    try:
+        head, _, blob = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return Received()
+    except OSError as error:
+        raise SiteStateError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from None
+    try:
+        content = parse_json(head, origin=path.name)
+        if (content["version"], content["sha256"]) != (VERSION, digest(blob)):
+            raise ValueError
+        return Received(content["rounds"], load(blob)) if content["start"] == start else Received()
+    except (ValueError, KeyError, TypeError, SafetensorError):
+        raise SiteStateError(
+            f"{path} is damaged. Restore it from your latest backup, or remove it: the next request's weights are then "
+            "compared with the study's first ones only."
+        ) from None
+
+
+def keep_received(state: State, study_hash: str, start: int, received: Received) -> None:
+    """Bring what a study's requests brought to the disk in one step. Raises SiteStateError."""
+    blob = save(received.tensors)
+    content = {"version": VERSION, "sha256": digest(blob), "start": start, "rounds": received.rounds}
+    write(state.received(study_hash), json.dumps(content).encode() + b"\n" + blob)
