@@ -1,8 +1,8 @@
 """Signatures beside messages: who sent these very bytes. Ed25519; torch-free.
 
-A sealed message is `MAGIC`, the signature and the message as it would travel without one, so that its bytes, and with
-them its hash in ledgers and replies, are the same. Study, round and request stand in those bytes. What is signed also
-says what for: a signed request is no reply, nor a release.
+A sealed message is `MAGIC`, the signature, the run that it is of and the message as it would travel without, so that
+its bytes, and with them its hash in ledgers and replies, are the same. Study, round and request stand in those bytes.
+What is signed also says what for: a signed request is no reply, nor a release.
 """
 
 import hashlib
@@ -25,7 +25,9 @@ from common.errors import ContractError, RunError
 from common.files import PUBLIC, private_folder, write_atomically
 from common.seeds import derive
 
-MAGIC, SIGNATURE_BYTES = b"XPRS", 64
+MAGIC, SIGNATURE_BYTES, RUN_BYTES = b"XPRS", 64, 16
+#: Of what belongs to no run: replies, releases.
+NO_RUN = bytes(RUN_BYTES)
 Purpose = Literal["request", "reply", "release", "mask key"]
 #: The coordinator's, in a folder of its own.
 PRIVATE_KEY, PUBLIC_KEY = "coordinator.key", "coordinator.pub"
@@ -35,10 +37,15 @@ SITES = "sites"
 
 @dataclass(frozen=True)
 class Sealed:
-    """A message and the signature that came with it, not checked yet; an empty one where none came."""
+    """A message and the signature that came with it, not checked yet; an empty one where none came.
+
+    Attributes:
+        run: random bytes of the coordinator's run that sent it, signed too.
+    """
 
     payload: bytes = field(repr=False)
     signature: bytes = b""
+    run: bytes = NO_RUN
 
     def check(self, key: Ed25519PublicKey, purpose: Purpose) -> None:
         """Check that the holder of `key` signed the message for this purpose.
@@ -49,31 +56,32 @@ class Sealed:
         if not self.signature:
             raise ContractError("not-signed", "expected a signature, found none")
         try:
-            key.verify(self.signature, _signed(purpose, self.payload))
+            key.verify(self.signature, _signed(purpose, self.payload, self.run))
         except InvalidSignature:
             raise ContractError("bad-signature", "the signature is not that of the key that was agreed on") from None
 
 
-def seal(payload: bytes, key: Ed25519PrivateKey, purpose: Purpose) -> bytes:
+def seal(payload: bytes, key: Ed25519PrivateKey, purpose: Purpose, run: bytes = NO_RUN) -> bytes:
     """Return a message with its signature."""
-    return MAGIC + sign(payload, key, purpose) + payload
+    return MAGIC + sign(payload, key, purpose, run) + run + payload
 
 
 def unseal(blob: bytes) -> Sealed:
     """Return the message in `blob`, sealed or not."""
-    if not blob.startswith(MAGIC) or len(blob) < len(MAGIC) + SIGNATURE_BYTES:
+    signature, run = len(MAGIC) + SIGNATURE_BYTES, len(MAGIC) + SIGNATURE_BYTES + RUN_BYTES
+    if not blob.startswith(MAGIC) or len(blob) < run:
         return Sealed(blob)
-    end = len(MAGIC) + SIGNATURE_BYTES
-    return Sealed(blob[end:], blob[len(MAGIC) : end])
+    return Sealed(blob[run:], blob[len(MAGIC) : signature], blob[signature:run])
 
 
-def sign(payload: bytes, key: Ed25519PrivateKey, purpose: Purpose) -> bytes:
+def sign(payload: bytes, key: Ed25519PrivateKey, purpose: Purpose, run: bytes = NO_RUN) -> bytes:
     """Return the signature of bytes, 64 bytes."""
-    return key.sign(_signed(purpose, payload))
+    return key.sign(_signed(purpose, payload, run))
 
 
-def _signed(purpose: Purpose, payload: bytes) -> bytes:
-    return f"crossprobe {purpose} 1 {hashlib.sha256(payload).hexdigest()}".encode()
+def _signed(purpose: Purpose, payload: bytes, run: bytes) -> bytes:
+    of_run = "" if run == NO_RUN else f" {run.hex()}"
+    return f"crossprobe {purpose} 1 {hashlib.sha256(payload).hexdigest()}{of_run}".encode()
 
 
 def certify(site: str, study_hash: str, mask_key: bytes, key: Ed25519PrivateKey) -> bytes:

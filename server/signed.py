@@ -6,6 +6,7 @@ each site, put there by `crossprobe study register`.
 
 import os
 import re
+import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.messages import SITE_NAME, Refusal, unpack
 from common.options import KEYS_VARIABLE
 from common.signing import (
     PRIVATE_KEY,
+    RUN_BYTES,
     SITES,
     read_private_key,
     read_public_key,
@@ -95,23 +97,26 @@ class Keys:
 
 
 class SignedTransport:
-    """Implements `server.transport.Transport` around another: signs requests, takes a site's own replies alone."""
+    """Implements `server.transport.Transport` around another: signs requests, takes a site's own replies alone.
+
+    Each has a number of its own, which is signed too: a site that starts a study over takes no more of those before.
+    """
 
     def __init__(self, inner: Transport, keys: Keys) -> None:
-        self.inner, self.keys = inner, keys
+        self.inner, self.keys, self.run = inner, keys, secrets.token_bytes(RUN_BYTES)
 
     def enrol(
         self, request: bytes, known: Collection[str] = (), patience_s: float = ENROL_S
     ) -> Mapping[str, bytes | Failure]:
         """Ask as the inner transport does."""
-        found = self.inner.enrol(seal(request, self.keys.own, "request"), known, patience_s)
+        found = self.inner.enrol(seal(request, self.keys.own, "request", self.run), known, patience_s)
         return {site: self._checked(site, reply) for site, reply in found.items()}
 
     def exchange(
         self, requests: Mapping[str, bytes], task: Callable[[str], str], deadline_s: float
     ) -> Iterator[tuple[str, bytes | Failure]]:
         """Send as the inner transport does."""
-        sealed = {payload: seal(payload, self.keys.own, "request") for payload in set(requests.values())}
+        sealed = {payload: seal(payload, self.keys.own, "request", self.run) for payload in set(requests.values())}
         asked = {site: sealed[payload] for site, payload in requests.items()}
         for site, reply in self.inner.exchange(asked, task, deadline_s):
             yield site, self._checked(site, reply)

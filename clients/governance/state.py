@@ -47,6 +47,8 @@ class Answered:
         reply: the bytes that answered it; empty while a private round is under way, which only the very same request
             can go on with.
         frozen: numbers of this study that were sent and must not change, see `common.tasks.Metric`.
+        runs: of the coordinator, in hex, that were answered since this start.
+        superseded: those from before it, of which nothing is answered any more.
         survivors: sites whose sum with this one was laid bare in that round; with other ones it never is.
     """
 
@@ -56,6 +58,8 @@ class Answered:
     reply: bytes = b""
     frozen: Mapping[str, float] = field(default_factory=dict)
     survivors: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    superseded: Sequence[str] = ()
 
 
 class State:
@@ -197,7 +201,8 @@ class State:
     def start_over(self, study_hash: str) -> None:
         """Let a study begin again at its first round, with randomness of its own."""
         before = self.answered(study_hash)
-        self.keep_answer(study_hash, Answered(start=before.start + 1, frozen=before.frozen))
+        superseded = [*before.superseded, *before.runs]
+        self.keep_answer(study_hash, Answered(before.start + 1, frozen=before.frozen, superseded=superseded))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ from common.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from common.signing import Sealed, public_key_of, seal, unseal
+from common.signing import NO_RUN, Sealed, public_key_of, seal, unseal
 from common.tasks import TASKS, TrainingTask
 
 log = logging.getLogger("crossprobe.worker")
@@ -181,6 +181,8 @@ class Gatekeeper:
         try:
             if approval.coordinator:
                 sealed.check(public_key_of(approval.coordinator), "request")
+                if sealed.run.hex() in self.state.answered(approval.study_hash).superseded:
+                    raise ContractError("old-run", "the request is of a run from before this study was started over")
             self.site.config.policy.check_date(self.ledger.now().date())
             if isinstance(request.header, EnrolRequest):  # needs no image, and waits for no task
                 start = self.state.answered(approval.study_hash).start
@@ -193,7 +195,7 @@ class Gatekeeper:
                 if isinstance(request.header, UnmaskRequest):
                     return self._unmask_once(approval, request, request.header, head)
                 assert isinstance(request.header, TaskRequest)
-                return self._once(approval, request, request.header, head, cancelled)
+                return self._once(approval, request, request.header, sealed.run, head, cancelled)
             finally:
                 self._at_work.release()
         except ContractError as error:
@@ -208,7 +210,13 @@ class Gatekeeper:
         return Message.of(refusal(code, ledger_head=head))
 
     def _once(
-        self, approval: Approval, request: Message, header: TaskRequest, head: str, cancelled: Callable[[], bool]
+        self,
+        approval: Approval,
+        request: Message,
+        header: TaskRequest,
+        run: bytes,
+        head: str,
+        cancelled: Callable[[], bool],
     ) -> Message:
         """Run a task, unless its round was answered: then only the very same request gets its very same reply."""
         answered = self.state.answered(approval.study_hash)
@@ -221,7 +229,8 @@ class Gatekeeper:
         approved = self.state.approval(approval.study_hash).exists
         worker = self._worker_of(approval, answered.start)
         received = read_received(self.state, approval.study_hash, answered.start)
-        place = replace(answered, round=header.round, request=request.sha256, reply=b"", survivors=())
+        runs = answered.runs if run == NO_RUN else sorted({*answered.runs, run.hex()})
+        place = replace(answered, round=header.round, request=request.sha256, reply=b"", survivors=(), runs=runs)
 
         def begin() -> None:
             """Close the round to any other request: under privacy each of them would be another look."""

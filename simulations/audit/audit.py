@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clients.data.site import Site, load_site
 from clients.node.worker import Worker
@@ -21,6 +22,7 @@ from common.simulated import simulated_secret
 from common.stage import Round
 from common.study import Study
 from simulations.audit.ask import Refused, ask, hostile_study
+from simulations.audit.combining import mean, unmixed
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.matching import match_gradient
 from simulations.audit.membership import membership
@@ -43,6 +45,8 @@ LIFTED = {
 REBUILT, MARGIN = 0.95, 0.01
 #: Under noise 1 the update of one step is noise but for what many rounds have in common.
 AVERAGED_ROUNDS = 40
+#: Without noise each round is another mean of patients; the policy's `max_rounds` allows 280.
+UNMIXED_ROUNDS = 200
 #: Sites that secure aggregation sums at the least, and the scale of a gradient far below AdamW's eps.
 SUMMED, LINEAR = 3, 1e-8
 MATCHING_STEPS = 150
@@ -53,15 +57,15 @@ class Attack:
     """One attack: the study that it proposes, and how it reads the replies.
 
     Attributes:
-        averaged: the rounds' images are averaged into one.
         trap: None: by optimisation, without crafted weights.
+        combined: what becomes of all rounds' images together; None: each is looked at by itself.
     """
 
     name: str
     study: Study
     rounds: int
     trap: Callable[[Study], Trap] | None
-    averaged: bool = False
+    combined: Callable[[list[Tensor]], list[Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
     privacy = {"nominal_patients": len(site.patients("train")), "delta": 1e-5, "epsilon_cap": 1e9}
     for patients in (1, 2, 8):
         yield Attack("trap", hostile_study(task, batch_size=patients, rounds=rounds, **plain), rounds, trap)
+    study = hostile_study(task, batch_size=8, rounds=UNMIXED_ROUNDS, **plain)
+    yield Attack("trap, all rounds unmixed", study, UNMIXED_ROUNDS, trap, partial(unmixed, patients=8))
     if target:
         wide: dict[str, Any] = {"seed": seed, "size": 32, "network": {"features": (16, 16, 32, 64, 256, 16)}}
         for patients, ratio in ((8, 0.99), (32, 0.8)):
@@ -188,7 +194,7 @@ def attacks_on(site: Site, rounds: int, seed: int) -> Iterator[Attack]:
         yield Attack("trap", hostile_study(task, rounds=rounds, privacy=own, **plain), rounds, trap)
     if target:
         study = hostile_study(task, rounds=AVERAGED_ROUNDS, privacy=privacy | {"noise_multiplier": 1.0}, **plain)
-        yield Attack("trap, averaged", study, AVERAGED_ROUNDS, trap, averaged=True)
+        yield Attack("trap, averaged", study, AVERAGED_ROUNDS, trap, mean)
     else:
         yield Attack(
             "optimisation", hostile_study(task, rounds=1, size=32, seed=seed, trains=["source_branch"]), 1, None
@@ -247,8 +253,8 @@ def _matches(attack: Attack, trap: Trap | None, workers: Sequence[Worker], seed:
         images = [match_gradient(workers[0], study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:
         images = [image for r in rounds for image in trap.read(_mean(workers, study, r, trap), r)]
-    if attack.averaged:
-        images = [torch.stack(images).mean(0)]
+    if attack.combined is not None:
+        images = attack.combined(images)
     return matches(images, *(worker.data for worker in workers))
 
 

@@ -144,7 +144,7 @@ def test_a_round_whose_task_failed_can_be_asked_again(north: Hospital, stub: Stu
     stub.during = fail
     assert north.code(PRETRAIN) == "task-failed"
     stub.during = lambda context: None
-    assert north.code(other_tensors(PRETRAIN)) == "ok"
+    assert north.code(request(STUDY, "pretrain", "source", prior=0.3)) == "ok"
 
 
 def test_a_study_that_starts_over_has_other_randomness(north: Hospital) -> None:

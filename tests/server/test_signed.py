@@ -22,7 +22,7 @@ from common.messages import EnrolReply, EnrolRequest, TaskReply, pack, unpack
 from common.options import KEYS_VARIABLE
 from common.release import find_release
 from common.run_folder import RunFolder
-from common.signing import PUBLIC_KEY, Sealed, key_of, make_keys, read_public_key, seal, text_of, unseal
+from common.signing import PUBLIC_KEY, RUN_BYTES, Sealed, key_of, make_keys, read_public_key, seal, text_of, unseal
 from common.simulated import simulated_secret
 from crossprobe import main
 from server.history import read
@@ -129,6 +129,31 @@ def test_a_signed_request_that_comes_again_gets_the_same_reply_and_an_old_one_no
     assert len(stub.ran) == 1
     assert asked(north, seal(later, OWN, "request")) == "ok"
     assert asked(north, seal(FIRST, OWN, "request")) == "old-round"
+
+
+def test_a_request_of_a_run_from_before_the_study_was_started_over_is_refused(
+    sites: dict[str, Gatekeeper], stub: Stub
+) -> None:
+    north = sites["north"]
+    first, second = b"1" * RUN_BYTES, b"2" * RUN_BYTES
+    kept = seal(FIRST, OWN, "request", first)
+    assert asked(north, kept) == "ok"
+    for restarts in (1, 2):  # it is remembered over any number of starts
+        north.state.start_over(STUDY.hash())
+        assert asked(north, kept) == asked(north, seal(ENROL, OWN, "request", first)) == "old-run"
+        assert len(stub.ran) == restarts
+        other = kept.replace(first, second, 1)
+        assert other != kept
+        assert asked(north, other) == "bad-signature"
+        assert asked(north, seal(FIRST, OWN, "request", bytes([restarts]) * RUN_BYTES)) == "ok"
+
+
+def test_every_transport_is_another_run(sites: dict[str, Gatekeeper]) -> None:
+    wires = Wire(sites), Wire(sites)
+    for wire in wires:
+        SignedTransport(wire, keys(sites)).enrol(ENROL)
+    runs = {unseal(payload).run for wire in wires for _, payload, _ in wire.sent}
+    assert len(runs) == 2
 
 
 def test_an_old_enrolment_in_the_place_of_a_new_one_declares_nothing(sites: dict[str, Gatekeeper]) -> None:
