@@ -54,7 +54,7 @@ class Travel:
         found = [
             f"{name}: expected a way of {most:.3g} at most since it was known, found {way:.3g}"
             for name, way, most in self.ways(tensors, round_, task, received)
-            if way > most
+            if not way <= most  # also what is no number
         ]
         if found:
             raise ContractError("implausible-weights", "; ".join(found[:3]) + f" ({len(found)} tensors in all)")

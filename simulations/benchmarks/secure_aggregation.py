@@ -2,7 +2,8 @@
 
 One round of one role, without network or training: every site masks an update of the demo's size, the server adds up
 and asks for help, once with all sites and once with as many missing as a round can lose. Beside it, in the same run,
-the plain sum of the same updates, which the one under masks must equal bit for bit. Writes a table and its numbers.
+the plain sum of the same updates, which the one under masks must equal bit for bit, and one round of Flower's SecAgg+.
+Writes tables and their numbers.
 """
 
 import time
@@ -24,12 +25,15 @@ from common.seeds import derive
 from common.signing import site_key
 from server.aggregation.exact_mean import ExactMean
 from server.aggregation.masked_sum import MaskedSum
+from simulations.benchmarks import flower_secagg
+from simulations.benchmarks.flower_secagg import Reference
 from simulations.publication import origin, publish
 
 #: Both branches of the demo's network.
 VALUES = 2 * 320_000
 SITES = (3, 10, 50)
 PATIENTS = 40
+NAME = "target_branch.encoder/w"
 STUDY, REQUEST = "5" * 64, "e" * 64
 
 
@@ -42,6 +46,7 @@ class Cost:
         site_mask, site_help: masking an update and sealing its shares; helping with the sum.
         server_plain, server_masked: adding up all updates; the same under masks, with everything that lays it bare.
         bytes_plain, bytes_masked, bytes_help: of a reply with the update; of question and answer of the second half.
+        flower: the same with Flower's SecAgg+.
     """
 
     sites: int
@@ -53,12 +58,13 @@ class Cost:
     bytes_plain: int
     bytes_masked: int
     bytes_help: int
+    flower: Reference
 
 
 def updates_of(seed: int, site: int) -> Tensors:
     """Return an update, float32, as large as one of both branches."""
     rng = np.random.default_rng((seed, site))
-    return {"target_branch.encoder/w": rng.normal(0, 0.01, VALUES).astype(np.float32)}
+    return {NAME: rng.normal(0, 0.01, VALUES).astype(np.float32)}
 
 
 def measure(sites: int, missing: int, seed: int) -> Cost:
@@ -121,6 +127,9 @@ def measure(sites: int, missing: int, seed: int) -> Cost:
         bytes_plain=sizes["plain"],
         bytes_masked=sizes["masked"],
         bytes_help=sizes["help"],
+        flower=flower_secagg.measure(
+            [updates_of(seed, number)[NAME] for number in range(sites)], missing, threshold(sites), PATIENTS
+        ),
     )
 
 
@@ -142,6 +151,28 @@ def page(costs: list[Cost], settings: dict[str, object]) -> str:
         cells = [str(own.sites), str(own.missing), *(f"{value:.2f} s" for value in seconds)]
         cells.append(f"{own.bytes_masked / own.bytes_plain:.2f} x {own.bytes_plain / 1e6:.1f} MB")
         lines.append(f"| {' | '.join(cells)} | {own.bytes_help / 1e3:.0f} kB |")
+    lines += [
+        "",
+        "The same updates through one round of Flower's SecAgg+, every site the neighbour of all, the threshold "
+        "ours. Its integers are 22 bits of a clipped number; its random masks come of a 32-bit seed each "
+        "(`flwr.common.secure_aggregation.secaggplus_utils.pseudo_rand_gen`), ours of 128 bits by AES.",
+        "",
+        "| sites | missing | a site: ours, SecAgg+ | server: ours, SecAgg+ | update: ours, SecAgg+ "
+        "| all else: ours, SecAgg+ | mean off by: ours, SecAgg+ |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for own in costs:
+        theirs = own.flower
+        cells = [
+            str(own.sites),
+            str(own.missing),
+            f"{own.site_mask + own.site_help:.2f} s, {theirs.site:.2f} s",
+            f"{own.server_masked:.2f} s, {theirs.server:.2f} s",
+            f"{own.bytes_masked / 1e6:.1f} MB, {theirs.bytes_update / 1e6:.1f} MB",
+            f"{own.bytes_help / 1e3:.0f} kB, {theirs.bytes_else / 1e3:.0f} kB",
+            f"0, {theirs.error:.1e}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
