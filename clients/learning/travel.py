@@ -23,10 +23,10 @@ from common.stage import Round
 from common.study import Study
 from common.tasks import Task, TrainingTask
 
-#: Most that a step moves a tensor, root mean square, in units of the learning rate. Adam's first step is one of signs,
-#: 1; where gradients grow one can be more. Over whole rounds honest training stayed below 0.8 (docs/threat-model.md).
+#: Most that a step moves a number, in units of the learning rate, on average over a round. Adam's first step is one of
+#: signs, 1; where gradients grow one can be more. Honest training stayed below half of it (docs/threat-model.md).
 STEP = 2.0
-#: What rounding and another machine's arithmetic may add, root mean square; seeded weights have a spread of 0.02 to 1.
+#: What rounding and another machine's arithmetic may add; seeded weights have a spread of 0.02 to 1.
 ROUNDING = 1e-5
 
 
@@ -62,7 +62,7 @@ class Travel:
     def ways(
         self, tensors: Tensors, round_: Round, task: Task, received: Received
     ) -> Iterator[tuple[str, float, float]]:
-        """Yield each tensor that has a known past with how far it went and how far it may, root mean square."""
+        """Yield each tensor that has a known past with how far its farthest number went, and how far it may."""
         allowed = {name: self._allowed(name, round_, task, received.rounds) for name in task.components()}
         for name, x in select(tensors, allowed).items():
             own = component_of(name)
@@ -70,7 +70,8 @@ class Travel:
             if most is None:
                 continue
             past = (received.tensors if remembered else self.initial)[origin + name.removeprefix(own)]
-            yield name, float(np.sqrt(np.square(x.astype(np.float64) - past).mean())), most + ROUNDING
+            # the farthest number: a mean would let a few of them go anywhere
+            yield name, float(np.abs(x.astype(np.float64) - past).max(initial=0.0)), most + ROUNDING
 
     def _allowed(
         self, component: str, round_: Round, task: Task, known: Mapping[str, int]
@@ -119,7 +120,7 @@ class Travel:
         return component if other is None else f"{other}.{half}"
 
     def _moved(self, component: str, index: int) -> float:
-        """Return how far a round can move a component, root mean square."""
+        """Return how far a round can move a number of a component."""
         round_, way = self.rounds[index], 0.0
         for role in ROLES:
             task = round_.stage.task_of(role)
