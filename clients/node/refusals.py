@@ -9,7 +9,7 @@ SENTENCES = {
     "not-approved": "this site has not approved the study; its privacy officer can, with `crossprobe site approve`",
     "old-round": "this site has already answered a later round; to start the study over, see `site approve --restart`",
     "round-answered": "this site has already answered this round, to another request; see `site approve --restart`",
-    "old-run": "this site has started the study over since that run; start the run anew, not with --resume",
+    "old-run": "this site has started the study over in the middle of that run; stop it, and go on or start anew",
     ROUND_SPENT: "the round's share of the privacy budget is spent, and no update came of it; the round is closed",
     "privacy-budget-spent": "the site's privacy budget is spent: another round would go over its epsilon cap",
     "busy": "the site is still at work on another request; ask again later",
