@@ -77,6 +77,8 @@ def accept(reply: Message, request: Message, shapes: Shapes, max_norm: float) ->
     if answered != (request.sha256, asked.study, asked.round, asked.stage, asked.task):
         raise ContractError("other-request", "the reply answers another study, round or request")
     if asked.masking is None:
+        if header.shares:
+            raise ContractError("not-a-reply", "shares of masks came with an update that has none")
         check_tensors(reply.tensors, shapes, max_norm=max_norm)
     else:
         check_masked(reply.tensors, shapes)

@@ -147,6 +147,14 @@ def test_a_whole_reply_to_the_round_before_is_refused(asked: Asked) -> None:
     assert "other-request" in record.sites["south"].detail
 
 
+def test_shares_that_nobody_asked_for_are_refused(asked: Asked) -> None:
+    header, updates = unpack(asked.replies["south"])
+    fat = pack(header.model_copy(update={"shares": {"north": "ab" * 100}}), updates)
+    _, record = asked.follow(asked.replies | {"south": fat})
+    assert (record.sites["south"].status, record.sites["north"].status) == ("refused", "ok")
+    assert "not-a-reply" in record.sites["south"].detail
+
+
 def test_the_round_that_counts_moves_the_model(asked: Asked) -> None:
     state, record = asked.follow(asked.replies)
     assert {site.status for site in record.sites.values()} == {"ok"}
