@@ -139,8 +139,8 @@ def page(costs: list[Cost], settings: dict[str, object]) -> str:
         "<!-- written by `python -m simulations.benchmarks.secure_aggregation` -->",
         f"`{settings['command']}`",
         "",
-        f"{settings['hardware']}. One round of one role, updates of {VALUES:,} values, processor seconds; all sums were "
-        "the plain ones, bit for bit.",
+        f"{settings['hardware']}. One round of one role, updates of {VALUES:,} values, processor seconds; all sums "
+        "were the plain ones, bit for bit.",
         "",
         "| sites | missing | a site: mask | a site: help | server: plain sum | server: under masks | reply | question "
         "and answer |",
