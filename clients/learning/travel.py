@@ -24,7 +24,7 @@ from common.study import Study
 from common.tasks import Task, TrainingTask
 
 #: Most that a step moves a number, in units of the learning rate, on average over a round. Adam's first step is one of
-#: signs, 1; where gradients grow one can be more. Honest training stayed below half of it (docs/threat-model.md).
+#: signs, 1; where gradients grow one can be more. What honest training uses: docs/threat-model.md, T4.
 STEP = 2.0
 #: What rounding and another machine's arithmetic may add; seeded weights have a spread of 0.02 to 1.
 ROUNDING = 1e-5
