@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from clients.data.intake.cli import new
@@ -320,7 +321,12 @@ def dry_run(
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
-    sent = dry_run(study, load_site(site_folder), state, out)
+    site = load_site(site_folder)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("trying every task", total=None)
+        sent = dry_run(
+            study, site, state, out, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     if as_json:
         print(json.dumps([asdict(message) for message in sent], indent=1))
     else:

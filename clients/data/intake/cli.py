@@ -81,7 +81,7 @@ def new(
             rules=Rules(role, spacing_mm, device, keep_outside, keep_marks, keep_frames, most_frames),
             key=secret,
             overwrite=overwrite,
-            show=pictures.add,
+            sheet=pictures,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     sheet = sheet or outside.with_name(f"{outside.name}-before-after.png")
