@@ -1,5 +1,6 @@
 """The command `crossprobe`: finds the part that a command belongs to and imports only that."""
 
+import errno
 import logging
 import os
 import signal
@@ -34,6 +35,9 @@ COMMANDS = {
     "study": "server.cli",
     "report": "server.cli",
 }
+#: What a disk or its owner refuses, wherever a command did not expect it.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+REMEDY = "Make room there or give a place that this user may read and write, then try again."
 #: Exit codes of a shell for a process that was ended by a signal.
 INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -54,6 +58,12 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except CrossProbeError as error:
             typer.echo(f"crossprobe {ctx.invoked_subcommand}: {error}", err=True)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"crossprobe {ctx.invoked_subcommand}: {place}{error.strerror}. {REMEDY}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("\nstopped; what was saved is whole, --resume continues a run", err=True)

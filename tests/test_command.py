@@ -203,6 +203,14 @@ def test_the_commands_profiles_are_the_simulators() -> None:
     assert tuple(devices.PROFILES) == PROFILES
 
 
+@pytest.mark.parametrize("name", ["demo", "rehearse"])
+def test_a_commands_own_study_is_found_from_any_folder(name: str) -> None:
+    (study,) = (option for option in EVERY[name].params if option.name == "study_file")
+    assert Path(study.default).is_absolute()
+    assert Path(study.default).is_file()
+    assert str(ROOT) not in EVERY[name].get_help(click.Context(EVERY[name]))
+
+
 def test_the_command_takes_the_seeds_that_a_study_takes() -> None:
     assert Study.model_validate(content() | {"seed": MAX_SEED}).seed == MAX_SEED
     with pytest.raises(ValidationError):

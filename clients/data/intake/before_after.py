@@ -1,13 +1,13 @@
 """A sheet of frames before and after an intake, for whoever looks whether anything was left in. It stays here."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from clients.data.images import Grey
+from common.files import write_atomically
 
 SIDE, COLUMNS, MOST = 240, 3, 48
 #: In the picture before, what was blanked is red, and what was filled is tinted so that it still can be read.
@@ -34,15 +34,18 @@ class BeforeAfter:
         self._pairs = [pair for pair in self._pairs if pair[0] != name]
 
     def write(self, path: Path) -> None:
-        """Write the sheet as PNG, readable by its owner alone: the pictures before hold whatever was burned in."""
+        """Write the sheet as PNG, readable by its owner alone: the pictures before hold whatever was burned in.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
         rows = -(-len(self._pairs) // COLUMNS)
         sheet = Image.new("RGB", (COLUMNS * (2 * SIDE + 12), max(1, rows) * (SIDE + 12)), (250, 250, 250))
         for place, (_, pair) in enumerate(self._pairs):
             sheet.paste(pair, (place % COLUMNS * (2 * SIDE + 12) + 4, place // COLUMNS * (SIDE + 12) + 4))
         content = io.BytesIO()
         sheet.save(content, "PNG")
-        with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(content.getvalue())
+        write_atomically(path, content.getvalue(), then="take the images in again, or give another --sheet")
 
 
 def _pair(before: Grey, after: Grey) -> Image.Image:
