@@ -54,6 +54,15 @@ class RoundRecord:
     rolled_back: bool = False
 
 
+def losses(record: RoundRecord) -> dict[str, float]:
+    """Task -> the mean loss of the sites that told one; sites with many patients count no more than others."""
+    found: dict[str, list[float]] = {}
+    for site in record.sites.values():
+        if "loss" in site.metrics:
+            found.setdefault(site.task, []).append(site.metrics["loss"])
+    return {task: sum(values) / len(values) for task, values in found.items()}
+
+
 def append(run: Path, record: RoundRecord) -> None:
     """Append a record and bring it to the disk.
 
