@@ -73,12 +73,14 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
     With `resume`, the Flower run that wrote the folder before is stopped first: two would write one checkpoint.
 
     Raises:
-        RunError: if the folder holds a run and `resume` is not given, or the SuperLink does not accept it.
+        RunError: if the folder holds a run and `resume` is not given, or something else, or the SuperLink does not
+            accept it.
     """
     load_study(study)  # its errors here, not a minute later from the ServerApp
     folder = RunFolder(out)
     if not resume:
         folder.refuse_a_run()
+    folder.refuse_others_files()
     folder.make()
     with folder.writing():
         folder.error.unlink(missing_ok=True)

@@ -153,11 +153,25 @@ def test_no_run_is_submitted_that_could_not_be_written(finished: Finished, disk:
     ):
         ready()
         with pytest.raises(RunError, match=what):
-            deployment.start(cli, study, disk)
+            deployment.start(cli, study, disk / "run")
         undo()
         assert not submitted
-    assert deployment.start(cli, study, disk) == "1"
-    assert not RunFolder(disk).room.exists()
+    assert deployment.start(cli, study, disk / "run") == "1"
+    assert not RunFolder(disk / "run").room.exists()
+
+
+def test_no_run_is_written_into_a_folder_of_something_else(tmp_path: Path) -> None:
+    submitted: list[object] = []
+    cli: Any = SimpleNamespace(address="localhost:1", ca=None, submit=lambda config: submitted.append(config) or "1")
+    study, kits = write_study(tmp_path / "study.yaml"), tmp_path / "kits"
+    (kits / "ca").mkdir(parents=True)
+    for resume in (False, True):
+        with pytest.raises(RunError, match="found ca. Give the run a folder of its own"):
+            deployment.start(cli, study, kits, resume=resume)
+    assert [path.name for path in kits.iterdir()] == ["ca"]
+    assert not submitted
+    assert deployment.start(cli, study, kits / "first") == "1"
+    assert deployment.start(cli, study, kits / "first") == "1"  # again, after its first attempt
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
