@@ -166,7 +166,7 @@ def test_no_run_is_written_into_a_folder_of_something_else(tmp_path: Path) -> No
     study, kits = write_study(tmp_path / "study.yaml"), tmp_path / "kits"
     (kits / "ca").mkdir(parents=True)
     for resume in (False, True):
-        with pytest.raises(RunError, match="found ca. Give the run a folder of its own"):
+        with pytest.raises(RunError, match=r"found ca\. Give the run a folder of its own"):
             deployment.start(cli, study, kits, resume=resume)
     assert [path.name for path in kits.iterdir()] == ["ca"]
     assert not submitted

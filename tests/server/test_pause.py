@@ -200,3 +200,20 @@ def test_a_run_killed_in_its_pause_begins_without_one(finished: Finished, tmp_pa
     assert not any(seen)
     assert RunFolder(tmp_path).model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     assert [(r.round, r.counted) for r in history.read(tmp_path)][2:4] == [(2, False), (2, True)]
+
+
+@pytest.mark.parametrize("code", ["old-round", "round-answered"])
+def test_a_study_that_was_answered_in_another_run_ends_at_once_with_what_to_do(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    class Answered(Remembered):
+        def exchange(
+            self, requests: Mapping[str, bytes], task: Callable[[str], str], deadline_s: float
+        ) -> Iterator[tuple[str, bytes | Failure]]:
+            return ((site, pack(refusal(code))) for site in requests)
+
+    monkeypatch.setattr(server.run, "_pause", lambda *arguments: pytest.fail("it was asked again"))
+    with pytest.raises(RunError, match=r"answered before, in another run, by \w+, \w+\. .*approve --restart") as error:
+        run_study(finished.study, Answered(finished.transport), tmp_path / "run")
+    assert "bring the sites back" not in str(error.value)
+    assert len(history.read(tmp_path / "run")) == 1
