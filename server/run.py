@@ -249,8 +249,8 @@ def _refuse_another_runs(record: RoundRecord) -> None:
     lacking = {name: site.detail for name, site in record.sites.items() if site.status != "ok"}
     if lacking and all(detail.startswith(ANSWERED_BEFORE) for detail in lacking.values()):
         raise RunError(
-            f"round {record.round} ({record.stage}) was answered before, in another run, by {', '.join(lacking)}. Go on "
-            "with that run: its --out and --resume. To start the study over, each of them stops its worker and "
+            f"round {record.round} ({record.stage}) was answered before, in another run, by {', '.join(lacking)}. Go "
+            "on with that run: its --out and --resume. To start the study over, each of them stops its worker and "
             "approves again with `crossprobe site approve --restart`."
         )
 
