@@ -14,7 +14,6 @@ from server import history, pause
 from server.federation.flower_cli import FlowerCli
 from server.history import RoundRecord
 from server.pause import Pause
-from server.report.live import time_left
 
 #: Written to a run's folder and removed before it is submitted.
 ROOM_BYTES = 2**16
@@ -170,7 +169,7 @@ def status(cli: FlowerCli, out: Path) -> Status:
     try:
         study = read_study_of_run(out)
         rounds, deadline_s = len(list(study.rounds())), study.participation.deadline_s
-        left_s = time_left(study, done, records, timedelta())
+        left_s = history.time_left(study, done, records, timedelta())
     except CrossProbeError:  # still enrolling
         rounds, deadline_s, left_s = 0, 0.0, None
     names = sorted({name for record in records for name in record.sites} | nodes_of(out).keys())
