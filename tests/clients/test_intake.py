@@ -194,12 +194,12 @@ def everything(folder: Path) -> bytes:
 def test_a_folder_of_dicom_becomes_a_site_in_which_nobody_is_named(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "our-site"
+    out = tmp_path / 'Klinik "Süd" 😀'
 
     assert main(["site", "new", str(archive), str(out), "--role", "target"]) == 0
 
     site = load_site(out)
-    assert (site.config.name, site.config.role) == ("our-site", "target")
+    assert (site.config.name, site.config.role) == ("klinik-sud", "target")
     assert len(site.frames) == 3 + 2
     assert len({frame.patient for frame in site.frames}) == 3
     assert {frame.spacing_mm for frame in site.frames} == {0.2}
