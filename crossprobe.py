@@ -35,6 +35,8 @@ COMMANDS = {
     "study": "server.cli",
     "report": "server.cli",
 }
+#: Commands whose run goes on with --resume.
+RESUMABLE = ("demo", "simulate", "ablate", "study")
 #: What a disk or its owner refuses, wherever a command did not expect it.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 REMEDY = "Make room there or give a place that this user may read and write, then try again."
@@ -66,7 +68,8 @@ class Commands(TyperGroup):
             typer.echo(f"crossprobe {ctx.invoked_subcommand}: {place}{error.strerror}. {REMEDY}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("\nstopped; what was saved is whole, --resume continues a run", err=True)
+            more = ", --resume continues the run" if ctx.invoked_subcommand in RESUMABLE else ""
+            typer.echo(f"\nstopped; what was saved is whole{more}", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 

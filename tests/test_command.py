@@ -182,6 +182,7 @@ def test_ctrl_c_ends_a_command_with_a_sentence_and_leaves_nothing(tmp_path: Path
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped" in said
+    assert "--resume" not in said  # which it does not have
     assert "Traceback" not in said
     assert processes_of(marker) == set()
     assert list((tmp_path / "sites").iterdir()) == []

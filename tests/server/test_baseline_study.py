@@ -37,7 +37,7 @@ def test_a_baseline_is_run_as_a_study_and_then_compared_with(
     assert compared.initial["baseline"].file.samefile(RunFolder(tmp_path / "baseline").model)
 
     run_study(compared, LocalTransport(workers(compared, pair)), tmp_path / "run")
-    assert set(write_summary(tmp_path / "run")["difference_to_baseline"]) == {"north", "south"}
+    assert set(write_summary(tmp_path / "run")["difference_to_baseline"]) == {"north", "east"}
 
 
 def test_only_the_studys_own_finished_baseline_is_taken(
