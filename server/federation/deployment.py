@@ -37,7 +37,7 @@ class SiteStatus:
     Attributes:
         state: `connected`, `slow` (answered its last round late or after half the deadline), `lost` (its
             SuperNode is offline, or its last reply never came) or `refused` (it said no, see `detail`).
-        loss: of its last round, where that trained.
+        loss: of the last round in which it told one.
     """
 
     state: str
@@ -203,4 +203,6 @@ def _site(name: str, records: list[RoundRecord], node: str | None, online: set[s
         state = "slow"
     if seen is None or last is None:
         return SiteStatus(state, None, 0.0, "")
-    return SiteStatus(state, last.round, seen.seconds, seen.detail, seen.metrics.get("loss"))
+    told = (record.sites[name].metrics.get("loss") for record in reversed(records) if name in record.sites)
+    loss = next((value for value in told if value is not None), None)
+    return SiteStatus(state, last.round, seen.seconds, seen.detail, loss)

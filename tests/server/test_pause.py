@@ -1,9 +1,11 @@
 """A run that lacks a role waits for its sites, says so, and goes on; or ends by its deadline, resumable."""
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -173,6 +175,25 @@ def test_the_status_tells_a_pause_only_of_a_run_that_goes_on(tmp_path: Path) -> 
     assert paused is not None
     assert paused.sentence() == left.sentence()
     assert status("finished:failed") is None
+
+
+def test_the_status_tells_losses_and_the_time_left(finished: Finished, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(finished.run, tmp_path / "run"))
+    run.flower.write_text('{"run_id": "1", "address": "localhost:1", "ca": ""}')
+    lines = run.history.read_text().splitlines(keepends=True)
+    run.history.write_text("".join(lines[:-1]))  # the closing rounds before it have no loss
+
+    def status(flower: str) -> deployment.Status:
+        cli: Any = SimpleNamespace(status=lambda run_id: flower, nodes=list)
+        return deployment.status(cli, run.path)
+
+    found, records = status("running"), history.read(run.path)
+    assert found.rounds_done == found.rounds - 1
+    assert found.left_s == pytest.approx(median(record.seconds for record in records))
+    losses = [record.sites["north"].metrics.get("loss") for record in records]
+    assert losses[-1] is None
+    assert found.sites["north"].loss == next(loss for loss in reversed(losses) if loss is not None)
+    assert status("finished:completed").left_s is None
 
 
 def test_a_run_killed_in_its_pause_begins_without_one(finished: Finished, tmp_path: Path) -> None:
