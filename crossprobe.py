@@ -1,5 +1,6 @@
 """The command `crossprobe`: finds the part that a command belongs to and imports only that."""
 
+import errno
 import logging
 import os
 import signal
@@ -34,6 +35,11 @@ COMMANDS = {
     "study": "server.cli",
     "report": "server.cli",
 }
+#: Commands whose run goes on with --resume.
+RESUMABLE = ("demo", "simulate", "ablate", "study")
+#: What a disk or its owner refuses, wherever a command did not expect it.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+REMEDY = "Make room there or give a place that this user may read and write, then try again."
 #: Exit codes of a shell for a process that was ended by a signal.
 INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -55,8 +61,15 @@ class Commands(TyperGroup):
         except CrossProbeError as error:
             typer.echo(f"crossprobe {ctx.invoked_subcommand}: {error}", err=True)
             raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"crossprobe {ctx.invoked_subcommand}: {place}{error.strerror}. {REMEDY}", err=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("\nstopped; what was saved is whole, --resume continues a run", err=True)
+            more = ", --resume continues the run" if ctx.invoked_subcommand in RESUMABLE else ""
+            typer.echo(f"\nstopped; what was saved is whole{more}", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 

@@ -1,9 +1,12 @@
 """The baseline of a study: what its labelled sites alone come to, with the same engine."""
 
+import hashlib
+from pathlib import Path
+
 from common.components import HALVES
 from common.errors import StudyError
 from common.stage import Stage
-from common.study import Study
+from common.study import InitialWeights, Study
 from common.tasks import Supervise
 
 
@@ -33,3 +36,9 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     return study.model_copy(
         update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}, "student": None}
     )
+
+
+def against_baseline(study: Study, model: Path) -> Study:
+    """Return the study with the weights of its baseline's run for `evaluate` to compare with. Raises OSError."""
+    weights = InitialWeights(file=model.resolve(), sha256=hashlib.sha256(model.read_bytes()).hexdigest())
+    return study.model_copy(update={"initial": {**study.initial, "baseline": weights}})

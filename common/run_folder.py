@@ -135,6 +135,17 @@ class RunFolder:
                 f"{self.path} already holds a run. Continue it with --resume, or choose another --out folder."
             )
 
+    def refuse_others_files(self) -> None:
+        """Raise RunError if the folder holds anything, and no run ever began there: the kits with their keys, say."""
+        with self.writing():
+            begun = self.lock.exists() or self.flower.exists()
+            found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() and not begun else []
+        if found:
+            raise RunError(
+                f"expected {self.path} to be empty, the folder of a run or not to exist, found {', '.join(found[:5])}. "
+                "Give the run a folder of its own with --out."
+            )
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Turn what the disk refuses within the block into RunError."""

@@ -2,13 +2,17 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 from common.errors import RunError
 from common.files import PRIVATE, write_atomically
 from common.run_folder import RunFolder
+from common.study import Study
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,38 @@ class RoundRecord:
     score: float | None = None
     released_round: int | None = None
     rolled_back: bool = False
+
+
+def losses(record: RoundRecord) -> dict[str, float]:
+    """Task -> the mean loss of the sites that told one; sites with many patients count no more than others."""
+    found: dict[str, list[float]] = {}
+    for site in record.sites.values():
+        if "loss" in site.metrics:
+            found.setdefault(site.task, []).append(site.metrics["loss"])
+    return {task: sum(values) / len(values) for task, values in found.items()}
+
+
+def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], passed: timedelta) -> float | None:
+    """Return the seconds that the rounds from `next_round` on will take, or None before the first round has ended.
+
+    Args:
+        passed: since `next_round` began.
+
+    A round takes as long as the median one of its stage, where the stage has any, else as the median of all.
+    """
+    counted = [record for record in records if record.counted]
+    if not counted:
+        return None
+    of_all = median(record.seconds for record in counted)
+
+    def expected(stage: str) -> float:
+        own = [record.seconds for record in counted if record.stage == stage]
+        return median(own) if own else of_all
+
+    coming = [expected(round_.stage.name) for round_ in list(study.rounds())[next_round:]]
+    if coming:
+        coming[0] = max(0.0, coming[0] - passed.total_seconds())
+    return sum(coming)
 
 
 def append(run: Path, record: RoundRecord) -> None:

@@ -36,6 +36,8 @@ log = logging.getLogger("crossprobe.server")
 
 #: Sites that are not there are asked again after this, in seconds.
 ASK_AGAIN_S = 5.0
+#: Refusals of a site that answered the study in another run.
+ANSWERED_BEFORE = ("old-round", "round-answered")
 
 
 def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[str, Participant]:
@@ -194,6 +196,7 @@ def _run_study(
             on_round(record)
             if record.counted:
                 break
+            _refuse_another_runs(record)
             first_short = first_short or _time_in(0.0)
             log.warning("round %d fell short of quorum, %d attempt(s) left", round_.index, attempts_left)
             if attempts_left:
@@ -239,6 +242,17 @@ def _pause(
         if not back:
             time.sleep(min(ASK_AGAIN_S, max(0.0, deadline - time.monotonic())))
     pause.clear(run)
+
+
+def _refuse_another_runs(record: RoundRecord) -> None:
+    """Raise RunError where all sites that a round lacks answered it in another run: asking again changes nothing."""
+    lacking = {name: site.detail for name, site in record.sites.items() if site.status != "ok"}
+    if lacking and all(detail.startswith(ANSWERED_BEFORE) for detail in lacking.values()):
+        raise RunError(
+            f"round {record.round} ({record.stage}) was answered before, in another run, by {', '.join(lacking)}. Go "
+            "on with that run: its --out and --resume. To start the study over, each of them stops its worker and "
+            "approves again with `crossprobe site approve --restart`."
+        )
 
 
 def _time_in(seconds: float) -> str:

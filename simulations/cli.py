@@ -53,6 +53,8 @@ StudySeed = Annotated[
     int | None,
     typer.Option("--seed", min=0, max=MAX_SEED, help="instead of the study's; the demo's phantom follows it"),
 ]
+#: Of the checkout, from whatever folder a command is called.
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Resume = Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")]
 
 app = commands()
@@ -64,9 +66,9 @@ app = commands()
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="RUN", help="run folder")] = Path("runs/demo"),
-    study_file: Annotated[Path, typer.Option("--study", metavar="STUDY", help="study file (YAML)")] = Path(
-        "configs/demo.yaml"
-    ),
+    study_file: Annotated[
+        Path, typer.Option("--study", metavar="STUDY", help="study file (YAML)", show_default="configs/demo.yaml")
+    ] = CONFIGS / "demo.yaml",
     seed: StudySeed = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -341,9 +343,9 @@ def rehearse(
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder for sites, kits, logs and run")] = Path(
         "runs/rehearsal"
     ),
-    study_file: Annotated[Path, typer.Option("--study", metavar="STUDY", help="study file (YAML)")] = Path(
-        "configs/rehearsal.yaml"
-    ),
+    study_file: Annotated[
+        Path, typer.Option("--study", metavar="STUDY", help="study file (YAML)", show_default="configs/rehearsal.yaml")
+    ] = CONFIGS / "rehearsal.yaml",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -1,6 +1,5 @@
 """A whole comparison on one machine: the baseline study, the study, summary and report."""
 
-import hashlib
 import json
 import os
 import platform
@@ -16,12 +15,12 @@ import yaml
 from clients.data.findings import SiteFolderError
 from clients.data.site import Site, check_site
 from clients.governance.accountant import charges_of, epsilon_of
-from common.baseline import baseline_of
+from common.baseline import against_baseline, baseline_of
 from common.components import ROLES
 from common.errors import RunError
 from common.files import write_atomically
 from common.run_folder import RunFolder
-from common.study import InitialWeights, Study
+from common.study import Study
 from server import history
 from server.history import RoundRecord
 from server.report.drawn import keep
@@ -101,7 +100,7 @@ def simulate(
     with Simulation() as simulation:
         for trained, run in ((baseline, folder.baseline), (study, folder)):
             if trained is study:
-                study = trained = _against_baseline(study, folder.baseline.model)
+                study = trained = against_baseline(study, folder.baseline.model)
             if resume and run.model.exists():
                 continue
 
@@ -165,9 +164,3 @@ def _write_study(study: Study, run: RunFolder) -> None:
     run.make()
     content = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
     write_atomically(run.study_input, content.encode())
-
-
-def _against_baseline(study: Study, model: Path) -> Study:
-    """Return the study with the baseline's model for `evaluate` to compare with."""
-    weights = InitialWeights(file=model.resolve(), sha256=hashlib.sha256(model.read_bytes()).hexdigest())
-    return study.model_copy(update={"initial": {**study.initial, "baseline": weights}})

@@ -182,6 +182,7 @@ def test_ctrl_c_ends_a_command_with_a_sentence_and_leaves_nothing(tmp_path: Path
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped" in said
+    assert "--resume" not in said  # which it does not have
     assert "Traceback" not in said
     assert processes_of(marker) == set()
     assert list((tmp_path / "sites").iterdir()) == []
@@ -201,6 +202,14 @@ def test_the_shell_completes_commands_actions_and_options() -> None:
 
 def test_the_commands_profiles_are_the_simulators() -> None:
     assert tuple(devices.PROFILES) == PROFILES
+
+
+@pytest.mark.parametrize("name", ["demo", "rehearse"])
+def test_a_commands_own_study_is_found_from_any_folder(name: str) -> None:
+    (study,) = (option for option in EVERY[name].params if option.name == "study_file")
+    assert Path(study.default).is_absolute()
+    assert Path(study.default).is_file()
+    assert str(ROOT) not in EVERY[name].get_help(click.Context(EVERY[name]))
 
 
 def test_the_command_takes_the_seeds_that_a_study_takes() -> None:

@@ -22,21 +22,25 @@ class FolderInUseError(CrossProbeError):
 def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> Iterator[Path]:
     """A new folder to write `names` into, renamed to `folder` at the end of the block.
 
-    If the block fails or is killed, `folder` stays as it was. Raises FolderInUseError, before
-    anything is written, if `folder` has content and `overwrite` is False, or content other than
-    `names`, which is somebody else's and never removed.
+    If the block fails or is killed, `folder` stays as it was.
+
+    Raises:
+        FolderInUseError: before anything is written, if `folder` has content and `overwrite` is False, or content
+            other than `names`, which is somebody else's and never removed.
+        CrossProbeError: if it cannot be written; so does any OSError within the block.
     """
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if found and not overwrite:
-        raise FolderInUseError(
-            f"expected {folder} to be empty or not to exist, found content; "
-            "give another folder or allow to overwrite it"
-        )
-    only(names, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, for a rename is atomic only within one file system.
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    work = None
     try:
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if found and not overwrite:
+            raise FolderInUseError(
+                f"expected {folder} to be empty or not to exist, found content; give another folder, or replace what "
+                "this command wrote there with --overwrite"
+            )
+        only(names, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, for a rename is atomic only within one file system.
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
         new, old = work / "new", work / "old"
         new.mkdir()
         yield new
@@ -50,8 +54,14 @@ def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> It
         except OSError:
             os.replace(old, folder)
             raise
+    except OSError as error:
+        raise CrossProbeError(
+            f"cannot write {folder}: {error.strerror or error}. It is as it was before. Make room, or give another "
+            "folder, then try again."
+        ) from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def only(names: Collection[str], folder: Path) -> None:

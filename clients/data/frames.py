@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import numpy.typing as npt
 
-from clients.data.findings import Finding, SiteFolderError
+from clients.data.findings import Finding, SiteFolderError, remedy_of
 from clients.data.images import (
     Grey,
     Mask,
@@ -30,6 +30,8 @@ FIELD_MM = (10.0, 500.0)
 #: Shares of the pixels, of all masks together and along the images' borders: an outline seldom covers half of an image
 #: and does not run along all four sides.
 INVERTED_SHARE, INVERTED_BORDER = 0.5, 0.9
+#: Findings with which most likely the listed files themselves would be taken for unlisted ones.
+UNLISTED_UNKNOWN = {"missing-image", "unreadable-image", "path-outside-folder", "wrong-cell-count"}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".dcm")
 
 
@@ -138,8 +140,8 @@ class FileChecker:
 
     def _unlisted(self) -> set[str]:
         """Pictures beside the listed ones; masks that a target keeps in a folder of their own are its own business."""
-        if {finding.code for finding in self.findings} & {"missing-image", "path-outside-folder", "wrong-cell-count"}:
-            return set()  # most likely these very files, which their rows misspell
+        if {finding.code for finding in self.findings} & UNLISTED_UNKNOWN:
+            return set()
         found = {
             os.path.normpath(os.path.join(folder, name))
             for folder in self.image_folders
@@ -158,6 +160,9 @@ class FileChecker:
             path = (self.root / name).resolve()
             outside = absolute or ".." in parts or not path.is_relative_to(self.root)
             exists = not outside and path.is_file()
+        except PermissionError as error:
+            self._add(f"unreadable-{kind}", row, f"expected to read it, found: {error.strerror}", remedy_of(error))
+            return False
         except (OSError, RuntimeError, ValueError):  # too long a name, a loop of links, a NUL
             outside = exists = False
         if outside:

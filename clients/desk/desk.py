@@ -189,7 +189,14 @@ class Desk:
 
         def run(work: Work) -> None:
             with tempfile.TemporaryDirectory(prefix="crossprobe-desk-") as out:
-                self.tried[study_hash] = dry_run(case.study, site, self.state, Path(out) / "messages")
+                self.tried[study_hash] = dry_run(
+                    case.study,
+                    site,
+                    self.state,
+                    Path(out) / "messages",
+                    progress=work.progress,
+                    cancelled=lambda: work.stopping,
+                )
 
         self._begin(f"trying out {case.study.name}", f"/study/{study_hash}", run)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from clients.data.intake.cli import new
@@ -23,6 +24,7 @@ from common.options import Json, SiteFolder, StateFolder, StudyFile, commands, e
 
 if TYPE_CHECKING:
     from clients.data.findings import Finding
+    from clients.data.site import Site
 
 app = commands(
     help="Look after a hospital's folder, state and studies.",
@@ -70,7 +72,6 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Report everything that is wrong with a site folder."""
-    from clients.data.manifest import SPLITS
     from clients.data.site import check_site
     from clients.governance.fit import kept_back, misfits, notes
     from common.study import load_study
@@ -87,8 +88,9 @@ def check(
 
         write_sheet(html, folder, site, findings)
     hints = notes(site) if site is not None else []
+    splits = _counts(site) if site is not None else {}
     if as_json:
-        content = {"ok": not findings, "findings": findings, "kept_back": kept, "notes": hints}
+        content = {"ok": not findings, "findings": findings, "kept_back": kept, "notes": hints, "splits": splits}
         print(json.dumps(content, indent=1, default=asdict))
         raise typer.Exit(1 if findings else 0)
     _complain(findings)
@@ -99,9 +101,8 @@ def check(
         raise typer.Exit(1)
     console = Console()
     console.print(f"{site.config.name}: a {site.config.role} site without findings")
-    for split in SPLITS:
-        labelled = len(site.patients(split, labelled=True))
-        patients, frames = len(site.patients(split)), len(site.frames_of(split))
+    for split, counts in splits.items():
+        patients, frames, labelled = counts.values()
         console.print(f"  {split:9}  {patients:5} patients  {frames:6} frames  {labelled:5} patients with masks")
 
 
@@ -320,7 +321,12 @@ def dry_run(
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
-    sent = dry_run(study, load_site(site_folder), state, out)
+    site = load_site(site_folder)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("trying every task", total=None)
+        sent = dry_run(
+            study, site, state, out, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     if as_json:
         print(json.dumps([asdict(message) for message in sent], indent=1))
     else:
@@ -335,6 +341,20 @@ def dry_run(
         print(f"nothing was sent. Every byte and every number is in {out}; begin with {out / TABLE}")
     if not all(message.answer == "ok" for message in sent):
         raise typer.Exit(1)
+
+
+def _counts(site: "Site") -> dict[str, dict[str, int]]:
+    """Of each split: patients, frames, and patients with masks."""
+    from clients.data.manifest import SPLITS
+
+    return {
+        split: {
+            "patients": len(site.patients(split)),
+            "frames": len(site.frames_of(split)),
+            "labelled": len(site.patients(split, labelled=True)),
+        }
+        for split in SPLITS
+    }
 
 
 def _complain(findings: "tuple[Finding, ...] | list[Finding]") -> None:

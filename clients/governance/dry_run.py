@@ -6,7 +6,7 @@ the site will really send, and the real ledger and rounds do not change.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +48,22 @@ class Sent:
     answer: str
 
 
-def dry_run(study: Study, site: Site, state: State, out: Path) -> list[Sent]:
+def dry_run(
+    study: Study,
+    site: Site,
+    state: State,
+    out: Path,
+    *,
+    progress: Callable[[float, int], None] = lambda done, total: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Sent]:
     """Run one round of every task of this site, write each reply and a table into `out`, and return them.
 
     Args:
         state: only its secret is used.
         out: a folder that is empty or does not exist.
+        progress: called with the messages that are written and all of them; what it raises ends the run.
+        cancelled: asked between steps; a task that it ends answers `cancelled`.
 
     Raises:
         SiteStateError: if `out` has content or cannot be written.
@@ -76,11 +86,14 @@ def dry_run(study: Study, site: Site, state: State, out: Path) -> list[Sent]:
             keys={masker.site: masker.mask_key() for masker in (own, *others.values())},
             patients=site.config.policy.patients_cap,
         )
-        for number, (what, request) in enumerate(_requests(study, site, masking), 1):
-            reply = worker.handle(request)
+        requests = list(_requests(study, site, masking))
+        progress(0, len(requests))
+        for number, (what, request) in enumerate(requests, 1):
+            reply = worker.handle(request, cancelled)
             file = f"{number:02d}-{what.replace(' ', '-')}.bin"
             write(out / file, reply)
             sent.append(_described(what, file, reply))
+            progress(number, len(requests))
     write(out / TABLE, _table(study, site, sent).encode())
     return sent
 

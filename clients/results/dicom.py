@@ -3,12 +3,13 @@
 It names the patient and the study as its input does, or no archive could file it; it goes where the input may go.
 """
 
-from copy import copy, deepcopy
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clients.data.formats.dicom import spacing_of
 from clients.data.images import PictureError
 from clients.results.masks import Masks
 from common.version import software_version
@@ -63,6 +64,7 @@ class DicomSegmentation:
         try:
             made = _of_one_frame(header, masks[0], self.model)
             _take_all_frames(made, header, masks)
+            _place(made, spacing_of(header))
             made.save_as(self.file)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # whatever else a header lacks
             raise PictureError(
@@ -78,7 +80,7 @@ def _of_one_frame(header: "Dataset", mask: np.ndarray, model: str) -> "Segmentat
     import highdicom
     from pydicom.sr.codedict import codes
 
-    still = copy(header)
+    still = deepcopy(header)
     still.SOPClassUID = _STILL
     for tag in _MAY_BE_EMPTY:
         if tag not in still:
@@ -116,7 +118,8 @@ def _take_all_frames(made: "Segmentation", header: "Dataset", masks: np.ndarray)
     source = first.DerivationImageSequence[0].SourceImageSequence[0]
     for reference in (instance, made.SourceImageSequence[0], source):
         reference.ReferencedSOPClassUID = header.SOPClassUID
-    if "NumberOfFrames" not in header:
+    if len(masks) == 1 and "Multi-frame" not in header.SOPClassUID.name:
+        source.pop("ReferencedFrameNumber", None)  # for multi-frame objects alone
         return
     index = Dataset()  # the frames' order, as the standard's other multi-frame objects have it
     index.DimensionOrganizationUID = made.DimensionOrganizationSequence[0].DimensionOrganizationUID
@@ -133,3 +136,26 @@ def _take_all_frames(made: "Segmentation", header: "Dataset", masks: np.ndarray)
     made.PerFrameFunctionalGroupsSequence = groups
     made.NumberOfFrames = len(masks)
     made.PixelData = pack_bits(masks, pad=True)
+
+
+def _place(made: "Segmentation", spacing_mm: float | None) -> None:
+    """Give the frames a place: viewers draw nothing without one, and ultrasound has none in the patient.
+
+    It is in a space of its own, by a new frame of reference, which nothing else is in: it tells of no place in the
+    patient. Frames of a loop lie one behind the other, a millimetre apart.
+    """
+    import highdicom
+    from pydicom import Dataset
+
+    made.FrameOfReferenceUID, made.PositionReferenceIndicator = highdicom.UID(), None
+    made.PatientOrientation = None  # not known (PS3.3 C.7.6.1, type 2C)
+    orientation, measures = Dataset(), Dataset()
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    measures.PixelSpacing = [spacing_mm or 1.0] * 2
+    measures.SliceThickness = measures.SpacingBetweenSlices = 1.0
+    shared = made.SharedFunctionalGroupsSequence[0]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    for number, group in enumerate(made.PerFrameFunctionalGroupsSequence):
+        position = Dataset()
+        position.ImagePositionPatient = [0, 0, number]
+        group.PlanePositionSequence = [position]

@@ -12,7 +12,7 @@ import click
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.errors import RunError
@@ -137,6 +137,32 @@ def check(study_file: StudyFile, as_json: Json = False) -> None:
     Console().print(table)
 
 
+@study.command(
+    epilog=examples(
+        "crossprobe study baseline study.yaml --out baseline.yaml",
+        "crossprobe study baseline study.yaml --run runs/baseline --out compared.yaml",
+        note="The source hospitals approve and run the first, as any study; all approve and run the second.",
+    )
+)
+def baseline(
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="study file (YAML) to write")],
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="finished run of the baseline, to compare the study with")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a study's baseline as a study of its own, or with --run the study that is compared with it."""
+    from server.federation.baseline import write_baseline, write_compared
+
+    made = write_baseline(study_file, out) if run is None else write_compared(study_file, run, out)
+    if as_json:
+        print(json.dumps({"hash": made.hash(), "file": str(out)}))
+        return
+    who = "each source hospital approves it" if run is None else "each hospital approves it"
+    print(f"{made.name}, hash {made.hash()[:16]}, is in {out}: {who}, then: crossprobe study run {out} --out RUN")
+
+
 def _connection(address: str, ca: Path | None, known: tuple[str, str] = ("", "")) -> "FlowerCli":
     """Return the way to the SuperLink: as given, else as the run or the environment knows it."""
     from server.federation.flower_cli import FlowerCli
@@ -256,7 +282,7 @@ def run_to_its_end(
     run_id = deployment.start(cli, study_file, out, resume=resume)
     console.print(f"run {run_id} started; it writes {out}", soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rounds"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task("enrolment", total=total, completed=before)
 
         def on_round(record: "RoundRecord") -> None:
@@ -268,7 +294,9 @@ def run_to_its_end(
 
 
 def _line(record: "RoundRecord") -> str:
-    """One round in one line: what took how long, and every site that did not do its part."""
+    """One round in one line: what took how long, its losses, and every site that did not do its part."""
+    from server.history import losses
+
     well = sum(site.status == "ok" for site in record.sites.values())
     parts = [f"round {record.round} {record.stage}: {well} of {len(record.sites)} sites, {record.seconds:.1f} s"]
     parts += [
@@ -276,6 +304,7 @@ def _line(record: "RoundRecord") -> str:
         for name, site in record.sites.items()
         if site.status != "ok"
     ]
+    parts[0] += "".join(f", {task} loss {loss:.3g}" for task, loss in losses(record).items())
     if not record.counted:
         parts.append("below quorum, asked again once its sites are back")
     return escape("; ".join(parts))
@@ -291,13 +320,15 @@ def status(run_folder: RunFolder, as_json: Json = False, address: Address = "", 
         print(json.dumps(asdict(found), indent=1))
         return
     console = Console()
-    console.print(f"{found.flower}: {found.rounds_done} of {found.rounds or '?'} rounds, now in {found.stage}")
+    left = "" if found.left_s is None else f", about {max(1, round(found.left_s / 60))} min left"
+    console.print(f"{found.flower}: {found.rounds_done} of {found.rounds or '?'} rounds, now in {found.stage}{left}")
     table = Table()
-    for column in ("site", "state", "last round", "seconds", "detail"):
+    for column in ("site", "state", "last round", "loss", "seconds", "detail"):
         table.add_column(column)
     for name, site in found.sites.items():
         last = "-" if site.last_round is None else str(site.last_round)
-        table.add_row(name, site.state, last, f"{site.seconds:.1f}", escape(site.detail))
+        loss = "-" if site.loss is None else f"{site.loss:.3g}"
+        table.add_row(name, site.state, last, loss, f"{site.seconds:.1f}", escape(site.detail))
     console.print(table)
     if found.paused:
         print(found.paused.sentence())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from common.errors import CrossProbeError, RunError
@@ -36,12 +37,14 @@ class SiteStatus:
     Attributes:
         state: `connected`, `slow` (answered its last round late or after half the deadline), `lost` (its
             SuperNode is offline, or its last reply never came) or `refused` (it said no, see `detail`).
+        loss: of the last round in which it told one.
     """
 
     state: str
     last_round: int | None
     seconds: float
     detail: str
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Status:
 
     Attributes:
         paused: the sites that the run waits for, or None.
+        left_s: seconds that the rounds to come will take, or None where nothing tells.
     """
 
     flower: str
@@ -59,6 +63,7 @@ class Status:
     sites: Mapping[str, SiteStatus]
     error: str
     paused: Pause | None = None
+    left_s: float | None = None
 
 
 def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> str:
@@ -67,12 +72,14 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
     With `resume`, the Flower run that wrote the folder before is stopped first: two would write one checkpoint.
 
     Raises:
-        RunError: if the folder holds a run and `resume` is not given, or the SuperLink does not accept it.
+        RunError: if the folder holds a run and `resume` is not given, or something else, or the SuperLink does not
+            accept it.
     """
     load_study(study)  # its errors here, not a minute later from the ServerApp
     folder = RunFolder(out)
     if not resume:
         folder.refuse_a_run()
+    folder.refuse_others_files()
     folder.make()
     with folder.writing():
         folder.error.unlink(missing_ok=True)
@@ -157,20 +164,22 @@ def status(cli: FlowerCli, out: Path) -> Status:
     flower = cli.status(run.run_id)
     online = {node["node-id"] for node in cli.nodes() if node["status"] == "online"}
     records = history.read(out)
+    counted = [record for record in records if record.counted]
+    done = counted[-1].round + 1 if counted else 0
     try:
         study = read_study_of_run(out)
         rounds, deadline_s = len(list(study.rounds())), study.participation.deadline_s
+        left_s = history.time_left(study, done, records, timedelta())
     except CrossProbeError:  # still enrolling
-        rounds, deadline_s = 0, 0.0
+        rounds, deadline_s, left_s = 0, 0.0, None
     names = sorted({name for record in records for name in record.sites} | nodes_of(out).keys())
     sites = {name: _site(name, records, nodes_of(out).get(name), online, deadline_s) for name in names}
-    counted = [record for record in records if record.counted]
     message = RunFolder(out).error
     error = message.read_text(encoding="utf-8") if message.exists() else ""
     stage = records[-1].stage if records else "enrolment"
     # A run that was killed in its pause left the file.
     paused = None if flower.startswith("finished") else pause.read(out)
-    return Status(flower, counted[-1].round + 1 if counted else 0, rounds, stage, sites, error, paused)
+    return Status(flower, done, rounds, stage, sites, error, paused, None if flower.startswith("finished") else left_s)
 
 
 def nodes_of(out: Path) -> dict[str, str]:
@@ -192,4 +201,8 @@ def _site(name: str, records: list[RoundRecord], node: str | None, online: set[s
         state = "refused"
     elif seen is not None and (seen.status == "late" or seen.seconds > SLOW_SHARE * deadline_s > 0):
         state = "slow"
-    return SiteStatus(state, last.round if last else None, seen.seconds if seen else 0.0, seen.detail if seen else "")
+    if seen is None or last is None:
+        return SiteStatus(state, None, 0.0, "")
+    told = (record.sites[name].metrics.get("loss") for record in reversed(records) if name in record.sites)
+    loss = next((value for value in told if value is not None), None)
+    return SiteStatus(state, last.round, seen.seconds, seen.detail, loss)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from statistics import median
 from time import sleep
 from typing import Any, Literal, NamedTuple, Self
 
@@ -135,7 +134,7 @@ def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[
         "stages": stages_now(study, run.records),
         "round_began": began,
         "deadline": began + timedelta(seconds=study.participation.deadline_s) if began and not again else None,
-        "left_s": time_left(study, state.round, run.records, now - began if began else timedelta()),
+        "left_s": history.time_left(study, state.round, run.records, now - began if began else timedelta()),
         "counts": Counter(site.state for site in sites),
         "sites": [site for site in sites if site.state != "in"][:MANY_SITES] if len(sites) > MANY_SITES else sites,
         "site_count": len(sites),
@@ -166,29 +165,6 @@ def _headline(run: Run, now: datetime) -> str:
     if run.silent(now):
         return f"{where}: nothing was written since the round's deadline; the run has most likely ended. See its log."
     return f"{where}, goes on."
-
-
-def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], passed: timedelta) -> float | None:
-    """Return the seconds that the rounds from `next_round` on will take, or None before the first round has ended.
-
-    Args:
-        passed: since `next_round` began.
-
-    A round takes as long as the median one of its stage, where the stage has any, else as the median of all.
-    """
-    counted = [record for record in records if record.counted]
-    if not counted:
-        return None
-    of_all = median(record.seconds for record in counted)
-
-    def expected(stage: str) -> float:
-        own = [record.seconds for record in counted if record.stage == stage]
-        return median(own) if own else of_all
-
-    coming = [expected(round_.stage.name) for round_ in list(study.rounds())[next_round:]]
-    if coming:
-        coming[0] = max(0.0, coming[0] - passed.total_seconds())
-    return sum(coming)
 
 
 def stages_now(study: Study, records: Sequence[RoundRecord]) -> list[StageNow]:

@@ -24,7 +24,8 @@ from simulations.fuzz.cases import case, warm
 #: What a case may take: of a processor's time, whatever else the machine does, and of memory. That is the whole
 #: process', with torch and all libraries: some 300 MiB before it begins.
 MOST_S, MOST_MIB = 30.0, 1024.0
-#: When a case counts as stuck, by the clock on the wall.
+#: When a case counts as stuck: after so many seconds on the clock with nearly none of a processor, or where it has had
+#: twice what it may take and does not end. On a busy machine it is only slow.
 STUCK_S = 120.0
 #: More than `MOST_MIB`, so that what takes too much is seen, and is stopped before the machine is in need.
 _DATA_BYTES, _FILE_BYTES = 2**32, 2**30
@@ -74,15 +75,21 @@ def _in_child(seed: int, numbers: Sequence[int], folder: Path) -> Iterator[Ended
             os._exit(status)
     os.close(writer)
     pending, done = b"", 0
+    begun = last = 0.0
     try:
         while done < len(numbers):
             ready, _, _ = select.select([reader], [], [], STUCK_S)
             part = os.read(reader, 2**16) if ready else b""
+            now = _processor_s(pid)
+            if not ready and now - last > STUCK_S / 100 and now - begun < 2 * MOST_S:
+                last = now
+                continue
             if not part:
                 fault = "the process died" if ready else f"no end after {STUCK_S:.0f} s"
                 what = (folder / "what").read_text() if (folder / "what").exists() else ""
                 yield Ended(numbers[done], what, None, (fault,), seconds=0.0 if ready else STUCK_S)
                 return
+            begun = last = now
             *lines, pending = (pending + part).split(b"\n")
             for line in lines:
                 content = json.loads(line)
@@ -92,6 +99,12 @@ def _in_child(seed: int, numbers: Sequence[int], folder: Path) -> Iterator[Ended
         os.kill(pid, signal.SIGKILL)  # our own child, not yet waited for
         os.waitpid(pid, 0)
         os.close(reader)
+
+
+def _processor_s(pid: int) -> float:
+    """What a process has had of a processor so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _child(seed: int, numbers: Sequence[int], folder: Path, writer: int) -> None:

@@ -38,6 +38,24 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(found)
 
 
+def test_a_folder_that_may_not_be_entered_is_not_said_to_be_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = good_site(tmp_path / "north")
+    is_file = Path.is_file
+
+    def denied(path: Path) -> bool:
+        if path.parent.name == "images":
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    site, findings = check_site(folder)
+    assert site is None
+    assert {finding.code for finding in findings} == {"unreadable-image"}
+    assert all("Permission denied" in own.message and "may read it" in own.remedy for own in findings)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return good_site(tmp_path_factory.mktemp("fuzz") / "north")

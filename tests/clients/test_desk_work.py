@@ -1,11 +1,16 @@
 """Long work beside the desk's pages: what it shows, how it fails, and that a person can stop it."""
 
+import re
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from visitor import FORMS, PAGES, Visitor, kept, wait_for
 
 from clients.desk import desk as desks
+from clients.learning import training
+from clients.learning.training import TaskCancelled, TaskContext
 
 
 def test_a_dry_run_shows_what_would_leave_and_leaves_nothing_behind(
@@ -16,12 +21,44 @@ def test_a_dry_run_shows_what_would_leave_and_leaves_nothing_behind(
     before = kept(browser)
     assert browser.post(FORMS[1]).status == 303
     assert browser.post(FORMS[1]).status == 409  # one at a time
-    assert browser.post("/work/stop").status == 409  # it does not tell how far it is
     wait_for(browser.desk)
     assert browser.desk.work is None
     page = browser.get(PAGES[3]).text
     for words in ("enrolment", "pretrain supervise", "infuse infuse"):
         assert f'<th scope="row">{words}</th><td>ok</td>' in page
+    assert kept(browser) == before
+    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
+
+
+def test_a_person_stops_a_dry_run_within_a_task_and_nothing_of_it_is_kept(
+    browser: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    at_step, go_on, ended = threading.Event(), threading.Event(), []
+    fit = training.fit
+
+    def slow(context: TaskContext, *rest: Any, **more: Any) -> Any:
+        at_step.set()
+        assert go_on.wait(60)
+        try:
+            return fit(context, *rest, **more)
+        except TaskCancelled:
+            ended.append(context)
+            raise
+
+    monkeypatch.setattr(training, "fit", slow)
+    before = kept(browser)
+    browser.post(FORMS[1])
+    assert at_step.wait(60)
+    assert re.search(r"At work: trying out tiny, 1 of \d+", browser.get(PAGES[3]).text)
+    answer = browser.post("/work/stop")
+    assert (answer.status, answer.headers["Location"]) == (303, f"{PAGES[3]}?done=stopped")
+    go_on.set()
+    wait_for(browser.desk)
+    assert browser.desk.work is None
+    assert len(ended) == 1
+    assert not browser.desk.tried
     assert kept(browser) == before
     assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
 

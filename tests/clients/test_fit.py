@@ -1,5 +1,6 @@
 """A folder that is too small for a study: told before the approval, and never an endless draw."""
 
+import json
 from datetime import date
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def test_the_check_of_a_folder_tells_what_a_study_would_lack(
     assert "val_dice would not be sent: 1 val patients" in shown.out
 
     assert main(["site", "check", str(folder), "--study", str(file), "--json"]) == 1
-    assert '"kept_back"' in capsys.readouterr().out
+    found = json.loads(capsys.readouterr().out)
+    assert "val_dice" in {number for part in found["kept_back"] for number in part["numbers"]}
+    assert found["splits"]["train"] == {"patients": 6, "frames": 6, "labelled": 6}
+    assert found["splits"]["calibrate"] == {"patients": 0, "frames": 0, "labelled": 0}
 
 
 def test_a_folder_below_the_floor_of_an_update_is_found_before_the_approval(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from disks import MOUNTS, fill_up, remount, small_disk
+from disks import MOUNTS, fill_up, full, read_only, remount, small_disk
 from finished import Finished
+from recordings import dicom, frame
 from tiny import Remembered, write_study
 
 from common.errors import RunError
 from common.run_folder import RunFolder
+from crossprobe import main
 from server import history
 from server.federation import deployment
 from server.history import RoundRecord
@@ -150,8 +153,68 @@ def test_no_run_is_submitted_that_could_not_be_written(finished: Finished, disk:
     ):
         ready()
         with pytest.raises(RunError, match=what):
-            deployment.start(cli, study, disk)
+            deployment.start(cli, study, disk / "run")
         undo()
         assert not submitted
-    assert deployment.start(cli, study, disk) == "1"
-    assert not RunFolder(disk).room.exists()
+    assert deployment.start(cli, study, disk / "run") == "1"
+    assert not RunFolder(disk / "run").room.exists()
+
+
+def test_no_run_is_written_into_a_folder_of_something_else(tmp_path: Path) -> None:
+    submitted: list[object] = []
+    cli: Any = SimpleNamespace(address="localhost:1", ca=None, submit=lambda config: submitted.append(config) or "1")
+    study, kits = write_study(tmp_path / "study.yaml"), tmp_path / "kits"
+    (kits / "ca").mkdir(parents=True)
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"found ca\. Give the run a folder of its own"):
+            deployment.start(cli, study, kits, resume=resume)
+    assert [path.name for path in kits.iterdir()] == ["ca"]
+    assert not submitted
+    assert deployment.start(cli, study, kits / "first") == "1"
+    assert deployment.start(cli, study, kits / "first") == "1"  # again, after its first attempt
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+@pytest.mark.parametrize("command", ["site new {images} {out} --role target", "phantom {out} --source lumify_like"])
+def test_a_folder_that_cannot_be_written_is_refused_in_words_and_leaves_nothing(
+    disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, how: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    dicom(tmp_path / "images/scan.dcm", np.stack([frame(0, 240, 320)] * 2), PatientID="x")
+    with full(disk) if how == "full" else read_only(disk):
+        before = sorted(disk.iterdir())
+        words = command.format(images=tmp_path / "images", out=disk / "new").split()
+
+        assert main([*words, *(["--key", str(tmp_path / "key")] if words[0] == "site" else [])]) == 1
+
+        shown = capsys.readouterr().err
+        assert f"cannot write {disk / 'new'}" in shown
+        assert {"full": "No space left", "read-only": "Read-only file system"}[how] in shown
+        assert "Traceback" not in shown
+        assert [path for path in sorted(disk.iterdir()) if any(path.rglob("*"))] == []
+        assert len(before) == (how == "full")
+
+
+def test_the_pictures_of_an_intake_that_cannot_be_written_are_named(
+    disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    dicom(tmp_path / "images/scan.dcm", np.stack([frame(0, 240, 320)] * 2), PatientID="x")
+    with read_only(disk):
+        words = ["site", "new", str(tmp_path / "images"), str(tmp_path / "new"), "--role", "target", "--keep-outside"]
+        assert main([*words, "--sheet", str(disk / "sheet.png")]) == 1
+    assert f"cannot write {disk / 'sheet.png'}: Read-only file system" in capsys.readouterr().err
+
+
+def test_whatever_else_a_disk_refuses_is_no_traceback(
+    disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unforeseen(*arguments: object, **more: object) -> None:
+        (disk / "made").write_bytes(b"x")
+
+    monkeypatch.setattr("clients.governance.state.State.create", unforeseen)
+    with read_only(disk):
+        assert main(["site", "init", "--state", str(disk / "state")]) == 1
+    shown = capsys.readouterr().err
+    assert f"{disk / 'made'}: Read-only file system. Make room there" in shown
+    assert "Traceback" not in shown

@@ -4,7 +4,8 @@ import io
 import json
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,14 @@ import pytest
 from PIL import Image, ImageDraw
 from recordings import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, dicom, video
 
-from clients.data.formats.recording import Field
+from clients.data.formats import open_recording
+from clients.data.formats.recording import Field, Pixels, Recording
+from clients.data.images import PictureError
+from clients.data.intake import intake
+from clients.data.intake.before_after import BeforeAfter
 from clients.data.intake.identity import pseudonym, site_key
+from clients.data.intake.intake import Rules, take_in
+from clients.data.intake.sources import find_sources
 from clients.data.intake.view import MOST_SIDE, Novelty, bright, field_of_view
 from clients.data.site import check_site, load_site
 from common.errors import SiteStateError
@@ -187,12 +194,12 @@ def everything(folder: Path) -> bytes:
 def test_a_folder_of_dicom_becomes_a_site_in_which_nobody_is_named(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "our-site"
+    out = tmp_path / 'Klinik "Süd" 😀'
 
     assert main(["site", "new", str(archive), str(out), "--role", "target"]) == 0
 
     site = load_site(out)
-    assert (site.config.name, site.config.role) == ("our-site", "target")
+    assert (site.config.name, site.config.role) == ("klinik-sud", "target")
     assert len(site.frames) == 3 + 2
     assert len({frame.patient for frame in site.frames}) == 3
     assert {frame.spacing_mm for frame in site.frames} == {0.2}
@@ -328,6 +335,44 @@ def test_the_source_is_neither_within_the_new_folder_nor_around_it(
     for out in (archive / "site", archive, archive.parent):
         assert main(["site", "new", str(archive), str(out), "--role", "target"]) == 1
         assert "apart from SRC" in capsys.readouterr().err
+
+
+def test_a_file_that_fails_midway_is_on_no_sheet_and_in_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its second reading, which takes the frames in, fails after the first of them: a share that went away."""
+    (tmp_path / "loops").mkdir()
+    frames = {name: np.stack([speckle(linear(), seed + ord(name)) for seed in range(4)]) for name in "ab"}
+    for name, own in frames.items():
+        video(tmp_path / f"loops/{name}_1.avi", with_text(own[0])[None] if name == "a" else own)
+    readings = []
+
+    def opened(file: Path) -> Recording:
+        recording = open_recording(file)
+
+        def failing() -> Iterator[Pixels]:
+            readings.append(file)
+            for index, frame in enumerate(recording.frames()):
+                if len(readings) == 2 and index == 1:
+                    raise PictureError("unreadable", "expected a frame, found none", "Copy it again")
+                yield frame
+
+        return replace(recording, frames=failing) if file.name.startswith("b") else recording
+
+    monkeypatch.setattr(intake, "open_recording", opened)
+    rules = Rules("target", spacing_mm=0.2)
+    sources = find_sources(tmp_path / "loops", pattern=r"([ab])_")
+    sheet, alone = BeforeAfter(), BeforeAfter()
+    removed = take_in(sources, tmp_path / "both", name="both", rules=rules, key=b"k" * 32, sheet=sheet)
+    expected = take_in(sources[:1], tmp_path / "one", name="one", rules=rules, key=b"k" * 32, sheet=alone)
+
+    assert len(readings) == 2
+    assert [finding.code for finding in removed.findings] == ["unreadable"]
+    assert len(list((tmp_path / "both/images").iterdir())) == 1
+    for pictures, name in ((sheet, "both.png"), (alone, "one.png")):
+        pictures.write(tmp_path / name)
+    assert (tmp_path / "both.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    assert replace(removed, files=1, findings=[]) == expected
 
 
 def test_counts_are_there_for_machines(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

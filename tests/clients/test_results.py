@@ -47,6 +47,9 @@ def drawn(out: Path, pattern: str) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) > 0 for path in sorted((out / "masks").glob(pattern))])
 
 
+ULTRASOUND_STILL = "1.2.840.10008.5.1.4.1.1.6.1"
+
+
 def archived(path: Path, frames: np.ndarray, **tags: object) -> Path:
     uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
     return dicom(path, frames, **(uids | tags))
@@ -73,6 +76,23 @@ def test_dicom_gets_a_segmentation_that_refers_to_it_frame_by_frame(
     assert (plain.Modality, plain.PatientID, plain.StudyInstanceUID) == ("SEG", PATIENT_ID, source.StudyInstanceUID)
     assert plain.SeriesInstanceUID != source.SeriesInstanceUID
     assert plain.SegmentSequence[0].SegmentLabel == model.study.name
+    (reference,) = plain.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert reference.ReferencedSOPClassUID == source.SOPClassUID
+    assert plain.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing == [0.2, 0.2]
+    places = [own.PlanePositionSequence[0].ImagePositionPatient for own in plain.PerFrameFunctionalGroupsSequence]
+    assert places == [[0, 0, number] for number in range(count)]
+    assert plain.FrameOfReferenceUID not in (None, source.get("FrameOfReferenceUID"))
+
+
+def test_a_segmentation_of_a_still_refers_to_no_frame(model: Model, scans: Path, tmp_path: Path) -> None:
+    """A scanner may write that its still has one frame; a reference to a frame is for multi-frame objects alone."""
+    archived(scans / "still.dcm", loop(1), SOPClassUID=ULTRASOUND_STILL)
+
+    assert predict(model, scans, tmp_path / "out").problems == ()
+
+    (group,) = dcmread(tmp_path / "out/segmentations/still.dcm.seg.dcm").PerFrameFunctionalGroupsSequence
+    source = group.DerivationImageSequence[0].SourceImageSequence[0]
+    assert (source.ReferencedSOPClassUID, "ReferencedFrameNumber" in source) == (ULTRASOUND_STILL, False)
 
 
 def test_dicom_that_nothing_can_refer_to_keeps_its_masks_and_is_named(

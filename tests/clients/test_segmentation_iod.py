@@ -18,12 +18,14 @@ from recordings import dicom, frame
 
 from clients.results.dicom import DicomSegmentation
 
-#: Macros that stand either once for all frames or in each; the plane's and the measures' are asked for only where no
-#: frame tells the image that it was derived from (PS3.3 table A.51-2), and the slide's only in microscopy.
-ONCE_OR_EACH = {"DerivationImageSequence", "FrameContentSequence", "SegmentIdentificationSequence"}
-NOT_ASKED = {
-    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PlanePositionSlideSequence"
+#: Macros that stand either once for all frames or in each. The plane's and the measures' are asked for by viewers: the
+#: standard does without them where each frame tells the image that it was derived from (PS3.3 table A.51-2).
+ONCE_OR_EACH = {
+    "DerivationImageSequence", "FrameContentSequence", "SegmentIdentificationSequence",
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
 }  # fmt: skip
+#: In microscopy alone.
+NOT_ASKED = {"PlanePositionSlideSequence"}
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
@@ -95,6 +97,8 @@ def test_a_segmentation_has_every_attribute_that_its_definition_asks_for(segment
         (lambda data: data, "PatientBirthDate"),
         (lambda data: data.SegmentSequence[0], "SegmentLabel"),
         (lambda data: data.PerFrameFunctionalGroupsSequence[0], "DerivationImageSequence"),
+        (lambda data: data.PerFrameFunctionalGroupsSequence[0], "PlanePositionSequence"),
+        (lambda data: data.SharedFunctionalGroupsSequence[0], "PlaneOrientationSequence"),
         (lambda data: data.SharedFunctionalGroupsSequence[0], "SegmentIdentificationSequence"),
         (lambda data: data.ReferencedSeriesSequence[0], "SeriesInstanceUID"),
     ],

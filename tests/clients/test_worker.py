@@ -10,7 +10,7 @@ from finished import Finished
 from hospital import Stub, with_policy
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import answer, one_stage, refusal, request, round_of, study, workers, write_site
+from tiny import answer, enrolled, one_stage, refusal, request, round_of, study, workers, write_site
 
 from clients.data.site import load_site
 from clients.learning.training import TaskContext
@@ -59,20 +59,7 @@ def changed(**fields: object) -> bytes:
         (request(STUDY, "pretrain", "target"), "other-task"),
         (request(STUDY, "refine", "target"), "other-task"),
         (pack(TaskReply(study="0" * 64, round=0, stage="x", task="score", request="0" * 64, metrics={})), None),
-        (
-            pack(
-                EnrolReply(
-                    study="0" * 64,
-                    request="0" * 64,
-                    site="x",
-                    role="source",
-                    patients=1,
-                    labelled_test=True,
-                    software="",
-                )
-            ),
-            None,
-        ),
+        (pack(enrolled()), None),
     ],
 )
 def test_a_request_outside_the_study_is_refused(payload: bytes, code: str | None, north: Worker) -> None:
@@ -251,9 +238,9 @@ def test_a_number_over_too_few_patients_is_not_sent(
 def test_an_evaluation_over_too_few_patients_sends_no_number(role: str, few: Callable[[Study, str], Worker]) -> None:
     worker = few(STUDY, role)
     assert answer(worker, request(STUDY, "evaluate", role))[0].metrics == {}
-    enrolled, _ = unpack(worker.handle(pack(EnrolRequest(study=STUDY.hash()))))
-    assert isinstance(enrolled, EnrolReply)
-    assert not enrolled.labelled_test
+    declared, _ = unpack(worker.handle(pack(EnrolRequest(study=STUDY.hash()))))
+    assert isinstance(declared, EnrolReply)
+    assert not declared.labelled_test
 
 
 def test_an_evaluation_reports_paired_differences_to_a_given_baseline(pair: Sequence[Path], trained: Tensors) -> None:

@@ -11,9 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import enrolled
 
 import common.payload
-from common.messages import MAGIC, EnrolReply, Refusal, pack
+from common.messages import MAGIC, Refusal, pack
 from common.payload import DTYPE, STYPE, fields_of
 from server.federation.grid import GridTransport
 from server.transport import Failure
@@ -169,10 +170,7 @@ def test_whatever_a_site_enrols_with_the_others_are_enrolled(data: bytes) -> Non
 
 
 def test_a_name_that_is_none_is_not_taken() -> None:
-    good = EnrolReply(
-        study="0" * 64, request="0" * 64, site="east", role="target", patients=3, labelled_test=False, software="1"
-    )
-    named = pack(good)
+    named = pack(enrolled(site="east"))
     for name in (b"e\x1b[2", b"../e"):
         reply = named.replace(b'"east"', b'"' + name + b'"')
         assert GridTransport(HostileGrid(lambda r=reply: carrying(array(r))), 2).enrol(b"x", patience_s=5.0).keys() == {

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from server import history
+from server.federation.cli import _line
 from server.history import RoundRecord, SiteRecord
 
 
@@ -26,3 +27,14 @@ def test_each_change_is_seen_and_what_did_not_change_is_not_read_again(
     history.read(tmp_path).clear()  # whoever changes what it was given changes nobody else's
     monkeypatch.setattr(json, "loads", lambda text: pytest.fail("read again"))
     assert [each.round for each in history.read(tmp_path)] == [0, 1]
+
+
+def test_a_rounds_losses_are_means_over_the_sites_of_a_task() -> None:
+    sites = {
+        "north": SiteRecord("source", "supervise", "ok", metrics={"loss": 0.4, "val_dice": 0.9}),
+        "east": SiteRecord("source", "supervise", "ok", metrics={"loss": 0.2}),
+        "south": SiteRecord("target", "score", "ok", metrics={"score": 0.7}),
+    }
+    record = RoundRecord(3, "adapt", "2026-01-01T00:00:00+00:00", 2.0, sites)
+    assert history.losses(record) == {"supervise": pytest.approx(0.3)}
+    assert _line(record) == "round 3 adapt: 3 of 3 sites, 2.0 s, supervise loss 0.3"

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import pytest
-from tiny import round_of, study
+from tiny import enrolled, round_of, study
 
 from common.errors import RunError
-from common.messages import EnrolReply, Refusal, pack
+from common.messages import Refusal, pack
 from server.algorithm import init
 from server.federation.cli import _line
 from server.history import RoundRecord
@@ -97,13 +97,5 @@ def test_what_a_coordinator_reads_of_an_enrolment_stays_short_and_plain(payload:
 def test_an_honest_sites_sentence_is_still_read() -> None:
     record = played(pack(Refusal(code="busy", message="the site is still at work; ask `again` later")))
     assert record.sites["north"].detail == "busy: the site is still at work; ask `again` later"
-    good = EnrolReply(
-        study="0" * 64,
-        request="0" * 64,
-        site="north",
-        role="source",
-        patients=3,
-        labelled_test=True,
-        software="1.2.3rc1",
-    )
+    good = enrolled(software="1.2.3rc1")
     assert pack(good)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import round_of, same, study, workers, write_site
+from tiny import enrolled, round_of, same, study, workers, write_site
 
 from clients.node.worker import Worker
 from common.errors import RunError, StudyError
-from common.messages import EnrolReply, Message, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, unpack
+from common.messages import Message, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, unpack
 from common.run_folder import RunFolder
 from server.algorithm import init
 from server.history import RoundRecord, read
@@ -246,8 +246,7 @@ def test_a_study_without_masks_sends_what_it_always_did(plain: Sequence[Worker])
     assert declared.mask_key is None
     for word in (b"mask", b"shares"):
         assert word not in reply
-        assert word not in Message.of(EnrolReply(study="0" * 64, request="0" * 64, site="c", role="target", patients=6,
-                                                 labelled_test=True, software="0")).payload  # fmt: skip
+        assert word not in Message.of(enrolled(site="c", role="target")).payload
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """A run that lacks a role waits for its sites, says so, and goes on; or ends by its deadline, resumable."""
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,6 +177,25 @@ def test_the_status_tells_a_pause_only_of_a_run_that_goes_on(tmp_path: Path) -> 
     assert status("finished:failed") is None
 
 
+def test_the_status_tells_losses_and_the_time_left(finished: Finished, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(finished.run, tmp_path / "run"))
+    run.flower.write_text('{"run_id": "1", "address": "localhost:1", "ca": ""}')
+    lines = run.history.read_text().splitlines(keepends=True)
+    run.history.write_text("".join(lines[:-1]))  # the closing rounds before it have no loss
+
+    def status(flower: str) -> deployment.Status:
+        cli: Any = SimpleNamespace(status=lambda run_id: flower, nodes=list)
+        return deployment.status(cli, run.path)
+
+    found, records = status("running"), history.read(run.path)
+    assert found.rounds_done == found.rounds - 1
+    assert found.left_s == pytest.approx(median(record.seconds for record in records))
+    losses = [record.sites["north"].metrics.get("loss") for record in records]
+    assert losses[-1] is None
+    assert found.sites["north"].loss == next(loss for loss in reversed(losses) if loss is not None)
+    assert status("finished:completed").left_s is None
+
+
 def test_a_run_killed_in_its_pause_begins_without_one(finished: Finished, tmp_path: Path) -> None:
     class Killed(BaseException):
         """Nothing in the code may catch this."""
@@ -200,3 +221,20 @@ def test_a_run_killed_in_its_pause_begins_without_one(finished: Finished, tmp_pa
     assert not any(seen)
     assert RunFolder(tmp_path).model.read_bytes() == RunFolder(finished.run).model.read_bytes()
     assert [(r.round, r.counted) for r in history.read(tmp_path)][2:4] == [(2, False), (2, True)]
+
+
+@pytest.mark.parametrize("code", ["old-round", "round-answered"])
+def test_a_study_that_was_answered_in_another_run_ends_at_once_with_what_to_do(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    class Answered(Remembered):
+        def exchange(
+            self, requests: Mapping[str, bytes], task: Callable[[str], str], deadline_s: float
+        ) -> Iterator[tuple[str, bytes | Failure]]:
+            return ((site, pack(refusal(code))) for site in requests)
+
+    monkeypatch.setattr(server.run, "_pause", lambda *arguments: pytest.fail("it was asked again"))
+    with pytest.raises(RunError, match=r"answered before, in another run, by \w+, \w+\. .*approve --restart") as error:
+        run_study(finished.study, Answered(finished.transport), tmp_path / "run")
+    assert "bring the sites back" not in str(error.value)
+    assert len(history.read(tmp_path / "run")) == 1

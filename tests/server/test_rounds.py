@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import round_of, same, study, workers
+from tiny import enrolled, round_of, same, study, workers
 
 from common.components import Tensors
 from common.contract import check_metrics
 from common.errors import ContractError
-from common.messages import EnrolReply, Refusal, TaskReply, pack, unpack
+from common.messages import Refusal, TaskReply, pack, unpack
 from common.stage import Round
 from server.algorithm import init
 from server.history import RoundRecord
@@ -96,15 +96,12 @@ def other_kind(header: Any) -> Callable[[bytes], bytes]:
     return lambda reply: pack(header)
 
 
-ENROLLED = EnrolReply(
-    study=STUDY.hash(), request="0" * 64, site="south", role="source", patients=1, labelled_test=True, software=""
-)
 POISONS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda reply: b"", "not-a-message"),
     "garbage": (lambda reply: b"<html>502</html>" * 9, "not-a-message"),
     "cut in the header": (lambda reply: reply[:60], "not-a-message"),
     "cut in the tensors": (lambda reply: reply[:-100], "bad-tensors"),
-    "another kind": (other_kind(ENROLLED), "not-a-reply"),
+    "another kind": (other_kind(enrolled(study=STUDY.hash(), site="south")), "not-a-reply"),
     "a refusal": (other_kind(Refusal(code="not-approved", message="no")), "not-approved"),
     "wrong shape": (bias([[0.0]]), "wrong-shape"),
     "wrong dtype": (bias([0.0], np.float64), "wrong-dtype"),

@@ -20,10 +20,10 @@ from fabricated import PAIR, SOURCE, TARGET, entry, evaluation, fabricate, study
 from common.baseline import baseline_of
 from common.errors import RunError
 from common.run_folder import RunFolder
-from server import pause
+from server import history, pause
 from server.history import SiteRecord
 from server.pause import Pause
-from server.report.live import Run, live_page, time_left
+from server.report.live import Run, live_page
 from server.watch import WatchServer, content_policy
 
 ROOT = Path(__file__).parents[2]
@@ -222,10 +222,10 @@ def test_time_left_is_what_rounds_of_the_stage_took() -> None:
     study = study_with_baseline()
     names = [round_.stage.name for round_ in study.rounds()]
     records = [RoundRecord(i, names[i], "2026-11-23T03:50:11+00:00", 10.0 * (i + 1), {}) for i in range(3)]
-    assert time_left(study, 0, [], timedelta()) is None
+    assert history.time_left(study, 0, [], timedelta()) is None
     expected = sum({names[0]: 10.0, names[1]: 20.0, names[2]: 30.0}.get(name, 20.0) for name in names[3:])
-    assert time_left(study, 3, records, timedelta()) == pytest.approx(expected)
-    assert time_left(study, 3, records, timedelta(seconds=5)) == pytest.approx(expected - 5)
+    assert history.time_left(study, 3, records, timedelta()) == pytest.approx(expected)
+    assert history.time_left(study, 3, records, timedelta(seconds=5)) == pytest.approx(expected - 5)
 
 
 def test_run_that_fell_silent_or_ended_is_not_called_going_on(tmp_path: Path) -> None:

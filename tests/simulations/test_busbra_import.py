@@ -11,6 +11,7 @@ from PIL import Image
 
 from clients.data.folders import FolderInUseError
 from clients.data.site import load_site
+from common.errors import CrossProbeError
 from simulations.importers import busbra
 from simulations.importers.busbra import SUBSET_SITES, DataSetError, import_busbra, role_of
 
@@ -118,7 +119,7 @@ def test_an_import_that_fails_leaves_the_old_one_and_nothing_half_done(
         raise OSError("disk full")
 
     monkeypatch.setattr(busbra, "write_site_files", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CrossProbeError, match=r"disk full\. It is as it was before"):
         import_busbra(source, out, overwrite=True)
 
     assert contents(out) == before

@@ -70,6 +70,11 @@ def works() -> int:
     return 0
 
 
+def spins() -> int:
+    while True:
+        pass
+
+
 def dies() -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
@@ -82,6 +87,7 @@ def hoards() -> int:
 FAULTS: list[tuple[Callable[[], int], str]] = [
     (fails, "KeyError: 'traceback' (test_fuzz.py"),
     (sleeps, "no end after"),
+    (spins, "no end after"),
     (works, "1 s"),
     (dies, "the process died"),
     (hoards, "MiB"),
@@ -97,10 +103,10 @@ FAULTS: list[tuple[Callable[[], int], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("run", "fault"), FAULTS, ids=[fault for _, fault in FAULTS])
+@pytest.mark.parametrize(("run", "fault"), FAULTS, ids=[f"{run.__name__} {fault}" for run, fault in FAULTS])
 def test_every_kind_of_fault_is_seen(monkeypatch: pytest.MonkeyPatch, run: Callable[[], int], fault: str) -> None:
     monkeypatch.setattr(watch, "warm", lambda: None)
-    monkeypatch.setattr(watch, "STUCK_S", 2.0 if run is sleeps else 60.0)
+    monkeypatch.setattr(watch, "STUCK_S", 2.0 if run in (sleeps, spins) else 60.0)
     monkeypatch.setattr(watch, "MOST_S", 0.5)
     monkeypatch.setattr(watch, "case", lambda rng, folder: (folder / "in").mkdir() or Case("x", run))
 
@@ -110,6 +116,17 @@ def test_every_kind_of_fault_is_seen(monkeypatch: pytest.MonkeyPatch, run: Calla
     monkeypatch.setattr(watch, "case", lambda rng, folder: Case("x", lambda: prints("not found") and writes("../out")))
     (clean,) = watch.run_cases(0, [1000])
     assert clean.faults == ()
+
+
+def test_a_case_that_is_slow_for_want_of_a_processor_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "warm", lambda: None)
+    monkeypatch.setattr(watch, "STUCK_S", 0.5)  # less than it takes, however idle the machine is
+    monkeypatch.setattr(watch, "case", lambda rng, folder: Case("x", works))
+
+    (ended,) = watch.run_cases(0, [1000])
+
+    assert ended.faults == ()
+    assert ended.seconds >= 1.0
 
 
 def test_the_cases_after_one_that_dies_are_run_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from clients.data.folders import write_site_files
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
 from common.components import Role, Tensors
-from common.messages import Refusal, TaskReply, TaskRequest, pack, unpack
+from common.messages import EnrolReply, Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
 from common.stage import Round
 from common.study import Study, parse_study
@@ -175,6 +175,12 @@ def repeated(
         model = model | {name: model[name] + x for name, x in updates.items()}
         seen.append(header.metrics)
     return model, seen
+
+
+def enrolled(**changes: Any) -> EnrolReply:
+    """What a source site `north` would declare of itself."""
+    plain = {"study": "0" * 64, "request": "0" * 64, "site": "north", "role": "source", "patients": 3}
+    return EnrolReply.model_validate(plain | {"labelled_test": True, "software": "1"} | changes)
 
 
 def refusal(reply: bytes) -> Refusal:

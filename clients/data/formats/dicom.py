@@ -79,7 +79,7 @@ def read(path: Path) -> Recording:
             int(data.get("NumberOfFrames") or 1),
             height,
             width,
-            spacing_mm=square(*region[1]) if region else _spacing(data),
+            spacing_mm=spacing_of(data),
             field=region[0].within(height, width) if region else None,
             patient=str(data.get("PatientID") or "").strip(),
             device=" ".join(maker).strip(),
@@ -129,7 +129,10 @@ def _region(data: "Dataset") -> tuple[Field, tuple[float, float]] | None:
     return max(found, key=lambda region: region[0].area, default=None)
 
 
-def _spacing(data: "Dataset") -> float | None:
+def spacing_of(data: "Dataset") -> float | None:
+    """The side of a pixel in mm, as the header tells it, or None."""
+    if region := _region(data):
+        return square(*region[1])
     given = data.get("PixelSpacing")
     return square(float(given[1]), float(given[0])) if given else None
 

@@ -1,13 +1,13 @@
 """A sheet of frames before and after an intake, for whoever looks whether anything was left in. It stays here."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from clients.data.images import Grey
+from common.files import write_atomically
 
 SIDE, COLUMNS, MOST = 240, 3, 48
 #: In the picture before, what was blanked is red, and what was filled is tinted so that it still can be read.
@@ -18,27 +18,34 @@ class BeforeAfter:
     """Collects pairs, evenly thinned out so that late files are seen as well as early ones."""
 
     def __init__(self) -> None:
-        self._pairs: list[Image.Image] = []
+        self._pairs: list[tuple[str, Image.Image]] = []
         self._seen, self._step = 0, 1
 
-    def add(self, before: Grey, after: Grey) -> None:
-        """Keep a frame, or not: at most `MOST` are kept, of all that are ever added."""
+    def add(self, name: str, before: Grey, after: Grey) -> None:
+        """Keep a frame of the file `name`, or not: at most `MOST` are kept, of all that are ever added."""
         if self._seen % self._step == 0:
-            self._pairs.append(_pair(before, after))
+            self._pairs.append((name, _pair(before, after)))
             if len(self._pairs) > MOST:
                 self._pairs, self._step = self._pairs[::2], self._step * 2
         self._seen += 1
 
+    def forget(self, name: str) -> None:
+        """Drop the frames of a file that was not taken in after all."""
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+
     def write(self, path: Path) -> None:
-        """Write the sheet as PNG, readable by its owner alone: the pictures before hold whatever was burned in."""
+        """Write the sheet as PNG, readable by its owner alone: the pictures before hold whatever was burned in.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
         rows = -(-len(self._pairs) // COLUMNS)
         sheet = Image.new("RGB", (COLUMNS * (2 * SIDE + 12), max(1, rows) * (SIDE + 12)), (250, 250, 250))
-        for place, pair in enumerate(self._pairs):
+        for place, (_, pair) in enumerate(self._pairs):
             sheet.paste(pair, (place % COLUMNS * (2 * SIDE + 12) + 4, place // COLUMNS * (SIDE + 12) + 4))
         content = io.BytesIO()
         sheet.save(content, "PNG")
-        with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(content.getvalue())
+        write_atomically(path, content.getvalue(), then="take the images in again, or give another --sheet")
 
 
 def _pair(before: Grey, after: Grey) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -68,7 +69,8 @@ def new(
         raise CrossProbeError(f"expected OUT apart from SRC, found {out} within it or around it. Give another.")
     if spacing_mm is not None and not SPACING_MM[0] <= spacing_mm <= SPACING_MM[1]:
         raise CrossProbeError(f"expected --spacing-mm from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}.")
-    site_name = check_name(name or re.sub("[^a-z0-9]+", "-", outside.name.lower()).strip("-")[:63])
+    plain = unicodedata.normalize("NFKD", outside.name).encode("ascii", "ignore").decode().lower()
+    site_name = check_name(name or re.sub("[^a-z0-9]+", "-", plain).strip("-")[:63])
     secret = site_key(key or outside.with_name(f"{outside.name}.key"))
     sources = find_sources(source, table=table, pattern=patient_pattern, masks=masks)
     pictures = BeforeAfter()
@@ -81,7 +83,7 @@ def new(
             rules=Rules(role, spacing_mm, device, keep_outside, keep_marks, keep_frames, most_frames),
             key=secret,
             overwrite=overwrite,
-            show=pictures.add,
+            sheet=pictures,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     sheet = sheet or outside.with_name(f"{outside.name}-before-after.png")

@@ -5,7 +5,7 @@ the field of view, and what is found of text, arrows and calipers within it. No 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from clients.data.folders import whole_folder, write_site_files
 from clients.data.formats import open_recording
 from clients.data.formats.recording import Pixels, Recording, b_mode
 from clients.data.images import Grey, Mask, PictureError, check_depth, check_mask_size
+from clients.data.intake.before_after import BeforeAfter
 from clients.data.intake.fill import filled
 from clients.data.intake.identity import pseudonym
 from clients.data.intake.marks import find_marks
@@ -74,6 +75,11 @@ class Removed:
     patients_renamed: int = 0
     findings: list[Finding] = field(default_factory=list)
 
+    def add(self, other: "Removed") -> None:
+        """Count what another one counted, too."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
     def lines(self) -> list[str]:
         """The counts in words."""
         return [
@@ -90,10 +96,6 @@ class Removed:
         ]
 
 
-#: Receives (before, after) of a frame that was taken in.
-Show = Callable[[Grey, Grey], None]
-
-
 def take_in(
     sources: list[Source],
     out: Path,
@@ -102,10 +104,13 @@ def take_in(
     rules: Rules,
     key: bytes,
     overwrite: bool = False,
-    show: Show = lambda before, after: None,
+    sheet: BeforeAfter,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Removed:
     """Write the site's folder `out` and return what was done.
+
+    Args:
+        sheet: receives the frames that were taken in.
 
     Raises:
         FolderInUseError: see `whole_folder`.
@@ -117,18 +122,18 @@ def take_in(
         for kind in ("images", "masks"):
             (work / kind).mkdir()
         for done, source in enumerate(sources, 1):
-            begun = len(rows)
+            begun, own = len(rows), Removed()
             try:
                 recording = open_recording(source.file)
                 patient = _patient(source, recording)
-                for index, before, after, mask in _frames(source, recording, rules, removed):
+                for index, before, after, mask in _frames(source, recording, rules, own):
                     row = _row(key, source, recording, patient, index, rules)
                     rows.append(row)
                     Image.fromarray(after).save(work / row["image"])
                     if mask is not None:
                         row["mask"] = row["image"].replace("images/", "masks/")
                         Image.fromarray(mask.astype(np.uint8) * 255).save(work / row["mask"])
-                    show(before, after)
+                    sheet.add(source.name, before, after)
             except PictureError as error:
                 removed.findings.append(error.finding(source.name))
                 for row in rows[begun:]:  # a file is taken in whole or not at all
@@ -136,10 +141,12 @@ def take_in(
                         if kind in row:
                             (work / row[kind]).unlink(missing_ok=True)
                 del rows[begun:]
+                sheet.forget(source.name)
                 continue
             finally:
                 progress(done, len(sources))
             patients.add(patient)
+            removed.add(own)
         removed.frames_taken = len(rows)
         if not rows:
             reasons = "\n".join(str(finding) for finding in removed.findings[:3])
