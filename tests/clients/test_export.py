@@ -235,7 +235,8 @@ def test_the_bench_times_every_way_beside_torch(
     for timing in timings:
         assert 0 < timing["p50_ms"] <= timing["p95_ms"] <= timing["p99_ms"]
         assert timing["cpu_ms"] > 0
-        assert timing["frames_per_s"] == pytest.approx(1e3 / timing["p50_ms"], rel=0.01)
+        # two digits are printed, of which a slow machine's 0.44 keeps little
+        assert timing["frames_per_s"] == pytest.approx(1e3 / timing["p50_ms"], rel=0.01, abs=0.006)
 
 
 def test_images_that_cannot_be_used_are_named(scans: Path, tmp_path: Path) -> None:
