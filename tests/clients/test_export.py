@@ -288,13 +288,10 @@ def test_the_documents_figures_are_those_of_the_benchmark(file: Path) -> None:
     assert bench.as_markdown([bench.Timing(**timing) for timing in found["timings"]]) in text
     for name in ("int8_dice", "dice_predict"):
         assert found[name] is None or f"{found[name]:.4f}" in text
-    # the document says that live speed was not reached, so that must be so
-    assert max(timing["frames_per_s"] for timing in found["timings"]) < bench.LIVE_FRAMES_PER_S
-    if "student" in file.stem:  # and what the student could reach on a core for itself
-        bound = int(1e3 / next(t["cpu_ms"] for t in found["timings"] if t["way"] == "onnxruntime float32"))
-        assert f"at most {bound} frames a second" in text
-        assert bound > bench.LIVE_FRAMES_PER_S
+    # the document says that the student alone reached live speed, float32 too
+    fast = next(t for t in found["timings"] if t["way"] == "onnxruntime float32")["frames_per_s"]
+    assert (fast >= bench.LIVE_FRAMES_PER_S) == ("student" in file.stem)
 
 
 def test_the_documents_have_figures() -> None:
-    assert list((ROOT / "docs").glob("export-bench-*.json"))
+    assert len(list((ROOT / "docs").glob("export-bench-*.json"))) == 3
