@@ -4,18 +4,15 @@ A file a study in the state folder, written after each training task that was an
 update from a version that kept none, only the study's first weights are known.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from clients.governance.state import VERSION, State, write
+from clients.governance.state import State, read_record, write_record
 from common.components import Tensors, component_of
-from common.errors import SiteStateError
-from common.messages import digest
-from common.strict_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -42,27 +39,21 @@ def read_received(state: State, study_hash: str, start: int) -> Received:
     Raises:
         SiteStateError: if the record is damaged.
     """
-    path = state.received(study_hash)
-    try:
-        head, _, blob = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
-        return Received()
-    except OSError as error:
-        raise SiteStateError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from None
-    try:
-        content = parse_json(head, origin=path.name)
-        if (content["version"], content["sha256"]) != (VERSION, digest(blob)):
-            raise ValueError
-        return Received(content["rounds"], load(blob)) if content["start"] == start else Received()
-    except (ValueError, KeyError, TypeError, SafetensorError):
-        raise SiteStateError(
-            f"{path} is damaged. Restore it from your latest backup, or remove it: the next request's weights are then "
-            "compared with the study's first ones only."
-        ) from None
+
+    def made(content: dict[str, Any], blob: bytes) -> Received:
+        try:
+            return Received(content["rounds"], load(blob)) if content["start"] == start else Received()
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
+
+    remedy = (
+        "Restore it from your latest backup, or remove it: the next request's weights are then compared with the "
+        "study's first ones only."
+    )
+    return read_record(state.received(study_hash), made, remedy) or Received()
 
 
 def keep_received(state: State, study_hash: str, start: int, received: Received) -> None:
     """Bring what a study's requests brought to the disk in one step. Raises SiteStateError."""
-    blob = save(received.tensors)
-    content = {"version": VERSION, "sha256": digest(blob), "start": start, "rounds": received.rounds}
-    write(state.received(study_hash), json.dumps(content).encode() + b"\n" + blob)
+    content = {"start": start, "rounds": received.rounds}
+    write_record(state.received(study_hash), content, save(received.tensors))

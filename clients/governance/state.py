@@ -16,10 +16,11 @@ It is apart from the folder with the images, which the worker needs only to read
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -32,6 +33,7 @@ from common.strict_text import parse_json
 
 SECRET_BYTES = 32
 VERSION = 1
+T = TypeVar("T")
 #: What to do once a write failed, for the person who reads the error.
 _THEN = "start the worker or the command again"
 
@@ -166,23 +168,13 @@ class State:
         Raises:
             SiteStateError: if the record is damaged; without it an old round could be answered twice.
         """
-        path = self._answered(study_hash)
-        try:
-            head, _, reply = path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return Answered()
-        except OSError as error:
-            raise SiteStateError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from None
-        try:
-            content = parse_json(head, origin=path.name)
-            if content.pop("version") != VERSION or content.pop("sha256") != digest(reply):
-                raise ValueError
-            return Answered(**content, reply=reply)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise SiteStateError(
-                f"{path} is damaged. Restore it from your latest backup; if there is none, remove it, and approve the "
-                "study again with --restart if the coordinator starts it over."
-            ) from None
+        known = read_record(
+            self._answered(study_hash),
+            lambda content, reply: Answered(**content, reply=reply),
+            "Restore it from your latest backup; if there is none, remove it, and approve the study again with "
+            "--restart if the coordinator starts it over.",
+        )
+        return known or Answered()
 
     def keep_answer(self, study_hash: str, answered: Answered) -> None:
         """Bring a round and its reply to the disk in one step, before the reply leaves.
@@ -190,9 +182,8 @@ class State:
         Raises:
             SiteStateError: if that fails; the record before it is intact.
         """
-        content = {"version": VERSION, "sha256": digest(answered.reply), **asdict(answered)}
-        del content["reply"]
-        write(self._answered(study_hash), json.dumps(content).encode() + b"\n" + answered.reply)
+        content = asdict(answered)
+        write_record(self._answered(study_hash), content, content.pop("reply"))
 
     def received(self, study_hash: str) -> Path:
         """Return the file of what a study's requests brought last, see `clients.governance.received`."""
@@ -229,3 +220,30 @@ def write(path: Path, content: bytes, *, mode: int = PRIVATE) -> None:
         write_atomically(path, content, then=_THEN, mode=mode)
     except RunError as error:
         raise SiteStateError(str(error)) from None
+
+
+def write_record(path: Path, content: Mapping[str, Any], blob: bytes) -> None:
+    """Write a line of JSON and bytes whose hash it holds, in one step, see `write`."""
+    head = {"version": VERSION, "sha256": digest(blob), **content}
+    write(path, json.dumps(head).encode() + b"\n" + blob)
+
+
+def read_record(path: Path, made: Callable[[dict[str, Any], bytes], T], remedy: str) -> T | None:
+    """Return what `made` makes of a record's JSON and bytes, as `write_record` was given them; None without a file.
+
+    Raises:
+        SiteStateError: if it cannot be read, or is damaged: with what to do then.
+    """
+    try:
+        head, _, blob = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SiteStateError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from None
+    try:
+        content = parse_json(head, origin=path.name)
+        if content.pop("version") != VERSION or content.pop("sha256") != digest(blob):
+            raise ValueError
+        return made(content, blob)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SiteStateError(f"{path} is damaged. {remedy}") from None
