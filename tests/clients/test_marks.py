@@ -123,6 +123,8 @@ def test_an_intake_fills_marks_and_counts_them_and_leaves_every_mask(
         frame = render_frame(seed=9, patient=patient, frame=0, profile=PROFILES["lumify_like"])
         Image.fromarray(written(rgb(frame.image), (255, 255, 255))[0]).save(tmp_path / f"shots/p{patient}_.png")
         Image.fromarray(frame.mask).save(tmp_path / f"masks/p{patient}_.png")
+    (tmp_path / "k").write_bytes(b"k" * 32)  # a known key: with a random one, all three patients may miss `train`
+    (tmp_path / "k").chmod(0o600)
     command = ["site", "new", str(tmp_path / "shots"), "--role", "source", "--patient-pattern", r"(p\d)_", "--json"]
     command += [
         "--masks",
