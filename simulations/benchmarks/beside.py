@@ -24,7 +24,8 @@ from simulations.benchmarks.systems import Ran
 from simulations.phantom.demo import write_sites
 from simulations.publication import origin, tell
 
-ROUNDS, STEPS = 6, 20
+#: A round of the demo's first stage.
+ROUNDS, STEPS = 6, 60
 PATIENTS: Mapping[Role, Mapping[Split, int]] = {"source": {"train": 16}}
 
 
@@ -74,6 +75,7 @@ def main(
         console.print("plain Flower")
         ran.append(systems.plain_flower(study, sites, ROUNDS))
         if nvflare is not None:
+            settings["command"] = str(settings["command"]).replace(str(nvflare), "PYTHON")  # wherever it lies
             console.print("NVFLARE")
             ran.append(systems.nvflare(nvflare, Path(sysconfig.get_path("purelib")), study, sites, ROUNDS))
     tell("beside", {**settings, "ran": [asdict(own) for own in ran]}, page(ran, settings))
