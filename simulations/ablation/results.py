@@ -18,6 +18,9 @@ from common.metric_name import PREDICTORS
 from simulations.ablation.page import detectable, overview, points
 from simulations.ablation.page import section as ablation_section
 
+#: The studies that the README runs, on real images and on phantoms; all others are earlier forms of the method.
+CURRENT = ("self-training.yaml", "demo.yaml")
+
 
 def page(folder: Path) -> str:
     """Return the page as Markdown.
@@ -39,10 +42,19 @@ def page(folder: Path) -> str:
     bounds = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cross-fitted").glob("*.json"))]
     if bounds:
         sections.append(cross_fitted(bounds))
-    if summaries:
-        sections.insert(0, f"## Ablations in short\n\nDice % on the target's test patients.\n\n{overview(summaries)}")
+    current, earlier = by_form(summaries)
+    if earlier:
+        sections.insert(0, f"### Earlier forms of the method\n\n{overview(earlier)}")
+    if current:
+        sections.insert(0, f"## Ablations in short\n\nDice % on the target's test patients.\n\n{overview(current)}")
     head = "<!-- written by `python -m simulations.ablation.results docs/results`; edit notes.md there instead -->\n"
     return head + notes.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(sections)
+
+
+def by_form(summaries: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the ablations of the method as it is, in the order of `CURRENT`, and those of its earlier forms."""
+    current = [summary for study in CURRENT for summary in summaries if summary["study"] == study]
+    return current, [summary for summary in summaries if summary["study"] not in CURRENT]
 
 
 def section(name: str, summary: dict[str, Any]) -> str:
