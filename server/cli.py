@@ -1,10 +1,12 @@
 """The coordinator's commands: `crossprobe study`, `provision` and `report`."""
 
 from common.options import RunFolder, TensorBoard, commands, examples
-from server.federation.cli import app as federation
+from server.federation.cli import study
+from server.federation.provision_cli import app as provision
 
 app = commands()
-app.add_typer(federation)
+app.add_typer(provision)
+app.add_typer(study, name="study")
 
 
 @app.command(epilog=examples("crossprobe report runs/demo", "crossprobe report runs/demo --tensorboard runs/board"))

@@ -355,7 +355,7 @@ def rehearse(
     in earnest: what docs/coordinator.md does step by step. It takes about two minutes, and ends all that it started,
     also on Ctrl-C. It separates nothing, since all runs as one user: keep it to phantoms.
     """
-    from server.federation.cli import run_to_its_end
+    from server.federation.following import run_to_its_end
     from simulations.rehearsal import rehearse as rehearse_federation
 
     console = Console(stderr=as_json)

@@ -1,18 +1,15 @@
-"""`crossprobe study` and `crossprobe provision`: what a coordinator does between hospitals."""
+"""`crossprobe study`: what a coordinator does between hospitals."""
 
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common.errors import RunError
@@ -38,9 +35,7 @@ SigningKeys = Annotated[
 
 if TYPE_CHECKING:
     from server.federation.flower_cli import FlowerCli
-    from server.history import RoundRecord
 
-app = commands()
 study = commands(
     help="Look at a study, run it between hospitals, follow it, stop it.",
     no_args_is_help=True,
@@ -55,67 +50,6 @@ study = commands(
         note=f"{ADDRESS_VARIABLE} and {CA_VARIABLE} stand for --address and --ca where these are not given.",
     ),
 )
-app.add_typer(study, name="study")
-
-
-@app.command(
-    epilog=examples(
-        "crossprobe provision configs/demo.yaml --out kits",
-        "crossprobe provision study.yaml --out kits --address fl.example.org --port 443 \\\n"
-        "      --site north-clinic:source --site east-clinic:target",
-        "crossprobe provision study.yaml --out kits --add --site west-clinic:target",
-        "crossprobe provision --out kits --renew",
-    )
-)
-def provision(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the kits; keep it out of version control")],
-    study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="study file (YAML)")] = None,
-    address: Annotated[
-        str | None, typer.Option(metavar="HOST", help="by which hospitals reach the coordinator (proxy)")
-    ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="port of it (9443)")] = None,
-    site: Annotated[list[str] | None, typer.Option(metavar="NAME:ROLE", help="a hospital; give one for each")] = None,
-    add: Annotated[bool, typer.Option("--add", help="only add the --site kits to those in OUT")] = False,
-    renew: Annotated[bool, typer.Option("--renew", help="only renew the server's certificate; needs OUT/ca")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing authority")] = False,
-) -> None:
-    """Make certificates and a startup kit for each hospital.
-
-    Makes a federation's certificate authority and the startup kits: one folder for the coordinator, one for each
-    hospital. Hospitals make their own keys, see the README.md in each kit.
-    """
-    if add + renew + overwrite > 1:
-        raise click.UsageError("--add, --renew and --overwrite are three different things: give one of them")
-
-    from common.study import load_study
-    from server.federation.provision import add_sites, parse_site, renew_server, signing_fingerprint, valid_host
-    from server.federation.provision import provision as make_kits
-
-    if renew:
-        if study_file or site or address is not None or port is not None:
-            raise click.UsageError("--renew takes --out only: names and authority stay as they are")
-        print(f"the server's new certificate ends on {renew_server(out):%Y-%m-%d}; no hospital needs a new file.")
-        print("Bring server.key and server.crt to the server, then there: docker compose restart superlink proxy")
-        return
-    if study_file is None:
-        raise click.UsageError("which study? Give its file")
-    if add:
-        if not site or address is not None or port is not None:
-            raise click.UsageError("--add needs --site; it takes address and port from the coordinator's kit in OUT")
-        for kit in add_sites(load_study(study_file), study_file, out, [parse_site(text) for text in site]):
-            print(f"{kit}: begin with {kit / 'README.md'}")
-            print(f"then register its keys: crossprobe study register {kit.name} node.pub signing.pub")
-        return
-    try:
-        host = valid_host("proxy" if address is None else address)
-    except ValueError as error:
-        raise click.UsageError(f"--address: {error}") from None
-    sites = [parse_site(text) for text in site or ("source:source", "target:target")]
-    kits = make_kits(load_study(study_file), study_file, out, sites, host=host, port=port or 9443, overwrite=overwrite)
-    print("\n".join(f"{kit}: begin with {kit / 'README.md'}" for kit in kits))
-    print(f"{out / 'ca'}: the authority's key; take it off this machine and keep it safe")
-    print("Each hospital approves the key that signs your requests: compare its fingerprint over the telephone. It is")
-    print(f"  {signing_fingerprint(out)}")
 
 
 @study.command(epilog=examples("crossprobe study check configs/demo.yaml"))
@@ -217,7 +151,7 @@ def unregister(
     address: Address = "",
     ca: Ca = None,
 ) -> None:
-    """Bar the keys behind a site's name, e.g. stolen ones."""
+    """Bar the keys behind a site's name, such as stolen ones."""
     from server.signed import expel, keys_folder
 
     nodes = _connection(address, ca).unregister(name)
@@ -242,6 +176,7 @@ def run(
     ca: Ca = None,
 ) -> None:
     """Run it to its end; exit code 0 only if it completed."""
+    from server.federation.following import run_to_its_end
     from server.tensorboard import following
 
     console = Console()
@@ -257,57 +192,6 @@ def run(
         )
         raise typer.Exit(130) from None
     console.print(f"completed. The model and the history are in {out}; next: crossprobe report {out}")
-
-
-def run_to_its_end(
-    cli: "FlowerCli",
-    study_file: Path,
-    out: Path,
-    *,
-    resume: bool,
-    console: Console,
-    also: Callable[[], None] = lambda: None,
-) -> None:
-    """Start a study and follow it, a line a round. Raises RunError if it fails; what it wrote stays.
-
-    Args:
-        also: called after each round.
-    """
-    from common.study import load_study
-    from server import history
-    from server.federation import deployment
-
-    total = len(list(load_study(study_file).rounds()))
-    before = sum(record.counted for record in history.read(out)) if resume else 0
-    run_id = deployment.start(cli, study_file, out, resume=resume)
-    console.print(f"run {run_id} started; it writes {out}", soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rounds"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("enrolment", total=total, completed=before)
-
-        def on_round(record: "RoundRecord") -> None:
-            console.print(_line(record), soft_wrap=True)
-            bar.update(task, description=record.stage, completed=record.round + record.counted)
-            also()
-
-        deployment.follow(cli, run_id, out, on_round)
-
-
-def _line(record: "RoundRecord") -> str:
-    """One round in one line: what took how long, its losses, and every site that did not do its part."""
-    from server.history import losses
-
-    well = sum(site.status == "ok" for site in record.sites.values())
-    parts = [f"round {record.round} {record.stage}: {well} of {len(record.sites)} sites, {record.seconds:.1f} s"]
-    parts += [
-        f"{name} {site.status}: {site.detail or 'no reason given'}"
-        for name, site in record.sites.items()
-        if site.status != "ok"
-    ]
-    parts[0] += "".join(f", {task} loss {loss:.3g}" for task, loss in losses(record).items())
-    if not record.counted:
-        parts.append("below quorum, asked again once its sites are back")
-    return escape("; ".join(parts))
 
 
 @study.command(epilog=examples("crossprobe study status runs/first", "crossprobe study status runs/first --json"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server import history
-from server.federation.cli import _line
+from server.federation.following import line
 from server.history import RoundRecord, SiteRecord
 
 
@@ -37,4 +37,4 @@ def test_a_rounds_losses_are_means_over_the_sites_of_a_task() -> None:
     }
     record = RoundRecord(3, "adapt", "2026-01-01T00:00:00+00:00", 2.0, sites)
     assert history.losses(record) == {"supervise": pytest.approx(0.3)}
-    assert _line(record) == "round 3 adapt: 3 of 3 sites, 2.0 s, supervise loss 0.3"
+    assert line(record) == "round 3 adapt: 3 of 3 sites, 2.0 s, supervise loss 0.3"

@@ -10,7 +10,7 @@ from tiny import enrolled, round_of, study
 from common.errors import RunError
 from common.messages import Refusal, pack
 from server.algorithm import init
-from server.federation.cli import _line
+from server.federation.following import line
 from server.history import RoundRecord
 from server.rounds import run_round
 from server.run import enrol, initial_components
@@ -81,7 +81,7 @@ def test_a_rounds_record_line_and_log_stay_short_and_plain(payload: bytes, caplo
         record = played(payload)
     assert {site.status for site in record.sites.values()} == {"refused"}
     assert all(plain(site.detail) for site in record.sites.values())
-    assert plain(_line(record))
+    assert plain(line(record))
     assert len(caplog.records) >= len(record.sites)
     assert all(plain(entry.getMessage()) for entry in caplog.records)
 

@@ -1,0 +1,71 @@
+"""`crossprobe provision`: certificates, and a startup kit for each hospital."""
+
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from common.options import commands, examples
+
+app = commands()
+
+
+@app.command(
+    epilog=examples(
+        "crossprobe provision configs/demo.yaml --out kits",
+        "crossprobe provision study.yaml --out kits --address fl.example.org --port 443 \\\n"
+        "      --site north-clinic:source --site east-clinic:target",
+        "crossprobe provision study.yaml --out kits --add --site west-clinic:target",
+        "crossprobe provision --out kits --renew",
+    )
+)
+def provision(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the kits; keep it out of version control")],
+    study_file: Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="study file (YAML)")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST", help="by which hospitals reach the coordinator (proxy)")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="port of it (9443)")] = None,
+    site: Annotated[list[str] | None, typer.Option(metavar="NAME:ROLE", help="a hospital; give one for each")] = None,
+    add: Annotated[bool, typer.Option("--add", help="only add the --site kits to those in OUT")] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="only renew the server's certificate; needs OUT/ca")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing authority")] = False,
+) -> None:
+    """Make certificates and a startup kit for each hospital.
+
+    Makes a federation's certificate authority and the startup kits: one folder for the coordinator, one for each
+    hospital. Hospitals make their own keys, see the README.md in each kit.
+    """
+    if add + renew + overwrite > 1:
+        raise click.UsageError("--add, --renew and --overwrite are three different things: give one of them")
+
+    from common.study import load_study
+    from server.federation.provision import add_sites, parse_site, renew_server, signing_fingerprint, valid_host
+    from server.federation.provision import provision as make_kits
+
+    if renew:
+        if study_file or site or address is not None or port is not None:
+            raise click.UsageError("--renew takes --out only: names and authority stay as they are")
+        print(f"the server's new certificate ends on {renew_server(out):%Y-%m-%d}; no hospital needs a new file.")
+        print("Bring server.key and server.crt to the server, then there: docker compose restart superlink proxy")
+        return
+    if study_file is None:
+        raise click.UsageError("which study? Give its file")
+    if add:
+        if not site or address is not None or port is not None:
+            raise click.UsageError("--add needs --site; it takes address and port from the coordinator's kit in OUT")
+        for kit in add_sites(load_study(study_file), study_file, out, [parse_site(text) for text in site]):
+            print(f"{kit}: begin with {kit / 'README.md'}")
+            print(f"then register its keys: crossprobe study register {kit.name} node.pub signing.pub")
+        return
+    try:
+        host = valid_host("proxy" if address is None else address)
+    except ValueError as error:
+        raise click.UsageError(f"--address: {error}") from None
+    sites = [parse_site(text) for text in site or ("source:source", "target:target")]
+    kits = make_kits(load_study(study_file), study_file, out, sites, host=host, port=port or 9443, overwrite=overwrite)
+    print("\n".join(f"{kit}: begin with {kit / 'README.md'}" for kit in kits))
+    print(f"{out / 'ca'}: the authority's key; take it off this machine and keep it safe")
+    print("Each hospital approves the key that signs your requests: compare its fingerprint over the telephone. It is")
+    print(f"  {signing_fingerprint(out)}")
