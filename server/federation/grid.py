@@ -15,10 +15,10 @@ from server.transport import ENROL_S, Failure
 
 #: Between two looks for replies, and for nodes that connect, in seconds.
 POLL_S, NODES_POLL_S = 0.1, 0.5
-#: A look at a site that has not replied costs milliseconds of the SuperLink too. Where simulated sites need the same
-#: machine, this share of the time is spent on such looks at most. Hospitals have their own: a look must not be
-#: late: that a SuperNode is gone shows only until it is back, and what it had been given is lost with it.
-LOOKING_SHARE = 0.2
+#: A look at a site that has not replied costs milliseconds of the SuperLink too, which the sites need as well: this
+#: share of the time is spent on such looks at most. Simulated sites need the same machine. For hospitals a look must
+#: not be late: that a SuperNode is gone shows only until it is back, and what it had been given is lost with it.
+SIMULATED_SHARE, HOSPITALS_SHARE = 0.2, 0.5
 #: What Flower's error codes mean to a coordinator. An error's own text is the other side's and is not kept.
 _LATE = (3, 4)
 _CODES = {
@@ -131,8 +131,8 @@ class GridTransport:
                 arrived = True
                 yield waiting.pop(message_id), reply
         if waiting:
-            rest = 0.0 if self.at_once is None else looked_s * (1 / LOOKING_SHARE - 1)
-            time.sleep(max(0.0 if arrived else POLL_S, rest))
+            share = HOSPITALS_SHARE if self.at_once is None else SIMULATED_SHARE
+            time.sleep(max(0.0 if arrived else POLL_S, looked_s * (1 / share - 1)))
 
     def _pulled(self, message_id: str, deadline_s: float) -> bytes | Failure | None:
         """Return the reply to a message, None if there is none yet.
