@@ -14,6 +14,7 @@ from typing import Any
 from clients.data.site import Site
 from clients.governance.accountant import Accountant
 from clients.governance.approval import Approval, approval_of, valid_approvals
+from clients.governance.cohorts import Cohorts
 from clients.governance.ledger import Ledger, LedgerError, entry
 from clients.governance.rate_limit import RateLimit
 from clients.governance.received import keep_received, read_received
@@ -54,7 +55,7 @@ class Gatekeeper:
 
     Raises:
         LedgerError: if the ledger is damaged.
-        SiteStateError: if the accountant's file is, or if the folder knows less than its ledger.
+        SiteStateError: if the accountant's file is, or that of cohorts, or if the folder knows less than its ledger.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class Gatekeeper:
         self._config = _site_yaml(site)
         self._signing_key = state.signing_key()
         self.accountant = Accountant(state.accountant)
-        check_rollback(state, self.accountant)
+        self.cohorts = Cohorts(state, site.config.name, site.config.policy.min_patients)
+        check_rollback(state, self.accountant, self.cohorts)
         self.rate_limit = RateLimit()
         self._at_work, self._writing = threading.Lock(), threading.Lock()
         self._turned_away = 0
@@ -152,8 +154,8 @@ class Gatekeeper:
         return reply
 
     def _append(self, line: dict[str, Any]) -> str:
-        """Write a line of the ledger, bound to the accountant's file as it is now; the caller holds `_writing`."""
-        head = self.ledger.append(line | {"accountant": self.accountant.sha256})
+        """Write a line of the ledger, bound to what the state knows as it is now; the caller holds `_writing`."""
+        head = self.ledger.append(line | {"accountant": self.accountant.sha256, "cohorts": self.cohorts.known})
         self.witness(head)
         return head
 
@@ -186,7 +188,8 @@ class Gatekeeper:
             self.site.config.policy.check_date(self.ledger.now().date())
             if isinstance(request.header, EnrolRequest):  # needs no image, and waits for no task
                 start = self.state.answered(approval.study_hash).start
-                declared = enrolment(request, self.site, approval.study, self._masker(approval, start))
+                masker = self._masker(approval, start)
+                declared = enrolment(request, self.site, approval.study, masker, self.cohorts.counted)
                 # As approved: a count that followed the folder would tell when a patient came or went.
                 return Message.of(declared.model_copy(update={"patients": approval.patients}))
             if not self._at_work.acquire(timeout=self.busy_wait_s):
@@ -289,6 +292,7 @@ class Gatekeeper:
                 device=self.site.config.device,
                 masker=self._masker(approval, start),
                 patients=approval.patients,
+                counting=self.cohorts.counted,
             )
         assert self._worker is not None
         return self._worker

@@ -2,17 +2,23 @@
 
 The mean over n patients times n, less the mean over the others times n - 1, is his own value, as far as rounding leaves
 it: the differencing attack (Dwork and Roth 2014, section 1.1). Within a study such numbers do not change; the second
-study is another one. The attacker is taken to know n.
+study is another one. The attacker is taken to know how many are behind each number. A site's state stays between the
+studies, and with it who counts together (`clients.governance.cohorts`): then the difference is one of several patients,
+and the best that he can say of each is their mean.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clients.data.dataset import Dataset
-from clients.data.site import Site
+from clients.data.site import Site, Split
+from clients.governance.cohorts import Cohorts, Counting, everyone
+from clients.governance.state import State
 from clients.learning.evaluate import measure_patients
 from clients.learning.scoring import mean_area, visible_widths
 from clients.node.worker import Worker
@@ -55,33 +61,50 @@ class Told:
     told: int
 
 
-Ask = Callable[[Site, str], Mapping[str, float]]
+@dataclass(frozen=True)
+class Answer:
+    """A number as it left, None where it did not, and over how many patients it is."""
+
+    value: float | None
+    behind: int
 
 
-def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
+Ask = Callable[[Site, str], Answer]
+
+
+def numbers(site: Site, model: Model | None, seed: int, *, cohorts: bool = True) -> Iterator[Told]:
     """Yield what each number gives away that a site of this role sends over all patients of a split.
 
     Args:
         model: whose evaluation is attacked; None: only what training tells.
+        cohorts: with False the site keeps nothing between the studies, and everybody always counts.
     """
-    if site.config.role == "source":
-        study = hostile_study("supervise", seed=seed, **AREA)
-        ask = _asking(study, next(iter(study.rounds())), {})
-        yield _told(site, "foreground_fraction", ask, _areas(site, study), seed)
-    if model is not None and model.study.fused and site.patients("test", labelled=True):
-        study, closing = model.study, list(model.study.rounds())[-1]
-        ask = _asking(study, closing, model.networks.export(FUSED))
-        found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)["infusion"]
-        truths = dict(zip(sorted(found), mean_by_patient(found, "dice"), strict=True))
-        yield _told(site, "infusion/dice/mean", ask, truths, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        secret = simulated_secret(hostile_study("supervise", seed=seed), site.config.name)
+        state = State.create(Path(folder) / "state", secret)
+        kept = Cohorts(state, site.config.name, site.config.policy.min_patients)
+        counting = kept.counted if cohorts else everyone
+        if site.config.role == "source":
+            study = hostile_study("supervise", seed=seed, **AREA)
+            ask = _asking("foreground_fraction", "train", study, next(iter(study.rounds())), {}, counting)
+            yield _told(site, "foreground_fraction", ask, _areas(site, study), seed)
+        if model is not None and model.study.fused and site.patients("test", labelled=True):
+            study, closing = model.study, list(model.study.rounds())[-1]
+            name, tensors = "infusion/dice/mean", model.networks.export(FUSED)
+            ask = _asking(name, "test", study, closing, tensors, counting)
+            found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)
+            values = mean_by_patient(found["infusion"], "dice")
+            yield _told(site, name, ask, dict(zip(sorted(found["infusion"]), values, strict=True)), seed)
 
 
-def _asking(study: Study, round_: Round, tensors: Tensors) -> Ask:
-    def ask(site: Site, name: str) -> Mapping[str, float]:
+def _asking(number: str, split: Split, study: Study, round_: Round, tensors: Tensors, counting: Counting) -> Ask:
+    def ask(site: Site, name: str) -> Answer:
         of = study.model_copy(update={"name": f"{study.name}-{name}"})
         task = round_.stage.task_of(site.config.role)
         assert task is not None
-        return ask_numbers(Worker(site, of, simulated_secret(of, site.config.name)), of, round_, task, tensors)
+        worker = Worker(site, of, simulated_secret(of, site.config.name), counting=counting)
+        value = ask_numbers(worker, of, round_, task, tensors).get(number)
+        return Answer(value, len(worker.data.counted(split, labelled=True)))
 
     return ask
 
@@ -90,7 +113,7 @@ def _areas(site: Site, study: Study) -> dict[str, float]:
     """Return each training patient's marked share of the image, as the number counts it."""
     data = Dataset(site, study)
     found = {}
-    for frame in data.overview("train", len(site.patients("train"))):
+    for frame in data.counted_overview("train"):
         sample = data.labelled(frame)
         assert sample.truth is not None
         found[frame.patient] = mean_area([sample.truth], 0.5, study.image.size, visible_widths(study, [sample]))
@@ -99,23 +122,23 @@ def _areas(site: Site, study: Study) -> dict[str, float]:
 
 def _told(site: Site, number: str, ask: Ask, truths: Mapping[str, float], seed: int) -> Told:
     """Take patients out of a split, one at a time, and tell how near the difference comes to each one's value."""
-    everyone = sorted(truths)
-    chosen = np.random.default_rng(seed).permutation(everyone)[:ATTACKED]
+    everybody = sorted(truths)
+    chosen = np.random.default_rng(seed).permutation(everybody)[:ATTACKED]
     try:
-        after = ask(site, "after").get(number)
-        before = [ask(_without(site, patient), "before").get(number) for patient in chosen]
-        answer = "withheld" if after is None or None in before else "answered"
+        asked = [ask(site, "with"), *(ask(_without(site, patient), "without") for patient in chosen)]
+        answer = "withheld" if None in (own.value for own in asked) else "answered"
     except Refused as refusal:
         answer = refusal.code
     if answer != "answered":
-        return Told(site.config.name, number, len(everyone), answer, 0, 0.0, 0.0, 0)
-    truth, less = np.array([truths[patient] for patient in chosen]), np.array(before, dtype=float)
-    assert after is not None
-    error = np.abs(len(everyone) * after - (len(everyone) - 1) * less - truth)
-    guess = np.abs(less - truth)
+        return Told(site.config.name, number, len(everybody), answer, 0, 0.0, 0.0, 0)
+    truth = np.array([truths[patient] for patient in chosen])
+    means, behind = np.array([own.value for own in asked], dtype=float), np.array([own.behind for own in asked])
+    less = behind[0] - behind[1:]  # he, or he and those who count with him
+    error = np.abs((behind[0] * means[0] - behind[1:] * means[1:]) / less - truth)
+    guess = np.abs(means[1:] - truth)
     told = int(((error <= NEAR) & (guess > NEAR)).sum())
     return Told(
-        site.config.name, number, len(everyone), answer, len(chosen), float(error.mean()), float(guess.mean()), told
+        site.config.name, number, len(everybody), answer, len(chosen), float(error.mean()), float(guess.mean()), told
     )
 
 

@@ -147,19 +147,24 @@ def test_a_mean_that_is_like_everybody_is_nobody() -> None:
     assert rebuilt_patients([Match(0.99, "a", 0.985), Match(0.94, "b", 0.1), Match(0.97, "c", 0.9)]) == {"c"}
 
 
-def test_a_number_of_one_patient_comes_out_of_two_studies_as_far_as_its_digits_go(
-    finished: Finished, pair: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+def test_a_number_of_one_patient_comes_out_of_two_studies_unless_a_site_keeps_its_cohorts(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    north, model = with_policy(load_site(pair[0]), min_patients=1), load_model(finished.run)
-    monkeypatch.setattr("simulations.audit.numbers.ATTACKED", 2)
+    folder = write_site(tmp_path / "north", "source", patients={"train": 12, "calibrate": 5, "val": 5, "test": 12})
+    north, model = with_policy(load_site(folder)), load_model(finished.run)
+    monkeypatch.setattr("simulations.audit.numbers.ATTACKED", 3)
     names = ["foreground_fraction", "infusion/dice/mean"]
-    found = list(numbers(north, model, seed=0))
-    assert [(row.number, row.answer, row.attacked) for row in found] == [(name, "answered", 2) for name in names]
+    found = list(numbers(north, model, seed=0, cohorts=False))
+    assert [(row.number, row.answer, row.attacked) for row in found] == [(name, "answered", 3) for name in names]
     monkeypatch.setattr(Metric, "rounded", lambda self, value: value)
-    exact = list(numbers(north, model, seed=0))
+    exact = list(numbers(north, model, seed=0, cohorts=False))
     assert max(row.error for row in exact) < 1e-6  # the attack is right: only the digits stand against it
     assert all(row.error > 1e-6 for row in found)
     assert [row.guess for row in exact] == pytest.approx([row.guess for row in found], abs=0.005)
+    kept = list(numbers(north, model, seed=0))  # all digits, and all that comes out is the mean of a cohort
+    assert [(row.answer, row.told) for row in kept] == [("answered", 0)] * 2
+    assert all(row.error > row.guess / 3 for row in kept)
+    assert max(row.told for row in exact) > 0
 
 
 def test_numbers_that_a_policy_keeps_back_cannot_be_told(east: Path, finished: Finished) -> None:
