@@ -21,7 +21,9 @@ def what_it_tells(proposal: Proposal) -> str:
         if proposal.budget is None
         else "What the changes to the networks could tell about single patients is bounded by its differential privacy."
     )
-    return f"No image, label, file name or patient number leaves. {_in_cohorts(proposal)}{_under_masks(proposal)}{bound}"
+    return (
+        f"No image, label, file name or patient number leaves. {_in_cohorts(proposal)}{_under_masks(proposal)}{bound}"
+    )
 
 
 def _in_cohorts(proposal: Proposal) -> str:
