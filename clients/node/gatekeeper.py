@@ -19,7 +19,7 @@ from clients.governance.ledger import Ledger, LedgerError, entry
 from clients.governance.rate_limit import RateLimit
 from clients.governance.received import keep_received, read_received
 from clients.governance.rollback_check import check_rollback
-from clients.governance.state import State
+from clients.governance.state import Answered, State
 from clients.governance.witness import Witness
 from clients.node.masking import Masker
 from clients.node.refusals import ROUND_SPENT, refusal
@@ -183,22 +183,20 @@ class Gatekeeper:
         try:
             if approval.coordinator:
                 sealed.check(public_key_of(approval.coordinator), "request")
-                if sealed.run.hex() in self.state.answered(approval.study_hash).superseded:
-                    raise ContractError("old-run", "the request is of a run from before this study was started over")
             self.site.config.policy.check_date(self.ledger.now().date())
             if isinstance(request.header, EnrolRequest):  # needs no image, and waits for no task
-                start = self.state.answered(approval.study_hash).start
-                masker = self._masker(approval, start)
+                masker = self._masker(approval, self._place(approval, sealed).start)
                 declared = enrolment(request, self.site, approval.study, masker, self.cohorts.counted)
                 # As approved: a count that followed the folder would tell when a patient came or went.
                 return Message.of(declared.model_copy(update={"patients": approval.patients}))
             if not self._at_work.acquire(timeout=self.busy_wait_s):
                 raise ContractError("busy", "another task is running")
             try:
+                answered = self._place(approval, sealed)
                 if isinstance(request.header, UnmaskRequest):
-                    return self._unmask_once(approval, request, request.header, head)
+                    return self._unmask_once(approval, answered, request, request.header, head)
                 assert isinstance(request.header, TaskRequest)
-                return self._once(approval, request, request.header, sealed.run, head, cancelled)
+                return self._once(approval, answered, request, request.header, sealed.run, head, cancelled)
             finally:
                 self._at_work.release()
         except ContractError as error:
@@ -212,9 +210,17 @@ class Gatekeeper:
             code = "task-failed"
         return Message.of(refusal(code, ledger_head=head))
 
+    def _place(self, approval: Approval, sealed: Sealed) -> Answered:
+        """Return how far a study has come here, for a request that is not of a run from before it was started over."""
+        answered = self.state.answered(approval.study_hash)
+        if approval.coordinator and sealed.run.hex() in answered.superseded:
+            raise ContractError("old-run", "the request is of a run from before this study was started over")
+        return answered
+
     def _once(
         self,
         approval: Approval,
+        answered: Answered,
         request: Message,
         header: TaskRequest,
         run: bytes,
@@ -222,7 +228,6 @@ class Gatekeeper:
         cancelled: Callable[[], bool],
     ) -> Message:
         """Run a task, unless its round was answered: then only the very same request gets its very same reply."""
-        answered = self.state.answered(approval.study_hash)
         if request.sha256 == answered.request and answered.reply:
             return Message.parse(answered.reply)
         if header.round < answered.round:
@@ -262,9 +267,10 @@ class Gatekeeper:
             self.state.keep_answer(approval.study_hash, replace(place, reply=reply.payload))
         return reply
 
-    def _unmask_once(self, approval: Approval, request: Message, header: UnmaskRequest, head: str) -> Message:
+    def _unmask_once(
+        self, approval: Approval, answered: Answered, request: Message, header: UnmaskRequest, head: str
+    ) -> Message:
         """Help to lay bare the sum of the round that was answered last, with one set of sites only."""
-        answered = self.state.answered(approval.study_hash)
         if header.request != answered.request or not answered.reply:
             raise ContractError("other-request", "what is to be unmasked is not the round that was answered last")
         if answered.survivors and set(answered.survivors) != header.shares.keys():

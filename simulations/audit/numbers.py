@@ -10,6 +10,7 @@ and the best that he can say of each is their mean.
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Told:
         error: mean distance between a patient's value and what the attacker made of the two numbers.
         guess: the same, of the mean of the others: what he would say without the attack.
         told: patients of whom he was within 0.01, and the guess was not.
+        cohorts: the site keeps who counts together, as a hospital does; False: everybody always counts.
     """
 
     site: str
@@ -59,6 +61,7 @@ class Told:
     error: float
     guess: float
     told: int
+    cohorts: bool
 
 
 @dataclass(frozen=True)
@@ -69,44 +72,45 @@ class Answer:
     behind: int
 
 
-Ask = Callable[[Site, str], Answer]
+Ask = Callable[[Counting, Site, str], Answer]
 
 
-def numbers(site: Site, model: Model | None, seed: int, *, cohorts: bool = True) -> Iterator[Told]:
+def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
     """Yield what each number gives away that a site of this role sends over all patients of a split.
 
     Args:
         model: whose evaluation is attacked; None: only what training tells.
-        cohorts: with False the site keeps nothing between the studies, and everybody always counts.
     """
+    if site.config.role == "source":
+        study = hostile_study("supervise", seed=seed, **AREA)
+        ask = partial(_answer, "foreground_fraction", "train", study, next(iter(study.rounds())), {})
+        yield from _both(site, "foreground_fraction", ask, _areas(site, study), seed)
+    if model is not None and model.study.fused and site.patients("test", labelled=True):
+        study, closing = model.study, list(model.study.rounds())[-1]
+        name, tensors = "infusion/dice/mean", model.networks.export(FUSED)
+        found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)["infusion"]
+        truths = dict(zip(sorted(found), mean_by_patient(found, "dice"), strict=True))
+        yield from _both(site, name, partial(_answer, name, "test", study, closing, tensors), truths, seed)
+
+
+def _both(site: Site, number: str, ask: Ask, truths: Mapping[str, float], seed: int) -> Iterator[Told]:
+    """Attack a site that keeps who counts together, and one that does not."""
     with tempfile.TemporaryDirectory() as folder:
-        secret = simulated_secret(hostile_study("supervise", seed=seed), site.config.name)
-        state = State.create(Path(folder) / "state", secret)
-        kept = Cohorts(state, site.config.name, site.config.policy.min_patients)
-        counting = kept.counted if cohorts else everyone
-        if site.config.role == "source":
-            study = hostile_study("supervise", seed=seed, **AREA)
-            ask = _asking("foreground_fraction", "train", study, next(iter(study.rounds())), {}, counting)
-            yield _told(site, "foreground_fraction", ask, _areas(site, study), seed)
-        if model is not None and model.study.fused and site.patients("test", labelled=True):
-            study, closing = model.study, list(model.study.rounds())[-1]
-            name, tensors = "infusion/dice/mean", model.networks.export(FUSED)
-            ask = _asking(name, "test", study, closing, tensors, counting)
-            found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)
-            values = mean_by_patient(found["infusion"], "dice")
-            yield _told(site, name, ask, dict(zip(sorted(found["infusion"]), values, strict=True)), seed)
+        cohorts = Cohorts(State.create(Path(folder)), site.config.name, site.config.policy.min_patients)
+        yield _told(site, number, partial(ask, cohorts.counted), truths, seed, cohorts=True)
+    yield _told(site, number, partial(ask, everyone), truths, seed, cohorts=False)
 
 
-def _asking(number: str, split: Split, study: Study, round_: Round, tensors: Tensors, counting: Counting) -> Ask:
-    def ask(site: Site, name: str) -> Answer:
-        of = study.model_copy(update={"name": f"{study.name}-{name}"})
-        task = round_.stage.task_of(site.config.role)
-        assert task is not None
-        worker = Worker(site, of, simulated_secret(of, site.config.name), counting=counting)
-        value = ask_numbers(worker, of, round_, task, tensors).get(number)
-        return Answer(value, len(worker.data.counted(split, labelled=True)))
-
-    return ask
+def _answer(
+    number: str, split: Split, study: Study, round_: Round, tensors: Tensors, counting: Counting, site: Site, name: str
+) -> Answer:
+    """Ask for a number in a study of another name."""
+    of = study.model_copy(update={"name": f"{study.name}-{name}"})
+    task = round_.stage.task_of(site.config.role)
+    assert task is not None
+    worker = Worker(site, of, simulated_secret(of, site.config.name), counting=counting)
+    value = ask_numbers(worker, of, round_, task, tensors).get(number)
+    return Answer(value, len(worker.data.counted(split, labelled=True)))
 
 
 def _areas(site: Site, study: Study) -> dict[str, float]:
@@ -120,7 +124,15 @@ def _areas(site: Site, study: Study) -> dict[str, float]:
     return found
 
 
-def _told(site: Site, number: str, ask: Ask, truths: Mapping[str, float], seed: int) -> Told:
+def _told(
+    site: Site,
+    number: str,
+    ask: Callable[[Site, str], Answer],
+    truths: Mapping[str, float],
+    seed: int,
+    *,
+    cohorts: bool,
+) -> Told:
     """Take patients out of a split, one at a time, and tell how near the difference comes to each one's value."""
     everybody = sorted(truths)
     chosen = np.random.default_rng(seed).permutation(everybody)[:ATTACKED]
@@ -130,15 +142,22 @@ def _told(site: Site, number: str, ask: Ask, truths: Mapping[str, float], seed: 
     except Refused as refusal:
         answer = refusal.code
     if answer != "answered":
-        return Told(site.config.name, number, len(everybody), answer, 0, 0.0, 0.0, 0)
+        return Told(site.config.name, number, len(everybody), answer, 0, 0.0, 0.0, 0, cohorts)
     truth = np.array([truths[patient] for patient in chosen])
     means, behind = np.array([own.value for own in asked], dtype=float), np.array([own.behind for own in asked])
     less = behind[0] - behind[1:]  # he, or he and those who count with him
     error = np.abs((behind[0] * means[0] - behind[1:] * means[1:]) / less - truth)
     guess = np.abs(means[1:] - truth)
-    told = int(((error <= NEAR) & (guess > NEAR)).sum())
     return Told(
-        site.config.name, number, len(everybody), answer, len(chosen), float(error.mean()), float(guess.mean()), told
+        site=site.config.name,
+        number=number,
+        patients=len(everybody),
+        answer=answer,
+        attacked=len(chosen),
+        error=float(error.mean()),
+        guess=float(guess.mean()),
+        told=int(((error <= NEAR) & (guess > NEAR)).sum()),
+        cohorts=cohorts,
     )
 
 
