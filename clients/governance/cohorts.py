@@ -135,8 +135,8 @@ class Cohorts:
         """Tell the site's log, once, how many are in no number."""
         if waiting > 0 and self._told.get(pool) != waiting:
             log.warning(
-                "%s: %d patients (%s) are in no number now: they came, or others who counted with them left, and a "
-                "number changes by whole groups of at least %d patients only (min_patients)",
+                "%s: %d patients (%s) are in no number now: it counts whole groups of at least %d (min_patients); who "
+                "leaves takes his group along, and who comes waits for one",
                 self.name,
                 waiting,
                 pool,

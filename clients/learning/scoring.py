@@ -17,7 +17,8 @@ from common.metrics import frame_dice
 from common.study import Study
 from common.tasks import Task
 
-#: Patients behind a score; more would cost a round's time and hardly move the mean.
+#: Patients behind a score; more would cost a round's time and hardly move the mean. Another number sorts them anew
+#: (`clients.governance.cohorts`).
 SCORED_PATIENTS = 32
 #: How strong the simulated change of device is in a patient's second view.
 SCORE_STRENGTH = 0.5
