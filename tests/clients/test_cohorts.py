@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hospital import Hospital, Stub, done, hospital, with_policy
+from hospital import SECRET, Hospital, Stub, done, hospital, with_policy
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import answer, request, study, write_site
@@ -17,9 +17,10 @@ from clients.governance.cohorts import Cohort, Cohorts, everyone, grown, whole
 from clients.governance.renewal import renew
 from clients.governance.state import State
 from clients.node.gatekeeper import Gatekeeper
-from clients.node.simulated import open_worker
+from clients.node.worker import Worker
 from common.errors import RunError, SiteStateError
 from common.messages import EnrolReply, EnrolRequest, pack
+from common.metric import Metric
 
 STUDY, LATER = study(), study(name="later")
 PRETRAIN = request(STUDY, "pretrain", "source")
@@ -106,21 +107,18 @@ def test_whatever_comes_and_goes_no_numbers_together_single_out_fewer_than_the_f
 
 
 def test_the_first_numbers_of_a_hospital_are_those_of_a_simulated_site_and_a_patient_who_leaves_is_not_told(
-    twelve: Site, tmp_path: Path
+    twelve: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Metric, "rounded", lambda self, value: value)
     north = hospital(tmp_path / "state", twelve, STUDY, LATER)
     first = done(north.answer(PRETRAIN)).metrics
-    assert first == answer(open_worker(STUDY, twelve.folder), PRETRAIN)[0].metrics
+    assert first == answer(Worker(twelve, STUDY, SECRET), PRETRAIN)[0].metrics
     left = north.reopened(without(twelve, "kept-north-train-0"))
     found = done(left.answer(request(LATER, "pretrain", "source"))).metrics["foreground_fraction"]
     cohort = [f"kept-north-train-{number}" for number in (0, 1, 10, 11, 2)]  # as they stand in a row
-    others = approved(tmp_path / "others", without(twelve, *cohort))
+    others = hospital(tmp_path / "others", without(twelve, *cohort), LATER)
     assert found == done(others.answer(request(LATER, "pretrain", "source"))).metrics["foreground_fraction"]
     assert found != first["foreground_fraction"]
-
-
-def approved(folder: Path, site: Site) -> Hospital:
-    return hospital(folder, site, LATER)
 
 
 def test_who_counts_is_the_same_after_a_restart_in_another_study_and_after_the_study_began_again(
@@ -152,13 +150,14 @@ def test_a_patient_of_another_name_or_split_is_a_new_one(twelve: Site, tmp_path:
 
 
 def test_with_no_whole_cohort_no_number_leaves_and_the_site_trains_all_the_same(tmp_path: Path) -> None:
-    folder = write_site(tmp_path / "north", "source", patients={"train": 6, "calibrate": 5, "val": 5, "test": 5})
-    north = hospital(tmp_path / "state", with_policy(load_site(folder)), STUDY, LATER)
+    later = study(name="later", batch_size=8)
+    folder = write_site(tmp_path / "north", "source", patients={"train": 8, "calibrate": 5, "val": 5, "test": 5})
+    north = hospital(tmp_path / "state", with_policy(load_site(folder)), STUDY, later)
     assert {"loss", "foreground_fraction"} <= done(north.answer(PRETRAIN)).metrics.keys()
     assert evaluates(north)
     left = north.reopened(without(north.site, "kept-north-train-0", "kept-north-test-0", "kept-north-val-0"))
     for stage, kept in (("pretrain", "foreground_fraction"), ("refine", "val_dice")):
-        found = done(left.answer(request(LATER, stage, "source"))).metrics
+        found = done(left.answer(request(later, stage, "source"))).metrics
         assert "loss" in found
         assert kept not in found
     assert not evaluates(left)
