@@ -48,6 +48,7 @@ class Number(_Row):
     number: Word
     attacked: Count
     told: Count
+    cohorts: bool = True
 
 
 class AuditRecord(_Row):
@@ -63,7 +64,7 @@ class AuditRecord(_Row):
         """Yield what no audit may find, a sentence each.
 
         Under a site's own policy no image may be rebuilt; the interval of a membership attack has to reach down to a
-        guess; and no number of a single patient may be told from those that leave.
+        guess; and no number of a single patient may be told from those that leave a site with its state.
         """
         for row in self.reconstruction:
             if not row.lifted and row.rebuilt:
@@ -72,7 +73,7 @@ class AuditRecord(_Row):
             if member.auc_ci95[0] > 0.5:
                 yield f"membership by {member.attack}: AUC {member.auc:.2f}, and above a guess at 95 %"
         for number in self.numbers:
-            if number.told:
+            if number.cohorts and number.told:
                 yield f"{number.number}: told of {number.told} of {number.attacked} single patients by a difference"
 
 

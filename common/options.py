@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,18 @@ def commands(**more: Any) -> typer.Typer:
 def examples(*lines: str, note: str = "") -> str:
     """Return the end of a command's help: lines to copy, kept as they are, and a note."""
     return "\b\nexamples:\n" + "\n".join(f"  {line}" for line in lines) + (f"\n\n{note}" if note else "")
+
+
+def only(main: Callable[..., None], *lines: str, option: str = "") -> None:
+    """Run a function as the one command of a module, `python -m ...`.
+
+    Args:
+        lines: examples of it.
+        option: takes several words, see `several`.
+    """
+    app = commands()
+    app.command(cls=several(option) if option else None, epilog=examples(*lines))(main)
+    app()
 
 
 def finite(value: float | None) -> float | None:

@@ -69,9 +69,9 @@ def _membership(record: AuditRecord) -> list[str]:
 def _numbers(record: AuditRecord) -> list[str]:
     if not record.numbers:
         return ["Numbers that leave beside the updates were not attacked."]
-    lines = []
-    for name in dict.fromkeys(row.number for row in record.numbers):
-        worst = max((row for row in record.numbers if row.number == name), key=lambda row: row.told)
+    lines, rows = [], [row for row in record.numbers if row.cohorts]
+    for name in dict.fromkeys(row.number for row in rows):
+        worst = max((row for row in rows if row.number == name), key=lambda row: row.told)
         lines.append(
             f"- `{name}`, by the difference of two studies: told of {worst.told} of {worst.attacked} single patients."
         )

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clients.data.site import load_site
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
-from common.options import RunFolder, commands, examples
+from common.options import RunFolder, only
 from common.study import read_study_of_run
 from server.report.conclusions import RELEASED
 from server.report.drawn import Example
@@ -82,6 +82,4 @@ def picture(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.picture runs/demo docs/picture.webp"))(picture)
-    app()
+    only(picture, "python -m simulations.picture runs/demo docs/picture.webp")

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from clients.data.findings import Finding, SiteFolderError
 from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site, Split
+from clients.governance.cohorts import Counting, everyone, spaced
 from common.geometry import Placement, placement, to_grid
 from common.study import Study
 
@@ -38,10 +39,14 @@ class Batch:
 
 
 class Dataset:
-    """The frames of one site as a study sees them. Caches only what it can recompute."""
+    """The frames of one site as a study sees them. Caches only what it can recompute.
 
-    def __init__(self, site: Site, study: Study) -> None:
-        self.site = site
+    Args:
+        counting: says over whose frames numbers are taken; training and its pseudo-labels see all.
+    """
+
+    def __init__(self, site: Site, study: Study, counting: Counting = everyone) -> None:
+        self.site, self.counting = site, counting
         self.grid, self.stride = study.image, study.network.stride
         self._samples: dict[Frame, Sample] = {}
         self._truths: dict[Frame, Tensor] = {}
@@ -95,10 +100,28 @@ class Dataset:
     def overview(self, split: Split, most: int) -> list[Frame]:
         """Return the middle frame of up to `most` patients, evenly spaced in sorted order: always the same."""
         frames = by_patient(self.site.frames_of(split))
-        patients = sorted(frames)
-        step = max(1.0, len(patients) / most)
-        chosen = [patients[int(i * step)] for i in range(min(most, len(patients)))]
-        return [frames[patient][len(frames[patient]) // 2] for patient in chosen]
+        return [_middle(frames[patient]) for patient in spaced(sorted(frames), most)]
+
+    def counted(self, split: Split, *, labelled: bool | None = None, most: int | None = None) -> dict[str, list[Frame]]:
+        """Return the frames of those patients over whom a number about a split is taken, in sorted order.
+
+        Args:
+            labelled: with True only patients and frames with a mask.
+            most: patients that the number looks at; None: all.
+
+        Raises:
+            SiteStateError: if the site cannot keep who they are, see `clients.governance.cohorts`.
+        """
+        frames = by_patient(self.site.frames_of(split, labelled))
+        return {patient: frames[patient] for patient in self.counting(split, sorted(frames), most)}
+
+    def counted_overview(self, split: Split, most: int | None = None) -> list[Frame]:
+        """Return the middle frame of each of those over whom a number about a split is taken, see `counted`."""
+        return [_middle(frames) for frames in self.counted(split, most=most).values()]
+
+
+def _middle(frames: list[Frame]) -> Frame:
+    return frames[len(frames) // 2]
 
 
 def by_patient(frames: list[Frame]) -> dict[str, list[Frame]]:

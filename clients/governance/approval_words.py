@@ -21,7 +21,18 @@ def what_it_tells(proposal: Proposal) -> str:
         if proposal.budget is None
         else "What the changes to the networks could tell about single patients is bounded by its differential privacy."
     )
-    return f"No image, label, file name or patient number leaves. {_under_masks(proposal)}{bound}"
+    return (
+        f"No image, label, file name or patient number leaves. {_in_cohorts(proposal)}{_under_masks(proposal)}{bound}"
+    )
+
+
+def _in_cohorts(proposal: Proposal) -> str:
+    if not proposal.metrics:
+        return ""
+    return (
+        "A number over all patients of a split is taken over whole groups of at least as many as your policy asks for "
+        "(min_patients), so that from study to study nobody comes or goes in it alone. "
+    )
 
 
 def _under_masks(proposal: Proposal) -> str:

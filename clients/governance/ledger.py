@@ -93,8 +93,8 @@ def entry(
 
     Keys: time (UTC), direction, kind, study, start, round, task, tensors (name -> shape), bytes, sha256 of
     the whole payload, metrics as sent, epsilon, charges, refusal code, accountant: SHA-256 of its file when the line
-    was written, and unwritten: how many messages were refused as `too-many-messages` between the line before and
-    this one.
+    was written, cohorts: how many patients were sorted into some until then, and unwritten: how many messages were
+    refused as `too-many-messages` between the line before and this one.
     """
     header, tensors, payload = (
         (None, {}, message) if isinstance(message, bytes) else (message.header, message.tensors, message.payload)
@@ -118,6 +118,7 @@ def entry(
         "charges": charges,
         "refusal": getattr(header, "code", None),
         "accountant": None,
+        "cohorts": None,
         "unwritten": 0,
     }
 

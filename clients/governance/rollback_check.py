@@ -7,6 +7,7 @@ that was changed by hand would tell another epsilon.
 """
 
 from clients.governance.accountant import Accountant
+from clients.governance.cohorts import REMEDY, Cohorts
 from clients.governance.ledger import RENEW, read
 from clients.governance.state import State
 from common.errors import SiteStateError
@@ -14,8 +15,8 @@ from common.errors import SiteStateError
 _RESTORE = "it was deleted, or is from an old backup. Restore the whole folder from its latest backup. If there is"
 
 
-def check_rollback(state: State, accountant: Accountant) -> None:
-    """Check accountant and answered rounds against the ledger.
+def check_rollback(state: State, accountant: Accountant, cohorts: Cohorts) -> None:
+    """Check accountant, cohorts and answered rounds against the ledger.
 
     Raises:
         SiteStateError: naming the file that knows less than the ledger, and what to do.
@@ -46,6 +47,12 @@ def check_rollback(state: State, accountant: Accountant) -> None:
             "hand, or is from a backup. What was spent of the privacy budget is not known any more. Restore the whole "
             "folder from its latest backup; if there is none, nothing more may leave for these patients until your "
             "privacy officer has decided."
+        )
+    sorted_in = max((line.get("cohorts") or 0 for line in lines), default=0)
+    if cohorts.known < sorted_in:
+        raise SiteStateError(
+            f"{state.cohorts} knows of {cohorts.known} patients, the ledger of {sorted_in}: it was deleted, or is from "
+            f"an old backup. {REMEDY}"
         )
     for study_hash, place in sorted(reached.items()):
         try:

@@ -7,6 +7,7 @@
     answered/HASH       one file a study: the highest round answered, and that very reply
     answered/HASH.received  the weights that its requests brought last, see `clients.governance.received`
     accountant.json     what was spent of the privacy budget, see `clients.governance.accountant`
+    cohorts             who counts together in numbers over many patients, see `clients.governance.cohorts`
     persons.json        who may approve, where the policy asks for two, see `clients.governance.persons`
     lock                held by the process that answers
 
@@ -136,6 +137,11 @@ class State:
     def accountant(self) -> Path:
         """The accountant's file."""
         return self.folder / "accountant.json"
+
+    @property
+    def cohorts(self) -> Path:
+        """The file of who counts together, see `clients.governance.cohorts`."""
+        return self.folder / "cohorts"
 
     @property
     def persons(self) -> Path:

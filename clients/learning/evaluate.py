@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 
 from clients.data.dataset import Dataset
-from clients.data.dataset import by_patient as grouped
 from clients.data.frames import read_mask
 from clients.learning.training import Measured, Numbers, TaskCancelled, TaskContext
 from common.geometry import from_grid
@@ -31,17 +30,17 @@ def measure_patients(
     measure: Callable[[np.ndarray, np.ndarray, float | None], Measure],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> dict[str, dict[str, list[Measure]]]:
-    """Return predictor -> patient -> the measure of each labelled test frame. Never leaves the process as it is.
+    """Return predictor -> patient who counts -> the measure of each labelled test frame. It never leaves as it is.
 
     Args:
         measure: of probability [H, W], truth [H, W] and spacing in mm or None, all on the image's own pixels.
     """
-    frames = grouped(data.site.frames_of("test", labelled=True))
+    counted = data.counted("test", labelled=True)
     measured: dict[str, dict[str, list[Measure]]] = {p: defaultdict(list) for p in predictors}
-    for patient in sorted(frames):
+    for patient, frames in counted.items():
         if cancelled():
             raise TaskCancelled
-        for frame in frames[patient]:
+        for frame in frames:
             sample = data.sample(frame)
             maps = predict_maps(networks, study, sample.image, sample.valid, predictors)
             truth = read_mask(frame)
@@ -56,7 +55,7 @@ def run(context: TaskContext) -> Numbers:
 
     No mask is opened where fewer patients than the site's policy asks for stand behind the numbers.
     """
-    count = len(context.data.site.patients("test", labelled=True))
+    count = len(context.data.counted("test", labelled=True))
     if count < context.policy.min_patients:
         return {}
     predictors = context.study.predictors

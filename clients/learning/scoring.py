@@ -17,7 +17,8 @@ from common.metrics import frame_dice
 from common.study import Study
 from common.tasks import Task
 
-#: Patients behind a score; more would cost a round's time and hardly move the mean.
+#: Patients behind a score; more would cost a round's time and hardly move the mean. Another number sorts them anew
+#: (`clients.governance.cohorts`).
 SCORED_PATIENTS = 32
 #: How strong the simulated change of device is in a patient's second view.
 SCORE_STRENGTH = 0.5
@@ -94,7 +95,7 @@ def label_free_score(
 
 
 def received_views(context: TaskContext) -> dict[Frame, Views]:
-    """Return the received fused model's predictions on one frame of each of many unlabelled training patients.
+    """Return the received fused model's predictions on one frame of each of many training patients who count.
 
     Always the same frames under the same shift, so that rounds can be compared; whole images, since a
     tile of a deep one may hold nothing but noise.
@@ -102,7 +103,7 @@ def received_views(context: TaskContext) -> dict[Frame, Views]:
     # Fixed for the study, not the round: scores of different rounds must be comparable.
     generator = torch.Generator().manual_seed(context.study.seed)
     views = {}
-    for frame in context.data.overview("train", SCORED_PATIENTS):
+    for frame in context.data.counted_overview("train", SCORED_PATIENTS):
         sample = context.data.sample(frame)
         shifted = device_shift(sample.image[None, None], generator, SCORE_STRENGTH)[0, 0]
         maps = [
@@ -114,7 +115,9 @@ def received_views(context: TaskContext) -> dict[Frame, Views]:
 
 
 def score_received(context: TaskContext, views: Mapping[Frame, Views]) -> Numbers:
-    """Return `score` of the received fused model from its `received_views`, one a patient."""
+    """Return `score` of the received fused model from its `received_views`, one a patient; of nobody, none."""
+    if not views:
+        return {}
     grid = context.study.image
     tolerance = FOREGROUND_TOLERANCE[grid.geometry]
     widths = visible_widths(context.study, map(context.data.sample, views))
@@ -125,7 +128,7 @@ def score_received(context: TaskContext, views: Mapping[Frame, Views]) -> Number
 def fused_dice(context: TaskContext) -> Numbers:
     """Return `val_dice` of the received fused model: the mean over validation patients, on original pixels."""
     values = []
-    for frame in context.data.overview("val", SCORED_PATIENTS):
+    for frame in context.data.counted_overview("val", SCORED_PATIENTS):
         sample = context.data.sample(frame)
         maps = predict_maps(context.networks, context.study, sample.image, sample.valid)
         values.append(frame_dice(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame)))
@@ -133,12 +136,13 @@ def fused_dice(context: TaskContext) -> Numbers:
 
 
 def mean_foreground(context: TaskContext) -> Numbers:
-    """Return `foreground_fraction`: the mean foreground of all labelled training patients, see `mean_area`, at most 1.
+    """Return `foreground_fraction`: the mean foreground of labelled training patients, see `mean_area`, at most 1.
 
-    Of all: lesions differ so much in size that a sample of 32 patients was off by half on real data.
+    Of all who count: lesions differ so much in size that a sample of 32 patients was off by half on real data.
     """
-    everyone = context.data.overview("train", len(context.data.site.patients("train")))
-    samples = [context.data.labelled(frame) for frame in everyone]
+    samples = [context.data.labelled(frame) for frame in context.data.counted_overview("train")]
+    if not samples:
+        return {}
     truths = [sample.truth for sample in samples if sample.truth is not None]
     area = mean_area(truths, 0.5, context.study.image.size, visible_widths(context.study, samples))
-    return {"foreground_fraction": Measured(min(1.0, area), len(everyone))}
+    return {"foreground_fraction": Measured(min(1.0, area), len(samples))}

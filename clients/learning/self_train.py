@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from clients.data.dataset import tiles
 from clients.data.frames import Frame
-from clients.learning.scoring import mean_area, received_views, score_received, visible_widths
+from clients.learning.scoring import SCORED_PATIENTS, mean_area, received_views, score_received, visible_widths
 from clients.learning.training import Loss, Objective, TaskContext, averaging, follow
 from clients.learning.view import view
 from common.components import branches_of
@@ -62,7 +62,10 @@ def objective(context: TaskContext) -> Objective:
         return predict_maps(teacher, study, sample.image, sample.valid)[predictor] * sample.valid
 
     # On the whole image, and the same of a frame each time until it is made anew.
-    taught = {frame: views.plain if len(branches) > 1 else says(frame) for frame, views in received.items()}
+    taught = {
+        frame: received[frame].plain if len(branches) > 1 and frame in received else says(frame)
+        for frame in context.data.overview("train", SCORED_PATIENTS)
+    }
     widths = visible_widths(study, map(context.data.sample, taught))
     threshold = prior_threshold(
         list(taught.values()), context.foreground_prior, task.prior_tolerance, study.image.size, widths

@@ -14,11 +14,12 @@ from typing import Any
 from clients.data.site import Site
 from clients.governance.accountant import Accountant
 from clients.governance.approval import Approval, approval_of, valid_approvals
+from clients.governance.cohorts import Cohorts
 from clients.governance.ledger import Ledger, LedgerError, entry
 from clients.governance.rate_limit import RateLimit
 from clients.governance.received import keep_received, read_received
 from clients.governance.rollback_check import check_rollback
-from clients.governance.state import State
+from clients.governance.state import Answered, State
 from clients.governance.witness import Witness
 from clients.node.masking import Masker
 from clients.node.refusals import ROUND_SPENT, refusal
@@ -54,7 +55,7 @@ class Gatekeeper:
 
     Raises:
         LedgerError: if the ledger is damaged.
-        SiteStateError: if the accountant's file is, or if the folder knows less than its ledger.
+        SiteStateError: if the accountant's file is, or that of cohorts, or if the folder knows less than its ledger.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class Gatekeeper:
         self._config = _site_yaml(site)
         self._signing_key = state.signing_key()
         self.accountant = Accountant(state.accountant)
-        check_rollback(state, self.accountant)
+        self.cohorts = Cohorts(state, site.config.name, site.config.policy.min_patients)
+        check_rollback(state, self.accountant, self.cohorts)
         self.rate_limit = RateLimit()
         self._at_work, self._writing = threading.Lock(), threading.Lock()
         self._turned_away = 0
@@ -152,8 +154,8 @@ class Gatekeeper:
         return reply
 
     def _append(self, line: dict[str, Any]) -> str:
-        """Write a line of the ledger, bound to the accountant's file as it is now; the caller holds `_writing`."""
-        head = self.ledger.append(line | {"accountant": self.accountant.sha256})
+        """Write a line of the ledger, bound to what the state knows as it is now; the caller holds `_writing`."""
+        head = self.ledger.append(line | {"accountant": self.accountant.sha256, "cohorts": self.cohorts.known})
         self.witness(head)
         return head
 
@@ -181,21 +183,20 @@ class Gatekeeper:
         try:
             if approval.coordinator:
                 sealed.check(public_key_of(approval.coordinator), "request")
-                if sealed.run.hex() in self.state.answered(approval.study_hash).superseded:
-                    raise ContractError("old-run", "the request is of a run from before this study was started over")
             self.site.config.policy.check_date(self.ledger.now().date())
             if isinstance(request.header, EnrolRequest):  # needs no image, and waits for no task
-                start = self.state.answered(approval.study_hash).start
-                declared = enrolment(request, self.site, approval.study, self._masker(approval, start))
+                masker = self._masker(approval, self._place(approval, sealed).start)
+                declared = enrolment(request, self.site, approval.study, masker, self.cohorts.counted)
                 # As approved: a count that followed the folder would tell when a patient came or went.
                 return Message.of(declared.model_copy(update={"patients": approval.patients}))
             if not self._at_work.acquire(timeout=self.busy_wait_s):
                 raise ContractError("busy", "another task is running")
             try:
+                answered = self._place(approval, sealed)
                 if isinstance(request.header, UnmaskRequest):
-                    return self._unmask_once(approval, request, request.header, head)
+                    return self._unmask_once(approval, answered, request, request.header, head)
                 assert isinstance(request.header, TaskRequest)
-                return self._once(approval, request, request.header, sealed.run, head, cancelled)
+                return self._once(approval, answered, request, request.header, sealed.run, head, cancelled)
             finally:
                 self._at_work.release()
         except ContractError as error:
@@ -209,9 +210,17 @@ class Gatekeeper:
             code = "task-failed"
         return Message.of(refusal(code, ledger_head=head))
 
+    def _place(self, approval: Approval, sealed: Sealed) -> Answered:
+        """Return how far a study has come here, for a request that is not of a run from before it was started over."""
+        answered = self.state.answered(approval.study_hash)
+        if approval.coordinator and sealed.run.hex() in answered.superseded:
+            raise ContractError("old-run", "the request is of a run from before this study was started over")
+        return answered
+
     def _once(
         self,
         approval: Approval,
+        answered: Answered,
         request: Message,
         header: TaskRequest,
         run: bytes,
@@ -219,7 +228,6 @@ class Gatekeeper:
         cancelled: Callable[[], bool],
     ) -> Message:
         """Run a task, unless its round was answered: then only the very same request gets its very same reply."""
-        answered = self.state.answered(approval.study_hash)
         if request.sha256 == answered.request and answered.reply:
             return Message.parse(answered.reply)
         if header.round < answered.round:
@@ -259,9 +267,10 @@ class Gatekeeper:
             self.state.keep_answer(approval.study_hash, replace(place, reply=reply.payload))
         return reply
 
-    def _unmask_once(self, approval: Approval, request: Message, header: UnmaskRequest, head: str) -> Message:
+    def _unmask_once(
+        self, approval: Approval, answered: Answered, request: Message, header: UnmaskRequest, head: str
+    ) -> Message:
         """Help to lay bare the sum of the round that was answered last, with one set of sites only."""
-        answered = self.state.answered(approval.study_hash)
         if header.request != answered.request or not answered.reply:
             raise ContractError("other-request", "what is to be unmasked is not the round that was answered last")
         if answered.survivors and set(answered.survivors) != header.shares.keys():
@@ -289,6 +298,7 @@ class Gatekeeper:
                 device=self.site.config.device,
                 masker=self._masker(approval, start),
                 patients=approval.patients,
+                counting=self.cohorts.counted,
             )
         assert self._worker is not None
         return self._worker

@@ -14,6 +14,7 @@ import torch
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.governance.accountant import Accountant, charge_of, charges_of
+from clients.governance.cohorts import Counting, everyone
 from clients.governance.received import Received
 from clients.learning.plausibility import Plausibility
 from clients.learning.training import TaskCancelled, TaskContext, perform
@@ -47,16 +48,21 @@ log = logging.getLogger("crossprobe.worker")
 MAX_RECEIVED_NORM = 1e5
 
 
-def evaluates(site: Site, study: Study) -> bool:
+def evaluates(site: Site, study: Study, counting: Counting = everyone) -> bool:
     """Return whether a site has enough labelled test patients for the evaluation of a study, and the study has one."""
-    return study.may_evaluate and len(site.patients("test", labelled=True)) >= site.config.policy.min_patients
+    if not study.may_evaluate:
+        return False
+    return len(counting("test", site.patients("test", labelled=True), None)) >= site.config.policy.min_patients
 
 
-def enrolment(request: Message, site: Site, study: Study, masker: Masker | None = None) -> EnrolReply:
+def enrolment(
+    request: Message, site: Site, study: Study, masker: Masker | None = None, counting: Counting = everyone
+) -> EnrolReply:
     """Return what a site declares about itself in a study that it approved.
 
     Args:
         masker: the site's, where its updates are summed under masks.
+        counting: says who of its patients is in numbers.
     """
     return EnrolReply(
         study=study.hash(),
@@ -64,7 +70,7 @@ def enrolment(request: Message, site: Site, study: Study, masker: Masker | None 
         site=site.config.name,
         role=site.config.role,
         patients=site.config.policy.declared_in(study, len(site.patients("train"))),
-        labelled_test=evaluates(site, study),
+        labelled_test=evaluates(site, study, counting),
         software=software_version(),
         mask_key=masker.mask_key() if masker and site.config.role in study.secure_aggregation else None,
     )
@@ -85,6 +91,8 @@ class Worker:
             that its task uses, so workers that answer one after the other may share them.
         masker: for studies with secure aggregation; None (simulations) has one whose sites take each other's word.
         patients: as declared; None: as the site's folder has them now.
+        counting: says who is in numbers over many patients (`clients.governance.cohorts`); by default everyone is
+            (simulations, which keep nothing).
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class Worker:
         plausibility: Plausibility | None = None,
         masker: Masker | None = None,
         patients: int | None = None,
+        counting: Counting = everyone,
     ) -> None:
         self.site, self.study, self.secret = site, study, secret
         self.accountant = Accountant() if accountant is None else accountant
@@ -107,7 +116,7 @@ class Worker:
         self.rounds = list(study.rounds())
         self.networks = networks or Networks(study, device, site.config.mixed_precision)
         self._known_plausibility = plausibility
-        self.data = Dataset(site, study) if data is None else data
+        self.data = Dataset(site, study, counting) if data is None else data
         self.masker = masker or Masker(site.config.name, self.study_hash, secret, site_key(secret))
         declared = site.config.policy.declared_in(study, len(site.patients("train")))
         self.patients = declared if patients is None else patients
@@ -144,7 +153,7 @@ class Worker:
         try:
             if isinstance(request.header, EnrolRequest):
                 self._check_study(request.header.study)
-                return Message.of(enrolment(request, self.site, self.study, self.masker))
+                return Message.of(enrolment(request, self.site, self.study, self.masker, self.data.counting))
             if isinstance(request.header, UnmaskRequest):
                 self._check_study(request.header.study)
                 return self.unmask(request, ledger_head=ledger_head)

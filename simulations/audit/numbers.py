@@ -2,17 +2,24 @@
 
 The mean over n patients times n, less the mean over the others times n - 1, is his own value, as far as rounding leaves
 it: the differencing attack (Dwork and Roth 2014, section 1.1). Within a study such numbers do not change; the second
-study is another one. The attacker is taken to know n.
+study is another one. The attacker is taken to know how many are behind each number. A site's state stays between the
+studies, and with it who counts together (`clients.governance.cohorts`): then the difference is one of several patients,
+and the best that he can say of each is their mean.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clients.data.dataset import Dataset
-from clients.data.site import Site
+from clients.data.site import Site, Split
+from clients.governance.cohorts import Cohorts, Counting, everyone
+from clients.governance.state import State
 from clients.learning.evaluate import measure_patients
 from clients.learning.scoring import mean_area, visible_widths
 from clients.node.worker import Worker
@@ -43,6 +50,7 @@ class Told:
         error: mean distance between a patient's value and what the attacker made of the two numbers.
         guess: the same, of the mean of the others: what he would say without the attack.
         told: patients of whom he was within 0.01, and the guess was not.
+        cohorts: the site keeps who counts together, as a hospital does; False: everybody always counts.
     """
 
     site: str
@@ -53,9 +61,18 @@ class Told:
     error: float
     guess: float
     told: int
+    cohorts: bool
 
 
-Ask = Callable[[Site, str], Mapping[str, float]]
+@dataclass(frozen=True)
+class Answer:
+    """A number as it left, None where it did not, and over how many patients it is."""
+
+    value: float | None
+    behind: int
+
+
+Ask = Callable[[Counting, Site, str], Answer]
 
 
 def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
@@ -66,56 +83,81 @@ def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
     """
     if site.config.role == "source":
         study = hostile_study("supervise", seed=seed, **AREA)
-        ask = _asking(study, next(iter(study.rounds())), {})
-        yield _told(site, "foreground_fraction", ask, _areas(site, study), seed)
+        ask = partial(_answer, "foreground_fraction", "train", study, next(iter(study.rounds())), {})
+        yield from _both(site, "foreground_fraction", ask, _areas(site, study), seed)
     if model is not None and model.study.fused and site.patients("test", labelled=True):
         study, closing = model.study, list(model.study.rounds())[-1]
-        ask = _asking(study, closing, model.networks.export(FUSED))
+        name, tensors = "infusion/dice/mean", model.networks.export(FUSED)
         found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)["infusion"]
         truths = dict(zip(sorted(found), mean_by_patient(found, "dice"), strict=True))
-        yield _told(site, "infusion/dice/mean", ask, truths, seed)
+        yield from _both(site, name, partial(_answer, name, "test", study, closing, tensors), truths, seed)
 
 
-def _asking(study: Study, round_: Round, tensors: Tensors) -> Ask:
-    def ask(site: Site, name: str) -> Mapping[str, float]:
-        of = study.model_copy(update={"name": f"{study.name}-{name}"})
-        task = round_.stage.task_of(site.config.role)
-        assert task is not None
-        return ask_numbers(Worker(site, of, simulated_secret(of, site.config.name)), of, round_, task, tensors)
+def _both(site: Site, number: str, ask: Ask, truths: Mapping[str, float], seed: int) -> Iterator[Told]:
+    """Attack a site that keeps who counts together, and one that does not."""
+    with tempfile.TemporaryDirectory() as folder:
+        cohorts = Cohorts(State.create(Path(folder)), site.config.name, site.config.policy.min_patients)
+        yield _told(site, number, partial(ask, cohorts.counted), truths, seed, cohorts=True)
+    yield _told(site, number, partial(ask, everyone), truths, seed, cohorts=False)
 
-    return ask
+
+def _answer(
+    number: str, split: Split, study: Study, round_: Round, tensors: Tensors, counting: Counting, site: Site, name: str
+) -> Answer:
+    """Ask for a number in a study of another name."""
+    of = study.model_copy(update={"name": f"{study.name}-{name}"})
+    task = round_.stage.task_of(site.config.role)
+    assert task is not None
+    worker = Worker(site, of, simulated_secret(of, site.config.name), counting=counting)
+    value = ask_numbers(worker, of, round_, task, tensors).get(number)
+    return Answer(value, len(worker.data.counted(split, labelled=True)))
 
 
 def _areas(site: Site, study: Study) -> dict[str, float]:
     """Return each training patient's marked share of the image, as the number counts it."""
     data = Dataset(site, study)
     found = {}
-    for frame in data.overview("train", len(site.patients("train"))):
+    for frame in data.counted_overview("train"):
         sample = data.labelled(frame)
         assert sample.truth is not None
         found[frame.patient] = mean_area([sample.truth], 0.5, study.image.size, visible_widths(study, [sample]))
     return found
 
 
-def _told(site: Site, number: str, ask: Ask, truths: Mapping[str, float], seed: int) -> Told:
+def _told(
+    site: Site,
+    number: str,
+    ask: Callable[[Site, str], Answer],
+    truths: Mapping[str, float],
+    seed: int,
+    *,
+    cohorts: bool,
+) -> Told:
     """Take patients out of a split, one at a time, and tell how near the difference comes to each one's value."""
-    everyone = sorted(truths)
-    chosen = np.random.default_rng(seed).permutation(everyone)[:ATTACKED]
+    everybody = sorted(truths)
+    chosen = np.random.default_rng(seed).permutation(everybody)[:ATTACKED]
     try:
-        after = ask(site, "after").get(number)
-        before = [ask(_without(site, patient), "before").get(number) for patient in chosen]
-        answer = "withheld" if after is None or None in before else "answered"
+        asked = [ask(site, "with"), *(ask(_without(site, patient), "without") for patient in chosen)]
+        answer = "withheld" if None in (own.value for own in asked) else "answered"
     except Refused as refusal:
         answer = refusal.code
     if answer != "answered":
-        return Told(site.config.name, number, len(everyone), answer, 0, 0.0, 0.0, 0)
-    truth, less = np.array([truths[patient] for patient in chosen]), np.array(before, dtype=float)
-    assert after is not None
-    error = np.abs(len(everyone) * after - (len(everyone) - 1) * less - truth)
-    guess = np.abs(less - truth)
-    told = int(((error <= NEAR) & (guess > NEAR)).sum())
+        return Told(site.config.name, number, len(everybody), answer, 0, 0.0, 0.0, 0, cohorts)
+    truth = np.array([truths[patient] for patient in chosen])
+    means, behind = np.array([own.value for own in asked], dtype=float), np.array([own.behind for own in asked])
+    less = behind[0] - behind[1:]  # he, or he and those who count with him
+    error = np.abs((behind[0] * means[0] - behind[1:] * means[1:]) / less - truth)
+    guess = np.abs(means[1:] - truth)
     return Told(
-        site.config.name, number, len(everyone), answer, len(chosen), float(error.mean()), float(guess.mean()), told
+        site=site.config.name,
+        number=number,
+        patients=len(everybody),
+        answer=answer,
+        attacked=len(chosen),
+        error=float(error.mean()),
+        guess=float(guess.mean()),
+        told=int(((error <= NEAR) & (guess > NEAR)).sum()),
+        cohorts=cohorts,
     )
 
 

@@ -60,13 +60,14 @@ def _membership(rows: Sequence[Record]) -> Iterator[str]:
 
 def _numbers(rows: Sequence[Record]) -> Iterator[str]:
     yield (
-        "| site | number | patients behind it | under the site's own policy | patients attacked | error | of a guess | "
-        f"told (within {NEAR:g}, and the guess not) |"
+        "| site | number | patients behind it | of these counts | under the site's own policy | patients attacked | "
+        f"error | of a guess | told (within {NEAR:g}, and the guess not) |"
     )
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row in rows:
+        counts = "whoever's cohort is whole" if row.get("cohorts") else "everybody, as if nothing were kept"
         yield (
-            f"| {row['site']} | {row['number']} | {row['patients']} | {row['answer']} | {row['attacked']} | "
+            f"| {row['site']} | {row['number']} | {row['patients']} | {counts} | {row['answer']} | {row['attacked']} | "
             f"{row['error']:.3f} | {row['guess']:.3f} | {row['told']} |"
         )
 

@@ -17,7 +17,7 @@ from clients.learning.travel import Travel
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
 from common.messages import Message, TaskRequest
-from common.options import StudyFile, commands, examples, several
+from common.options import StudyFile, only
 from common.study import load_study
 from common.tasks import TrainingTask
 from server.run import run_study
@@ -72,9 +72,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(
-        cls=several("--sites"),
-        epilog=examples("python -m simulations.audit.way configs/membership.yaml --sites runs/demo/sites/*"),
-    )(main)
-    app()
+    only(main, "python -m simulations.audit.way configs/membership.yaml --sites runs/demo/sites/*", option="--sites")

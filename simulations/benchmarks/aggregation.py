@@ -17,7 +17,7 @@ import typer
 
 from common.contract import check_tensors
 from common.messages import Message, TaskReply
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from server.aggregation.exact_mean import ExactMean
 from simulations.publication import origin, tell
 
@@ -124,6 +124,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.aggregation"))(main)
-    app()
+    only(main, "python -m simulations.benchmarks.aggregation")

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from clients.data.manifest import Split
 from common.components import Role
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from simulations.benchmarks import systems
 from simulations.benchmarks.systems import Ran
 from simulations.phantom.demo import write_sites
@@ -82,6 +82,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.beside --nvflare venv/bin/python"))(main)
-    app()
+    only(main, "python -m simulations.benchmarks.beside --nvflare venv/bin/python")

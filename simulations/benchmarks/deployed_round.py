@@ -21,7 +21,7 @@ from clients.data.manifest import Split
 from clients.governance.ledger import read as read_ledger
 from clients.governance.state import State
 from common.components import Role
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from server import history
 from server.federation import deployment
 from server.federation.flower_cli import FlowerCli
@@ -182,6 +182,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.deployed_round --rounds 3"))(main)
-    app()
+    only(main, "python -m simulations.benchmarks.deployed_round --rounds 3")

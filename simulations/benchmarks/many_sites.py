@@ -20,7 +20,7 @@ from rich.console import Console
 
 from clients.data.manifest import Split
 from clients.node.simulated import KEPT_SITES
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from common.run_folder import RunFolder
 from common.study import read_study_of_run
 from server import history
@@ -155,6 +155,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.many_sites", "make benchmark"))(main)
-    app()
+    only(main, "python -m simulations.benchmarks.many_sites", "make benchmark")

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from clients.data.formats.recording import to_grey
 from clients.data.intake.marks import find_marks
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from simulations.phantom.devices import HELD_OUT, PROFILES
 from simulations.phantom.formation import render_frame
 from simulations.publication import origin, publish
@@ -223,6 +223,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.marks --out docs/marks"))(main)
-    app()
+    only(main, "python -m simulations.benchmarks.marks --out docs/marks")

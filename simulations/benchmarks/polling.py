@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import InMemoryGrid
 
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from server.federation.grid import HOSPITALS_SHARE, POLL_S, GridTransport
 from simulations.publication import origin, tell
 
@@ -123,6 +123,4 @@ def main(seed: Seed = 0) -> None:
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.polling"))(main)
-    app()
+    only(main, "python -m simulations.benchmarks.polling")

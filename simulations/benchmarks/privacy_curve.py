@@ -25,7 +25,7 @@ from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
-from common.options import Seed, commands, examples, several
+from common.options import Seed, only
 from common.run_folder import RunFolder
 from common.study import Study, parse_study
 from server.run import run_study
@@ -170,9 +170,4 @@ def main(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    app = commands()
-    app.command(
-        cls=several("--noise"),
-        epilog=examples("python -m simulations.benchmarks.privacy_curve --out docs/privacy-curve"),
-    )(main)
-    app()
+    only(main, "python -m simulations.benchmarks.privacy_curve --out docs/privacy-curve", option="--noise")

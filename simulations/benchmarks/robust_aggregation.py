@@ -30,7 +30,7 @@ from common.infusion import predict_maps
 from common.messages import pack, unpack
 from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from common.simulated import simulated_secret
 from common.study import Study, parse_study
 from server.aggregation import RULES
@@ -250,8 +250,4 @@ def main(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.robust_aggregation --out docs/robust-aggregation"))(
-        main
-    )
-    app()
+    only(main, "python -m simulations.benchmarks.robust_aggregation --out docs/robust-aggregation")

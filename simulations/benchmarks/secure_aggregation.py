@@ -20,7 +20,7 @@ from common.components import Tensors
 from common.errors import RunError
 from common.masking import threshold
 from common.messages import Masking, Message, TaskReply, UnmaskReply
-from common.options import Seed, commands, examples, several
+from common.options import Seed, only
 from common.seeds import derive
 from common.signing import site_key
 from server.aggregation.exact_mean import ExactMean
@@ -193,9 +193,6 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(
-        cls=several("--sites"),
-        epilog=examples("python -m simulations.benchmarks.secure_aggregation --out docs/secure-aggregation-cost"),
-    )(main)
-    app()
+    only(
+        main, "python -m simulations.benchmarks.secure_aggregation --out docs/secure-aggregation-cost", option="--sites"
+    )

@@ -21,7 +21,7 @@ from rich.console import Console
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
 from common.messages import Message, TaskReply
-from common.options import commands, examples, several
+from common.options import only
 from common.study import Study, load_study
 from server import history
 from server.run import run_study
@@ -127,9 +127,4 @@ def main(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    app = commands()
-    app.command(
-        cls=several("--sites"),
-        epilog=examples("python -m simulations.benchmarks.short_updates --sites runs/demo/sites/*"),
-    )(main)
-    app()
+    only(main, "python -m simulations.benchmarks.short_updates --sites runs/demo/sites/*", option="--sites")

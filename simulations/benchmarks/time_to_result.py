@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from common.run_folder import RunFolder
 from server import history
 from server.history import RoundRecord
@@ -105,6 +105,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(epilog=examples("python -m simulations.benchmarks.time_to_result --run runs/demo"))(main)
-    app()
+    only(main, "python -m simulations.benchmarks.time_to_result --run runs/demo")

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from common.errors import RunError
 from common.messages import EnrolRequest, Refusal, TaskRequest, pack, unpack
-from common.options import Json, commands, examples
+from common.options import Json, only
 from common.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,11 +161,8 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    app = commands()
-    app.command(
-        epilog=examples(
-            "python -m simulations.benchmarks.worker",
-            "python -m simulations.benchmarks.worker --site runs/demo/sites/source-1-lumify-like --messages 5 --json",
-        )
-    )(main)
-    app()
+    only(
+        main,
+        "python -m simulations.benchmarks.worker",
+        "python -m simulations.benchmarks.worker --site runs/demo/sites/source-1-lumify-like --messages 5 --json",
+    )

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from common.files import PUBLIC, write_atomically
-from common.options import Seed, commands, examples
+from common.options import Seed, only
 from simulations.fuzz.watch import MOST_MIB, MOST_S, Ended, run_cases
 from simulations.publication import origin
 from simulations.show import counter, progress_bar
@@ -80,6 +80,4 @@ def main(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    app = commands()
-    app.command(epilog=examples("python -m simulations.fuzz --seed 0 --cases 2000 --json docs/fuzz.json"))(main)
-    app()
+    only(main, "python -m simulations.fuzz --seed 0 --cases 2000 --json docs/fuzz.json")

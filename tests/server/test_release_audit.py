@@ -49,7 +49,10 @@ def record(finished: Finished) -> dict[str, Any]:
             images("north + east + south", 12) | {"summed": 3, "drawn": 96},
         ],
         "membership": [members("north", 0.52), members("east", 0.61)],
-        "numbers": [{"site": "north", "number": "foreground_fraction", "attacked": 8, "told": 0}],
+        "numbers": [
+            {"site": "north", "number": "foreground_fraction", "attacked": 8, "told": told, "cohorts": not told}
+            for told in (0, 5)
+        ],
     }
 
 

@@ -147,24 +147,30 @@ def test_a_mean_that_is_like_everybody_is_nobody() -> None:
     assert rebuilt_patients([Match(0.99, "a", 0.985), Match(0.94, "b", 0.1), Match(0.97, "c", 0.9)]) == {"c"}
 
 
-def test_a_number_of_one_patient_comes_out_of_two_studies_as_far_as_its_digits_go(
-    finished: Finished, pair: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+def test_a_number_of_one_patient_comes_out_of_two_studies_unless_a_site_keeps_its_cohorts(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    north, model = with_policy(load_site(pair[0]), min_patients=1), load_model(finished.run)
-    monkeypatch.setattr("simulations.audit.numbers.ATTACKED", 2)
-    names = ["foreground_fraction", "infusion/dice/mean"]
+    folder = write_site(tmp_path / "north", "source", patients={"train": 12, "calibrate": 5, "val": 5, "test": 12})
+    north, model = with_policy(load_site(folder)), load_model(finished.run)
+    monkeypatch.setattr("simulations.audit.numbers.ATTACKED", 3)
+    names = ["foreground_fraction"] * 2 + ["infusion/dice/mean"] * 2
     found = list(numbers(north, model, seed=0))
-    assert [(row.number, row.answer, row.attacked) for row in found] == [(name, "answered", 2) for name in names]
+    assert [(row.number, row.answer, row.attacked) for row in found] == [(name, "answered", 3) for name in names]
     monkeypatch.setattr(Metric, "rounded", lambda self, value: value)
     exact = list(numbers(north, model, seed=0))
-    assert max(row.error for row in exact) < 1e-6  # the attack is right: only the digits stand against it
+    assert [row.cohorts for row in exact] == [True, False] * 2
+    open_, kept = exact[1::2], exact[::2]
+    assert max(row.error for row in open_) < 1e-6  # the attack is right: only the digits stand against it
     assert all(row.error > 1e-6 for row in found)
-    assert [row.guess for row in exact] == pytest.approx([row.guess for row in found], abs=0.005)
+    assert [row.guess for row in open_] == pytest.approx([row.guess for row in found[1::2]], abs=0.005)
+    assert sum(row.told for row in open_) > 0
+    assert sum(row.told for row in kept) == 0  # all digits left, and what they tell is the mean of a cohort
+    assert all(row.error > row.guess / 3 for row in kept)
 
 
 def test_numbers_that_a_policy_keeps_back_cannot_be_told(east: Path, finished: Finished) -> None:
-    (row,) = numbers(untouched(east), load_model(finished.run), seed=0)  # five test patients, and four are too few
-    assert (row.number, row.answer, row.attacked, row.told) == ("infusion/dice/mean", "withheld", 0, 0)
+    for row in numbers(untouched(east), load_model(finished.run), seed=0):  # five test patients, and four are too few
+        assert (row.number, row.answer, row.attacked, row.told) == ("infusion/dice/mean", "withheld", 0, 0)
 
 
 def test_membership_measures_are_those_of_the_literature() -> None:
