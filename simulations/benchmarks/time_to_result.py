@@ -1,4 +1,4 @@
-"""Where the time of a `crossprobe demo` goes: `python -m simulations.benchmarks.time_to_result --run runs/demo`.
+"""Where a demo's time and bytes go: `python -m simulations.benchmarks.time_to_result --run runs/demo`.
 
 Read from the run's own histories and summary; without `--run` the demo is run first.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors.numpy import load_file
 
 from common.options import Seed, only
 from common.run_folder import RunFolder
@@ -69,7 +70,19 @@ def dice(run: Path) -> dict[str, float]:
     return {site: round(100 * cells["infusion"]["mean"], 1) for site, cells in found.items()}
 
 
-def page(found: list[Part], reached: dict[str, float], settings: dict[str, object]) -> str:
+def traffic(run: Path) -> dict[str, float]:
+    """Return the study's megabytes, and what they were if each site got and sent every component in each round."""
+    records = history.read(run)
+    sites = [site for record in records for site in record.sites.values()]
+    whole = sum(tensor.nbytes for tensor in load_file(RunFolder(run).model).values())
+    return {
+        "to_sites": sum(site.bytes_to for site in sites) / 1e6,
+        "from_sites": sum(site.bytes_from for site in sites) / 1e6,
+        "each_way_of_whole_models": len(sites) * whole / 1e6,
+    }
+
+
+def page(found: list[Part], reached: dict[str, float], moved: dict[str, float], settings: dict[str, object]) -> str:
     """Return the table as Markdown."""
     wall, work = sum(part.seconds for part in found), sum(part.seconds * part.cores for part in found)
     cores = os.cpu_count() or 1
@@ -84,6 +97,10 @@ def page(found: list[Part], reached: dict[str, float], settings: dict[str, objec
             "",
             f"The sites' work alone, spread evenly over {cores} cores, would take {work / cores:.0f} s. Dice of the "
             f"released model: {', '.join(f'{site} {value:.1f}' for site, value in reached.items())}.",
+            "",
+            f"{moved['to_sites']:.0f} MB went to the sites and {moved['from_sites']:.0f} MB came from them; the "
+            "released model alone, to each and from each in every round, were "
+            f"{moved['each_way_of_whole_models']:.0f} MB each way.",
         ]
     )
 
@@ -92,16 +109,16 @@ def main(
     run: Annotated[Path | None, typer.Option(metavar="RUN", help="of a finished demo (default: one is run)")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Tell where a demo's time goes; write docs/performance/time-to-result.json and its part of the page."""
+    """Tell where a demo's time and bytes go; write docs/performance/time-to-result.json and its part of the page."""
     settings = origin("simulations.benchmarks.time_to_result", seed)
     with tempfile.TemporaryDirectory(prefix="crossprobe-time-") as folder:
         if run is None:
             run = Path(folder) / "demo"
             command = [sys.executable, "-m", "crossprobe", "demo", "--seed", str(seed), "--out", str(run)]
             subprocess.run(command, cwd=ROOT, check=True)
-        found, reached = parts(run), dice(run)
-    figures = {**settings, "parts": [asdict(part) for part in found], "dice": reached}
-    tell("time-to-result", figures, page(found, reached, settings))
+        found, reached, moved = parts(run), dice(run), traffic(run)
+    figures = {**settings, "parts": [asdict(part) for part in found], "dice": reached, "megabytes": moved}
+    tell("time-to-result", figures, page(found, reached, moved, settings))
 
 
 if __name__ == "__main__":
