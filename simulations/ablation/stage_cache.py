@@ -4,6 +4,7 @@ Two variants of an ablation that begin with the same stages share them. A stage 
 of its own, from the state that the stage before it left, by the very functions that a deployed run uses.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -62,6 +63,7 @@ class StageCache:
         self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
         self._sites = [(site.config.role, _site_digest(site)) for site in sites]
+        self._code = functools.cache(code_digest)
 
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
