@@ -119,7 +119,7 @@ def test_a_rival_lowers_its_loss(variant: str, sites: Sequence[Path]) -> None:
     _, seen = tiny.repeated(of, tiny.workers(of, sites[1:])[0], start, times=3)
     losses = [metrics["loss"] for metrics in seen]
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.97 * losses[0]
+    assert losses[-1] < 0.98 * losses[0]
 
 
 # class ratio
