@@ -7,7 +7,7 @@ once a round or anew every few steps.
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from clients.data.dataset import tiles
 from clients.data.frames import Frame
 from clients.learning.scoring import SCORED_PATIENTS, mean_area, received_views, score_received, visible_widths
 from clients.learning.training import Loss, Objective, TaskContext, averaging, follow
-from clients.learning.view import view
+from clients.learning.view import View, view
 from common.components import branches_of
 from common.infusion import predict_maps
 from common.losses import dice_cross_entropy
@@ -48,8 +48,12 @@ def prior_threshold(
     return min(candidates, key=lambda t: abs(mean_area(maps, t, side, widths) - prior))
 
 
-def objective(context: TaskContext) -> Objective:
-    """Return the students' loss under a teacher that begins as it was received, whose score is measured first."""
+def objective(context: TaskContext, student_view: Callable[..., View] = view) -> Objective:
+    """Return the students' loss under a teacher that begins as it was received, whose score is measured first.
+
+    Args:
+        student_view: what a student sees of a batch, called as `view` is.
+    """
     task, study, networks = context.task, context.study, context.networks
     assert isinstance(task, SelfTrain)
     received = received_views(context)
@@ -93,7 +97,7 @@ def objective(context: TaskContext) -> Objective:
         labelled = replace(batch, maps=torch.cat([label, confidence], 1))
         total = torch.zeros(len(samples))
         for branch in branches:
-            seen = view(labelled, study.augmentation, generator, task.strength, task.artefacts)
+            seen = student_view(labelled, study.augmentation, generator, task.strength, task.artefacts)
             logits = networks.branch(branch)(seen.x)
             total = total + dice_cross_entropy(logits, truth=seen.maps[:, :1], weight=seen.maps[:, 1:] * seen.valid)
         return Loss(

@@ -85,7 +85,7 @@ class Ablation(Settings):
     Attributes:
         study: the method, whose stages the variants are made of; relative to this file.
         seeds: of the first weights, the sites' secrets and the phantom's patients.
-        variants: names; all of them where left out.
+        variants: names; where left out all of them but `variants.RIVALS`.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -142,6 +142,8 @@ def accelerator() -> str:
 
 def run_cell(cell: Cell) -> None:
     """Train and measure every variant of a cell that has no numbers yet."""
+    from simulations.ablation import rivals  # noqa: F401  # before a site is opened, which allows the tasks there are
+
     study = load_study(cell.ablation.study).model_copy(update={"seed": cell.seed})
     device = accelerator()
     torch.set_num_threads(1)  # pooled stages have no worker that would set it
@@ -163,6 +165,8 @@ def run_cell(cell: Cell) -> None:
         oracle = variant.where == "oracle"
         cached = stage_cache(cell.data.oracle_folders(cell.seed, cell.out), baseline_of(study)) if oracle else usual
         stages, pooled = variant.stages(study), variant.where == "pooled"
+        if variant.knowing is not None:
+            stages = variant.knowing(stages, [usual.data[name] for name, role in roles.items() if role == "target"])
         known = {
             "stages": cached.folder(stages, pooled).name,
             "predictors": dict(variant.rows),

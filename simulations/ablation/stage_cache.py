@@ -4,6 +4,7 @@ Two variants of an ablation that begin with the same stages share them. A stage 
 of its own, from the state that the stage before it left, by the very functions that a deployed run uses.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -62,7 +63,7 @@ class StageCache:
         self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
         self._sites = [(site.config.role, _site_digest(site)) for site in sites]
-        self._code = code_digest(__name__)
+        self._code = functools.cache(code_digest)
 
     def folder(self, stages: Sequence[Stage], pooled: bool = False) -> Path:
         """Return where the state after `stages` is kept."""
@@ -71,7 +72,12 @@ class StageCache:
         # A site that has no task in these stages leaves no trace in them: data sets that share the others share them.
         at_work = {role for stage in stages for role in ROLES if stage.task_of(role)}
         sites = " ".join(sorted(digest for role, digest in self._sites if role in at_work))
-        words = f"{settings.hash()} {sites} {self._code} {place}"
+        # a task may stand in a module that nothing else leads to
+        tasks = [task for stage in stages for role in ROLES if (task := stage.task_of(role))]
+        code = " ".join(
+            code_digest(module) for module in sorted({__name__, *(type(task).__module__ for task in tasks)})
+        )
+        words = f"{settings.hash()} {sites} {code} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 
     def kept(self, stages: Sequence[Stage], pooled: bool = False) -> ServerState | None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from simulations.ablation.comparison import BySeed, Difference, difference, holm
-from simulations.ablation.variants import Variant
+from simulations.ablation.variants import RIVALS, Variant
 
 #: Below this Dice a patient counts as failed.
 FAILED = 0.5
@@ -27,6 +27,7 @@ CONTRASTS = (
     (RELEASED, "refine without pretraining"),
     (RELEASED, PAPER),
     (RELEASED, "all stages on pooled data"),
+    *((RELEASED, list(rival.rows)[-1]) for rival in RIVALS),
 )
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.baseline import baseline_of
 from common.errors import StudyError
 from common.stage import Stage
 from common.study import Study
-from common.tasks import Infuse, SelfSupervise, SelfTrain, Supervise
+from common.tasks import Infuse, SelfSupervise, SelfTrain, Supervise, TrainingTask
+
+if TYPE_CHECKING:
+    from clients.data.dataset import Dataset
 
 Where = Literal["federated", "pooled", "oracle"]
 HALVES = ("encoder", "decoder")
@@ -24,6 +27,7 @@ class Variant:
         rows: name of the row -> predictor.
         where: `federated`, `pooled` (all images in one place), or `oracle` (the target's labels too).
         each_round: measure the model after each round of the last stage, for a line below the table.
+        knowing: changes the stages by what the targets' unlabelled images tell, as no task may send it from a site.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Variant:
     rows: Mapping[str, str]
     where: Where = "federated"
     each_round: bool = False
+    knowing: Callable[[list[Stage], Sequence["Dataset"]], list[Stage]] | None = None
 
 
 def _baseline(study: Study) -> list[Stage]:
@@ -87,6 +92,43 @@ def _plain(study: Study) -> list[Stage]:
     ]
 
 
+def _instead(study: Study, rival: Callable[[SelfTrain], TrainingTask]) -> list[Stage]:
+    """Return the stages with what `rival` makes of `self_train` in its place."""
+    return [
+        stage.model_copy(update={"target": rival(stage.target)}) if isinstance(stage.target, SelfTrain) else stage
+        for stage in study.stages
+    ]
+
+
+def _with_rival(study: Study, kind: type[TrainingTask]) -> list[Stage]:
+    """Return the stages with a rival in the place of `self_train`, under those of its settings that the rival has."""
+    shared = {*kind.model_fields} - {"task"}
+    return _instead(study, lambda task: kind(**task.model_dump(include=shared)))
+
+
+def _class_ratio(study: Study) -> list[Stage]:
+    from simulations.ablation.rivals.class_ratio import ClassRatio  # here: a task is known from its import on
+
+    return _with_rival(study, ClassRatio)
+
+
+def _masked_consistency(study: Study) -> list[Stage]:
+    from simulations.ablation.rivals.masked_consistency import MaskedConsistency
+
+    return _with_rival(study, MaskedConsistency)
+
+
+def _mean_teacher(study: Study) -> list[Stage]:
+    """Return the stages with a teacher that follows its students, as in docs/results/mean-teacher.yaml."""
+    return _instead(study, lambda task: task.model_copy(update={"teacher_decay": 0.99, "remake_every": 10}))
+
+
+def _fourier(stages: list[Stage], targets: Sequence["Dataset"]) -> list[Stage]:
+    from simulations.ablation.rivals.fourier import at_the_source
+
+    return at_the_source(stages, targets)
+
+
 VARIANTS = (
     Variant("baseline", _baseline, {"baseline": "source_branch"}),
     # Where the study's source trains with artefacts and an average: what these two are worth to the baseline.
@@ -133,14 +175,34 @@ VARIANTS = (
     Variant("oracle", _baseline, {"oracle: the target's labels too": "source_branch"}, "oracle"),
 )
 
+#: The field's methods: other stages, settings, steps, artefacts and averages as the study has them.
+RIVALS = (
+    Variant(
+        "class-ratio",
+        _class_ratio,
+        {"class-ratio adaptation (target branch)": "target_branch", "class-ratio adaptation": "infusion"},
+    ),
+    Variant(
+        "masked-consistency",
+        _masked_consistency,
+        {"masked image consistency (target branch)": "target_branch", "masked image consistency": "infusion"},
+    ),
+    Variant("fourier", _baseline, {"Fourier domain adaptation": "source_branch"}, knowing=_fourier),
+    Variant(
+        "mean-teacher",
+        _mean_teacher,
+        {"mean teacher (target branch)": "target_branch", "mean teacher": "infusion"},
+    ),
+)
+
 
 def chosen(names: Sequence[str]) -> list[Variant]:
-    """Return the variants of these names, all of them for none.
+    """Return the variants of these names, all but the rivals for none.
 
     Raises:
         StudyError: for an unknown name.
     """
-    known = {variant.name: variant for variant in VARIANTS}
+    known = {variant.name: variant for variant in (*VARIANTS, *RIVALS)}
     if wrong := [name for name in names if name not in known]:
         raise StudyError(f"unknown variant {', '.join(wrong)}; known: {', '.join(known)}")
     return [known[name] for name in names] or list(VARIANTS)

@@ -23,7 +23,7 @@ from simulations.ablation.page import chart, overview, publish, section
 from simulations.ablation.results import page
 from simulations.ablation.stage_cache import StageCache
 from simulations.ablation.tally import BASELINE, CONTRASTS, ORACLE
-from simulations.ablation.variants import VARIANTS, chosen
+from simulations.ablation.variants import RIVALS, VARIANTS, chosen
 
 FAST = ["baseline", "short-two-baselines", "two-baselines", "mim", "paper", "all", "rounds"]
 
@@ -159,7 +159,7 @@ def test_every_variant_spends_the_same_supervised_steps_as_its_reference() -> No
 
 
 def test_the_questions_are_about_rows_that_there_are() -> None:
-    rows = {row for variant in VARIANTS for row in variant.rows}
+    rows = {row for variant in (*VARIANTS, *RIVALS) for row in variant.rows}
     assert {row for asked in CONTRASTS for row in asked} | {BASELINE, ORACLE} <= rows
 
 
