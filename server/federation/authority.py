@@ -95,13 +95,15 @@ def key_fingerprint(public_key: Path) -> str:
     """Return the fingerprint of a site's public key, see `common.fingerprint`.
 
     Raises:
-        RunError: if the file holds no key that a SuperNode can have.
+        RunError: if the file cannot be read, or holds no key that a SuperNode can have.
     """
     try:
         key = serialization.load_ssh_public_key(public_key.read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError
-    except (OSError, ValueError, UnsupportedAlgorithm):
+    except OSError as error:
+        raise RunError(f"cannot read {public_key}: {error.strerror}. Give the node.pub that the site sent.") from None
+    except (ValueError, UnsupportedAlgorithm):
         raise RunError(
             f"{public_key}: expected the one line of an ECDSA public key, as `crossprobe site keygen` writes it. "
             "Ask the site for its node.pub."
