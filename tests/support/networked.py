@@ -172,8 +172,9 @@ class NetworkedFederation(Federation):
                 self.start_proxy() if service == "proxy" else self.start(kit, service)
 
     def kill(self, key: str) -> None:
-        """Kill a service, and leave the rest to its restart policy."""
-        os.killpg(self.processes[key].pid, signal.SIGKILL)
+        """Kill a service, unless it has just ended by itself, and leave the rest to its restart policy."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.processes[key].pid, signal.SIGKILL)
 
     def ended(self, running: subprocess.Popen[bytes], patience_s: float) -> int:
         """Wait for the end of `study run` and return its exit code."""
