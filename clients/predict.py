@@ -122,7 +122,7 @@ def segment(
     spacing_mm: float | None = None,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Segment files that were found already, and skip none; else as `predict`.
+    """Segment files that were found already, and skip none; else as `predict`. Ctrl-C leaves a table of what was done.
 
     Raises:
         RunError: if no image at all could be segmented, or `out` cannot be used.
@@ -139,6 +139,10 @@ def segment(
             problems.append(f"{given.name}: {error.code}: {error.message}. {error.remedy}.")
         except OSError as error:
             raise RunError(f"cannot write to {out}: {error.strerror}. {len(rows)} images are done.") from None
+        except KeyboardInterrupt:
+            if rows:  # the pictures so far stand in the table too
+                write_rows(out / TABLE, rows)
+            raise
         progress(index + 1, len(inputs))
     if not rows:
         shown = "\n".join(map(one_line, problems[:3]))

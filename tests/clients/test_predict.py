@@ -260,6 +260,19 @@ def test_a_sixteen_bit_image_gives_what_its_eight_bits_give(letterbox: Model, sc
     assert one == two
 
 
+def test_what_was_segmented_before_ctrl_c_stands_in_the_table(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    def interrupt(done: float, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(letterbox, scans, tmp_path / "out", progress=interrupt)
+
+    assert (tmp_path / "out/results.csv").read_text().splitlines()[1].startswith("s0.png,")
+    assert pictures(tmp_path / "out") == {f"{kind}/s0.png" for kind in ("masks", "confidence", "overlays")} | {
+        "results.csv"
+    }
+
+
 def test_nothing_to_segment_is_an_error(letterbox: Model, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for images in ("empty", "none"):
