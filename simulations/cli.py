@@ -27,11 +27,12 @@ PROFILES = ("lumify_like", "telemed_like", "handheld_dev", "cart_dev", "wireless
 def _probes(values: list[str] | None) -> list[str] | None:
     """Refuse what is neither `PROFILE` nor `NAME=PROFILE`. Raises BadParameter."""
     from common.messages import SITE_NAME
+    from simulations.phantom.population import DRAWN
 
     for text in values or ():
         name, equals, profile = text.rpartition("=")
-        if profile not in PROFILES:
-            raise typer.BadParameter(f"expected a profile of {', '.join(PROFILES)}; found {profile!r}")
+        if profile not in PROFILES and not DRAWN.fullmatch(profile):
+            raise typer.BadParameter(f"expected a profile of {', '.join(PROFILES)}, or drawn-N; found {profile!r}")
         if equals and not re.fullmatch(SITE_NAME, name):
             raise typer.BadParameter(f"expected a name of small letters, digits and hyphens; found {name!r}")
     return values
@@ -44,7 +45,7 @@ Probes = Annotated[
         callback=_probes,
         autocompletion=lambda incomplete: [profile for profile in PROFILES if profile.startswith(incomplete)],
         help=f"such a site, seen with this probe, by default named after role, number and probe; repeat. Probes: "
-        f"{', '.join(PROFILES)}",
+        f"{', '.join(PROFILES)}; drawn-N is number N of a random population",
     ),
 ]
 #: None: as in the demo.

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -37,14 +38,17 @@ def chart(name: str, table: dict[str, Any]) -> str:
 
 
 def overview(summaries: Sequence[dict[str, Any]]) -> str:
-    """Return one line for each data set of all ablations: baseline, the paper's recipe, the released model."""
+    """Return one line for each data set of all ablations: baseline, the paper's recipe, the released model.
+
+    A population of devices is left out: it has a table of its own, see `population`.
+    """
     lines = [
         "| data | baseline | paper's recipe | all stages | all stages - baseline [95 % over patients] | "
         "range over seeds | the same on the labelled probe | command |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for summary in summaries:
-        for name, table in summary["data"].items():
+        for name, table in ({} if is_population(summary) else summary["data"]).items():
             rows = table["rows"]
             if RELEASED not in rows:
                 continue
@@ -80,6 +84,52 @@ def section(summary: dict[str, Any], folder: str) -> str:
     for name, table in summary["data"].items():
         lines += _data_set(name, table, folder, len(summary["seeds"]))
     return "\n".join(lines)
+
+
+def is_population(summary: dict[str, Any]) -> bool:
+    """Return whether an ablation's data sets are devices of a population, which count together."""
+    return all(name.startswith("drawn-") for name in summary["data"])
+
+
+def population(summary: dict[str, Any]) -> str:
+    """Return the section of an ablation over a population: a line for each device, and how they are distributed."""
+    lines = [
+        f"## Ablation: {summary['name']}",
+        "",
+        f"`{summary['command']}`",
+        "",
+        f"Method: `{summary['study']}`; seeds {', '.join(map(str, summary['seeds']))}; {summary['hardware']}; "
+        f"{_versions(summary)}. Intervals are over patients.",
+        "",
+        "| device | baseline, Dice % | all stages, Dice % | difference [95 %] | the same on the labelled probe |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    gains = {}
+    for name, table in summary["data"].items():
+        released = table["rows"][RELEASED]
+        gains[name] = released["target"]["difference"]
+        dice = (f"{100 * table['rows'][row]['target']['mean']:.1f}" for row in (BASELINE, RELEASED))
+        cells = [name, *dice, points(gains[name]), points(released["source"]["difference"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    means = sorted(100 * gain["mean"] for gain in gains.values())
+    worst = min(gains, key=lambda name: gains[name]["mean"])
+    clear, below = (sum(test(gain) for gain in gains.values()) for test in (_above, _below))
+    lines += [
+        "",
+        f"Of {len(gains)} devices the baseline is beaten clear of zero on {clear} and lost to on {below}. The "
+        f"differences: median {median(means):+.1f} points, from {means[0]:+.1f} to {means[-1]:+.1f}; the worst is "
+        f"{worst}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _above(difference: dict[str, Any]) -> bool:
+    return bool(difference["low"] > 0)
+
+
+def _below(difference: dict[str, Any]) -> bool:
+    return bool(difference["high"] < 0)
 
 
 def _versions(summary: dict[str, Any]) -> str:
@@ -196,7 +246,7 @@ def publish(summary: dict[str, Any], folder: Path) -> None:
     write_atomically(
         published / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode(), mode=PUBLIC
     )
-    for name, table in summary["data"].items():
+    for name, table in ({} if is_population(summary) else summary["data"]).items():
         write_atomically(published / f"{name}.svg", (chart(name, table) + "\n").encode(), mode=PUBLIC)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
 from common.metric_name import PREDICTORS
-from simulations.ablation.page import detectable, overview, points
+from simulations.ablation.page import detectable, is_population, overview, points, population
 from simulations.ablation.page import section as ablation_section
 
 #: The studies that the README runs, on real images and on phantoms; all others are earlier forms of the method.
@@ -34,7 +34,10 @@ def page(folder: Path) -> str:
     if not (files or ablations) or not notes.exists():
         raise RunError(f"{folder} needs notes.md and a summary.json of each run, copied under the run's name.")
     summaries = [json.loads(file.read_text(encoding="utf-8")) for file in ablations]
-    sections = [ablation_section(summary, f"{folder.name}/ablation") for summary in summaries]
+    sections = [
+        population(summary) if is_population(summary) else ablation_section(summary, f"{folder.name}/ablation")
+        for summary in summaries
+    ]
     sections += [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
     courses = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "source-only").glob("*.json"))]
     if courses:

@@ -18,12 +18,13 @@ from PIL import Image
 from clients.data.folders import only, whole_folder, write_site_files
 from clients.data.manifest import SPLITS, Role, Split
 from clients.data.site import SiteConfig
-from simulations.phantom import devices, formation
+from simulations.phantom import formation
+from simulations.phantom.population import profile_of
 
 RECORD = "phantom.json"
 #: All that a phantom site's folder holds.
 CONTENT = ("site.yaml", "manifest.csv", "images", "masks", RECORD)
-RENDERING = ("anatomy", "devices", "echo", "formation")
+RENDERING = ("anatomy", "devices", "echo", "formation", "population")
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,7 @@ def _code_hash() -> str:
 
 def _check(request: Request) -> None:
     SiteConfig(name=request.name, role=request.role)
-    if request.profile not in devices.PROFILES:
-        known = ", ".join(devices.PROFILES)
-        raise ValueError(f"expected a profile of {known}; found {request.profile!r}")
+    profile_of(request.profile)
     if unknown := sorted(set(request.patients) - set(SPLITS)):
         raise ValueError(f"expected splits of {', '.join(SPLITS)}; found {', '.join(unknown)}")
     counts = (request.seed, request.first_patient, *request.patients.values())
@@ -143,7 +142,7 @@ def _frames(request: Request) -> Iterator[tuple[int, Split, int]]:
 def _render(folder: Path, request: Request, item: tuple[int, Split, int]) -> dict[str, object]:
     """Render one frame into the folder and return its row."""
     patient, split, frame = item
-    profile = devices.PROFILES[request.profile]
+    profile = profile_of(request.profile)
     rendered = formation.render_frame(seed=request.seed, patient=patient, frame=frame, profile=profile)
     name = f"p{patient:04d}"
     file = f"{name}_{frame:03d}.png"

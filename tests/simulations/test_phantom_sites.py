@@ -104,7 +104,7 @@ def test_changed_rendering_code_is_another_request(tmp_path: Path, monkeypatch: 
 
 def test_the_code_of_a_request_covers_every_module_that_renders() -> None:
     script = (
-        "import sys, simulations.phantom.formation;"
+        "import sys, simulations.phantom.formation, simulations.phantom.population;"
         "print(*(m.rpartition('.')[2] for m in sys.modules if m.startswith('simulations.phantom.')))"
     )
     root = Path(sites.__file__).parents[2]
