@@ -8,9 +8,9 @@ and the best that he can say of each is their mean.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from clients.data.site import Site, Split
 from clients.governance.cohorts import Cohorts, Counting, everyone
 from clients.governance.state import State
 from clients.learning.evaluate import measure_patients
+from clients.learning.plausibility import Plausibility
 from clients.learning.scoring import mean_area, visible_widths
 from clients.node.worker import Worker
 from clients.released import Model
@@ -72,7 +73,33 @@ class Answer:
     behind: int
 
 
-Ask = Callable[[Counting, Site, str], Answer]
+@dataclass(frozen=True)
+class Question:
+    """A number over the patients of a split, and the round of a study in which a site is asked for it.
+
+    Attributes:
+        tensors: weights that are sent; what they do not name is as the seed gives it.
+    """
+
+    number: str
+    split: Split
+    study: Study
+    round: Round
+    tensors: Tensors
+
+    def ask(self, site: Site, counting: Counting, name: str) -> Answer:
+        """Ask for the number in a study that is the same but for its name."""
+        study = self.study.model_copy(update={"name": f"{self.study.name}-{name}"})
+        task = self.round.stage.task_of(site.config.role)
+        assert task is not None
+        secret = simulated_secret(study, site.config.name)
+        worker = Worker(site, study, secret, plausibility=self._plausibility, counting=counting)
+        value = ask_numbers(worker, study, self.round, task, self.tensors).get(self.number)
+        return Answer(value, len(worker.data.counted(self.split, labelled=True)))
+
+    @cached_property
+    def _plausibility(self) -> Plausibility:
+        return Plausibility(self.study)
 
 
 def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
@@ -83,34 +110,22 @@ def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
     """
     if site.config.role == "source":
         study = hostile_study("supervise", seed=seed, **AREA)
-        ask = partial(_answer, "foreground_fraction", "train", study, next(iter(study.rounds())), {})
-        yield from _both(site, "foreground_fraction", ask, _areas(site, study), seed)
+        question = Question("foreground_fraction", "train", study, next(iter(study.rounds())), {})
+        yield from _both(site, question, _areas(site, study), seed)
     if model is not None and model.study.fused and site.patients("test", labelled=True):
         study, closing = model.study, list(model.study.rounds())[-1]
-        name, tensors = "infusion/dice/mean", model.networks.export(FUSED)
         found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)["infusion"]
         truths = dict(zip(sorted(found), mean_by_patient(found, "dice"), strict=True))
-        yield from _both(site, name, partial(_answer, name, "test", study, closing, tensors), truths, seed)
+        question = Question("infusion/dice/mean", "test", study, closing, model.networks.export(FUSED))
+        yield from _both(site, question, truths, seed)
 
 
-def _both(site: Site, number: str, ask: Ask, truths: Mapping[str, float], seed: int) -> Iterator[Told]:
+def _both(site: Site, question: Question, truths: Mapping[str, float], seed: int) -> Iterator[Told]:
     """Attack a site that keeps who counts together, and one that does not."""
     with tempfile.TemporaryDirectory() as folder:
         cohorts = Cohorts(State.create(Path(folder)), site.config.name, site.config.policy.min_patients)
-        yield _told(site, number, partial(ask, cohorts.counted), truths, seed, cohorts=True)
-    yield _told(site, number, partial(ask, everyone), truths, seed, cohorts=False)
-
-
-def _answer(
-    number: str, split: Split, study: Study, round_: Round, tensors: Tensors, counting: Counting, site: Site, name: str
-) -> Answer:
-    """Ask for a number in a study of another name."""
-    of = study.model_copy(update={"name": f"{study.name}-{name}"})
-    task = round_.stage.task_of(site.config.role)
-    assert task is not None
-    worker = Worker(site, of, simulated_secret(of, site.config.name), counting=counting)
-    value = ask_numbers(worker, of, round_, task, tensors).get(number)
-    return Answer(value, len(worker.data.counted(split, labelled=True)))
+        yield _told(site, question, cohorts.counted, truths, seed)
+    yield _told(site, question, everyone, truths, seed)
 
 
 def _areas(site: Site, study: Study) -> dict[str, float]:
@@ -124,20 +139,14 @@ def _areas(site: Site, study: Study) -> dict[str, float]:
     return found
 
 
-def _told(
-    site: Site,
-    number: str,
-    ask: Callable[[Site, str], Answer],
-    truths: Mapping[str, float],
-    seed: int,
-    *,
-    cohorts: bool,
-) -> Told:
+def _told(site: Site, question: Question, counting: Counting, truths: Mapping[str, float], seed: int) -> Told:
     """Take patients out of a split, one at a time, and tell how near the difference comes to each one's value."""
     everybody = sorted(truths)
     chosen = np.random.default_rng(seed).permutation(everybody)[:ATTACKED]
+    number, cohorts = question.number, counting is not everyone
     try:
-        asked = [ask(site, "with"), *(ask(_without(site, patient), "without") for patient in chosen)]
+        asked = [question.ask(site, counting, "with")]
+        asked += [question.ask(_without(site, patient), counting, "without") for patient in chosen]
         answer = "withheld" if None in (own.value for own in asked) else "answered"
     except Refused as refusal:
         answer = refusal.code

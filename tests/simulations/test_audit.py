@@ -24,7 +24,7 @@ from simulations.audit.ask import Refused, hostile_study
 from simulations.audit.audit import Attack, attack_on_sums, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.membership import area_under_curve, measured, true_positives
-from simulations.audit.numbers import numbers
+from simulations.audit.numbers import AREA, numbers
 from simulations.audit.page import BEGIN, END, publish, tables
 from simulations.audit.shadows import calibrated, shadow_membership
 from simulations.audit.similarity import Match
@@ -153,19 +153,17 @@ def test_a_number_of_one_patient_comes_out_of_two_studies_unless_a_site_keeps_it
     folder = write_site(tmp_path / "north", "source", patients={"train": 12, "calibrate": 5, "val": 5, "test": 12})
     north, model = with_policy(load_site(folder)), load_model(finished.run)
     monkeypatch.setattr("simulations.audit.numbers.ATTACKED", 3)
-    names = ["foreground_fraction"] * 2 + ["infusion/dice/mean"] * 2
+    monkeypatch.setitem(AREA, "batch_size", 8)
+    monkeypatch.setattr(Metric, "rounded", lambda self, value: value)  # all digits leave
     found = list(numbers(north, model, seed=0))
+    names = ["foreground_fraction"] * 2 + ["infusion/dice/mean"] * 2
     assert [(row.number, row.answer, row.attacked) for row in found] == [(name, "answered", 3) for name in names]
-    monkeypatch.setattr(Metric, "rounded", lambda self, value: value)
-    exact = list(numbers(north, model, seed=0))
-    assert [row.cohorts for row in exact] == [True, False] * 2
-    open_, kept = exact[1::2], exact[::2]
-    assert max(row.error for row in open_) < 1e-6  # the attack is right: only the digits stand against it
-    assert all(row.error > 1e-6 for row in found)
-    assert [row.guess for row in open_] == pytest.approx([row.guess for row in found[1::2]], abs=0.005)
-    assert sum(row.told for row in open_) > 0
-    assert sum(row.told for row in kept) == 0  # all digits left, and what they tell is the mean of a cohort
-    assert all(row.error > row.guess / 3 for row in kept)
+    assert [row.cohorts for row in found] == [True, False] * 2
+    kept, nothing_kept = found[::2], found[1::2]
+    assert max(row.error for row in nothing_kept) < 1e-6
+    assert sum(row.told for row in nothing_kept) > 0
+    assert sum(row.told for row in kept) == 0
+    assert all(row.error > row.guess / 3 for row in kept)  # what comes out is the mean of a cohort
 
 
 def test_numbers_that_a_policy_keeps_back_cannot_be_told(east: Path, finished: Finished) -> None:
