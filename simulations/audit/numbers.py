@@ -49,7 +49,8 @@ class Told:
         answer: of the site under its own policy: `answered`, `withheld` (the number does not leave), or its refusal.
         attacked: patients who were taken out.
         error: mean distance between a patient's value and what the attacker made of the two numbers.
-        guess: the same, of the mean of the others: what he would say without the attack.
+        guess: the same, of the mean of the others, or of those of his cohort: what he would say if the difference
+            were without this patient.
         told: patients of whom he was within 0.01, and the guess was not.
         cohorts: the site keeps who counts together, as a hospital does; False: everybody always counts.
     """
@@ -67,10 +68,16 @@ class Told:
 
 @dataclass(frozen=True)
 class Answer:
-    """A number as it left, None where it did not, and over how many patients it is."""
+    """A number as it left, None where it did not, and the patients that it is over."""
 
     value: float | None
-    behind: int
+    counted: frozenset[str]
+
+    @property
+    def mean(self) -> float:
+        """The number, where it left."""
+        assert self.value is not None
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Question:
         secret = simulated_secret(study, site.config.name)
         worker = Worker(site, study, secret, plausibility=self._plausibility, counting=counting)
         value = ask_numbers(worker, study, self.round, task, self.tensors).get(self.number)
-        return Answer(value, len(worker.data.counted(self.split, labelled=True)))
+        return Answer(value, frozenset(worker.data.counted(self.split, labelled=True)))
 
     @cached_property
     def _plausibility(self) -> Plausibility:
@@ -152,11 +159,14 @@ def _told(site: Site, question: Question, counting: Counting, truths: Mapping[st
         answer = refusal.code
     if answer != "answered":
         return Told(site.config.name, number, len(everybody), answer, 0, 0.0, 0.0, 0, cohorts)
-    truth = np.array([truths[patient] for patient in chosen])
-    means, behind = np.array([own.value for own in asked], dtype=float), np.array([own.behind for own in asked])
-    less = behind[0] - behind[1:]  # he, or he and those who count with him
-    error = np.abs((behind[0] * means[0] - behind[1:] * means[1:]) / less - truth)
-    guess = np.abs(means[1:] - truth)
+    (first, *later), errors, guesses = asked, [], []
+    for patient, less in zip(chosen, later, strict=True):
+        gone = first.counted - less.counted  # he, or he and those who count with him
+        value = (len(first.counted) * first.mean - len(less.counted) * less.mean) / len(gone)
+        others = [truths[other] for other in gone - {patient}]
+        errors.append(abs(value - truths[patient]))
+        guesses.append(abs((float(np.mean(others)) if others else less.mean) - truths[patient]))
+    error, guess = np.array(errors), np.array(guesses)
     return Told(
         site=site.config.name,
         number=number,

@@ -124,6 +124,7 @@ def test_an_entry_tells_what_was_in_the_message() -> None:
         "charges": None,
         "refusal": None,
         "accountant": None,
+        "cohorts": None,
         "unwritten": 0,
     }
 
