@@ -34,7 +34,7 @@ from simulations.audit.ask import Refused, ask_numbers, hostile_study
 
 #: Patients who are taken out, one at a time.
 ATTACKED = 8
-#: His value counts as told where the attacker is this near to it, and the mean of the others is not.
+#: Told is the value of a patient alone in the difference, where the attacker is this near to it and the guess is not.
 NEAR = 0.01
 #: Enough images for the policy's floor, and small: what the training makes does not matter here.
 AREA: dict[str, Any] = {"batch_size": 128, "size": 32}
@@ -51,7 +51,8 @@ class Told:
         error: mean distance between a patient's value and what the attacker made of the two numbers.
         guess: the same, of the mean of the others, or of those of his cohort: what he would say if the difference
             were without this patient.
-        told: patients of whom he was within 0.01, and the guess was not.
+        told: patients who were alone in a difference, and of whom he was within 0.01, and the guess was not. Of those
+            who come and go with others he has their mean, which may be near by chance.
         cohorts: the site keeps who counts together, as a hospital does; False: everybody always counts.
     """
 
@@ -159,12 +160,13 @@ def _told(site: Site, question: Question, counting: Counting, truths: Mapping[st
         answer = refusal.code
     if answer != "answered":
         return Told(site.config.name, number, len(everybody), answer, 0, 0.0, 0.0, 0, cohorts)
-    (first, *later), errors, guesses = asked, [], []
+    (first, *later), errors, guesses, alone = asked, [], [], []
     for patient, less in zip(chosen, later, strict=True):
         gone = first.counted - less.counted  # he, or he and those who count with him
         value = (len(first.counted) * first.mean - len(less.counted) * less.mean) / len(gone)
         others = [truths[other] for other in gone - {patient}]
         errors.append(abs(value - truths[patient]))
+        alone.append(not others)
         guesses.append(abs((float(np.mean(others)) if others else less.mean) - truths[patient]))
     error, guess = np.array(errors), np.array(guesses)
     return Told(
@@ -175,7 +177,7 @@ def _told(site: Site, question: Question, counting: Counting, truths: Mapping[st
         attacked=len(chosen),
         error=float(error.mean()),
         guess=float(guess.mean()),
-        told=int(((error <= NEAR) & (guess > NEAR)).sum()),
+        told=int((np.array(alone) & (error <= NEAR) & (guess > NEAR)).sum()),
         cohorts=cohorts,
     )
 

@@ -61,7 +61,7 @@ def _membership(rows: Sequence[Record]) -> Iterator[str]:
 def _numbers(rows: Sequence[Record]) -> Iterator[str]:
     yield (
         "| site | number | patients behind it | of these counts | under the site's own policy | patients attacked | "
-        f"error | of a guess | told (within {NEAR:g}, and the guess not) |"
+        f"error | of a guess | told (alone in a difference, within {NEAR:g}, and the guess not) |"
     )
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row in rows:
