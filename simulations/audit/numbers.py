@@ -164,7 +164,7 @@ def _told(site: Site, question: Question, counting: Counting, truths: Mapping[st
     for patient, less in zip(chosen, later, strict=True):
         gone = first.counted - less.counted  # he, or he and those who count with him
         value = (len(first.counted) * first.mean - len(less.counted) * less.mean) / len(gone)
-        others = [truths[other] for other in gone - {patient}]
+        others = [truths[other] for other in sorted(gone - {patient})]
         errors.append(abs(value - truths[patient]))
         alone.append(not others)
         guesses.append(abs((float(np.mean(others)) if others else less.mean) - truths[patient]))
