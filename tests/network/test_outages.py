@@ -137,6 +137,7 @@ def _cut_in_mid_upload(story: Outcome, index: int, seconds: float) -> None:
     _reach(story, index)
     federation = story.federation
     wire = federation.wires["east"]
+    wire.weather = NARROW  # before the reply is there: a quick SuperNode has sent it between two looks
 
     def replied() -> int:
         """How many bytes of a reply in this round the worker gave away."""
@@ -146,8 +147,7 @@ def _cut_in_mid_upload(story: Outcome, index: int, seconds: float) -> None:
             if entry["round"] == index and entry["direction"] == "out"
         )
 
-    federation.wait(replied, "the worker's reply", 120)
-    wire.weather = NARROW
+    federation.wait(replied, "the worker's reply", 240)
     before = wire.out.count["bytes"]
     federation.wait(lambda: wire.out.count["bytes"] - before > replied() / 3, "a third of the reply", 60)
     wire.weather = Weather(cut=True)
