@@ -48,7 +48,9 @@ def overview(summaries: Sequence[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for summary in summaries:
-        for name, table in ({} if is_population(summary) else summary["data"]).items():
+        if is_population(summary):
+            continue
+        for name, table in summary["data"].items():
             rows = table["rows"]
             if RELEASED not in rows:
                 continue
@@ -67,20 +69,12 @@ def overview(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def section(summary: dict[str, Any], folder: str) -> str:
-    """Return an ablation's section: for each data set the chart, the table and the questions.
+    """Return an ablation's section: for each data set the chart, the table and the questions; see also `population`.
 
     Args:
         folder: of the charts, as the page links it.
     """
-    seeds = ", ".join(map(str, summary["seeds"]))
-    lines = [
-        f"## Ablation: {summary['name']}",
-        "",
-        f"`{summary['command']}`",
-        "",
-        f"Method: `{summary['study']}`; seeds {seeds}; {summary['hardware']}; {_versions(summary)}.",
-        "",
-    ]
+    lines = [*_head(summary), ""]
     for name, table in summary["data"].items():
         lines += _data_set(name, table, folder, len(summary["seeds"]))
     return "\n".join(lines)
@@ -93,13 +87,10 @@ def is_population(summary: dict[str, Any]) -> bool:
 
 def population(summary: dict[str, Any]) -> str:
     """Return the section of an ablation over a population: a line for each device, and how they are distributed."""
+    *head, made_by = _head(summary)
     lines = [
-        f"## Ablation: {summary['name']}",
-        "",
-        f"`{summary['command']}`",
-        "",
-        f"Method: `{summary['study']}`; seeds {', '.join(map(str, summary['seeds']))}; {summary['hardware']}; "
-        f"{_versions(summary)}. Intervals are over patients.",
+        *head,
+        f"{made_by} Intervals are over patients.",
         "",
         "| device | baseline, Dice % | all stages, Dice % | difference [95 %] | the same on the labelled probe |",
         "| --- | --- | --- | --- | --- |",
@@ -113,7 +104,8 @@ def population(summary: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     means = sorted(100 * gain["mean"] for gain in gains.values())
     worst = min(gains, key=lambda name: gains[name]["mean"])
-    clear, below = (sum(test(gain) for gain in gains.values()) for test in (_above, _below))
+    clear = sum(gain["low"] > 0 for gain in gains.values())
+    below = sum(gain["high"] < 0 for gain in gains.values())
     lines += [
         "",
         f"Of {len(gains)} devices the baseline is beaten clear of zero on {clear} and lost to on {below}. The "
@@ -124,12 +116,16 @@ def population(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _above(difference: dict[str, Any]) -> bool:
-    return bool(difference["low"] > 0)
-
-
-def _below(difference: dict[str, Any]) -> bool:
-    return bool(difference["high"] < 0)
+def _head(summary: dict[str, Any]) -> list[str]:
+    """Return the first lines of an ablation's section: its name, its command, and what it was made with."""
+    return [
+        f"## Ablation: {summary['name']}",
+        "",
+        f"`{summary['command']}`",
+        "",
+        f"Method: `{summary['study']}`; seeds {', '.join(map(str, summary['seeds']))}; {summary['hardware']}; "
+        f"{_versions(summary)}.",
+    ]
 
 
 def _versions(summary: dict[str, Any]) -> str:
@@ -246,7 +242,9 @@ def publish(summary: dict[str, Any], folder: Path) -> None:
     write_atomically(
         published / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode(), mode=PUBLIC
     )
-    for name, table in ({} if is_population(summary) else summary["data"]).items():
+    if is_population(summary):
+        return
+    for name, table in summary["data"].items():
         write_atomically(published / f"{name}.svg", (chart(name, table) + "\n").encode(), mode=PUBLIC)
 
 

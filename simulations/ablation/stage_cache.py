@@ -74,9 +74,7 @@ class StageCache:
         sites = " ".join(sorted(digest for role, digest in self._sites if role in at_work))
         # a task may stand in a module that nothing else leads to
         tasks = [task for stage in stages for role in ROLES if (task := stage.task_of(role))]
-        code = " ".join(
-            code_digest(module) for module in sorted({__name__, *(type(task).__module__ for task in tasks)})
-        )
+        code = " ".join(map(self._code, sorted({__name__, *(type(task).__module__ for task in tasks)})))
         words = f"{settings.hash()} {sites} {code} {place}"
         return self.cache / hashlib.sha256(words.encode()).hexdigest()[:24]
 

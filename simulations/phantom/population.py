@@ -1,6 +1,7 @@
 """Devices drawn at random from a declared prior: a population of probes on which nothing was chosen."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,4 +49,4 @@ def profile_of(name: str) -> DeviceProfile:
         found[key] = float(low * (high / low) ** share if key in LENGTHS else low + (high - low) * share)
     wavelengths, rows = found.pop("beam_wavelengths"), round(found.pop("rows"))
     profile = DeviceProfile(name=name, beam_mm=1.0, rows=rows, **found)
-    return DeviceProfile(**{**vars(profile), "beam_mm": wavelengths * profile.wavelength_mm})
+    return replace(profile, beam_mm=wavelengths * profile.wavelength_mm)

@@ -5,9 +5,8 @@ pseudo-labels, confidence and view are those of `self_train`, so that the maskin
 follows the student with every step, and its confidence is one number an image.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator
@@ -17,7 +16,6 @@ from clients.learning import self_train
 from clients.learning.self_supervise import random_masking
 from clients.learning.training import Objective, TaskContext
 from clients.learning.view import View, view
-from common.artefact_settings import Artefact
 from common.study import Augmentation
 from common.tasks import SelfTrain
 
@@ -42,14 +40,8 @@ def objective(context: TaskContext) -> Objective:
     task, side = context.task, context.study.image.size
     assert isinstance(task, MaskedConsistency)
 
-    def masked(
-        batch: Batch,
-        augmentation: Augmentation,
-        generator: Generator,
-        strength: float | None = None,
-        artefacts: Mapping[Artefact, float] | None = None,
-    ) -> View:
-        seen = view(batch, augmentation, generator, strength, artefacts)
+    def masked(batch: Batch, augmentation: Augmentation, generator: Generator, *device: Any) -> View:
+        seen = view(batch, augmentation, generator, *device)
         hidden = random_masking(len(seen.x), side, task.mask_block, task.mask_ratio, generator)
         # a hidden pixel shows the image's mean, which is 0 after standardising
         return replace(seen, x=seen.x * (1 - hidden))
