@@ -46,7 +46,7 @@ docs: install
 
 # The README's picture, out of the phantom demo, which is run first where it has not been.
 picture: install
-	test -e runs/demo/release/SHA256SUMS || $(BIN)/crossprobe demo
+	test -e runs/demo/release/SHA256SUMS || $(BIN)/crossprobe demo $(if $(wildcard runs/demo),--resume)
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.picture runs/demo docs/picture.webp
 
 lint: install

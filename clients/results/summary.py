@@ -56,7 +56,7 @@ def row_of(image: str, maps: Mapping[str, np.ndarray], p: np.ndarray, spacing_mm
         image,
         mask.shape[1],
         mask.shape[0],
-        spacing_mm,
+        None if spacing_mm is None else float(f"{spacing_mm:.6g}"),  # NIfTI has it in float32
         area,
         None if spacing_mm is None else round(area * spacing_mm**2, 2),
         round(float(np.abs(2 * p[mask] - 1).mean()), 3) if area else None,

@@ -202,6 +202,7 @@ def test_the_table_tells_area_confidence_and_where_to_look_again(scans: Path) ->
     assert row.branch_dice < LOOK_AGAIN_DICE
     assert row.look_again == "branches disagree"
     assert row_of("a", {**maps, "target_branch": p}, p, None).look_again == ""
+    assert row_of("a", maps, p, float(np.float32(0.1))).spacing_mm == 0.1
     empty = row_of("a", {"source_branch": other * 0}, other * 0, None)
     assert (empty.area_px, empty.area_mm2, empty.mean_confidence, empty.branch_dice) == (0, None, None, None)
     assert empty.look_again == "nothing found"

@@ -66,7 +66,11 @@ class Weather:
 
 
 class _Way:
-    """One direction: packets read from one end and, when they are due, written to the other."""
+    """One direction: packets read from one end and, when they are due, written to the other.
+
+    Attributes:
+        count: packets read and what became of them; `bytes` of what arrived.
+    """
 
     def __init__(self, source: int, sink: int, seed: int) -> None:
         self.source, self.sink, self.dice = source, sink, random.Random(seed)
@@ -79,7 +83,6 @@ class _Way:
             while True:
                 packet = os.read(self.source, _MTU)
                 self.count["packets"] += 1
-                self.count["bytes"] += len(packet)
                 self._decide(packet, weather)
 
     def _decide(self, packet: bytes, weather: Weather) -> None:
@@ -104,12 +107,15 @@ class _Way:
         for _ in range(1 + twice):
             heapq.heappush(self.under_way, (due, next(self.order), packet))
 
-    def give(self) -> None:
-        """Write all that is due."""
+    def give(self, weather: Weather) -> None:
+        """Write all that is due; a cut wire also loses what is under way in it."""
+        if weather.cut:
+            self.count["cut"] += len(self.under_way)
+            self.under_way.clear()
         while self.under_way and self.under_way[0][0] <= time.monotonic():
             packet = heapq.heappop(self.under_way)[2]
             with contextlib.suppress(OSError):  # the other end is down
-                os.write(self.sink, packet)
+                self.count["bytes"] += os.write(self.sink, packet)
 
     def next_s(self) -> float:
         """Return in how many seconds the next packet is due, at most one."""
@@ -164,7 +170,7 @@ class Wire:
             poll.poll(1000 * min(way.next_s() for way in ways))
             for way in ways:
                 way.take(self.weather)
-                way.give()
+                way.give(self.weather)
 
     def __enter__(self) -> Self:
         return self

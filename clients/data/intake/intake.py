@@ -188,7 +188,11 @@ def _frames(
     shape = (recording.count, recording.height, recording.width)
     masks = source.mask(shape) if source.mask else None
     if masks is None and rules.role == "source":
-        raise PictureError("no-mask", "expected a mask (role: source), found none", "Give the masks with --masks")
+        raise PictureError(
+            "no-mask",
+            "expected a mask (role: source), found none",
+            "Give one for each image with --masks: a file of its path, or an entry in a COCO file",
+        )
     # Twice over the file: a loop of a minute would not fit into memory as a whole.
     shown: Mask | None = None
     novelty, fresh, seen, apart = Novelty(), [], 0, max(1, recording.count // LOOKED_AT)

@@ -71,8 +71,9 @@ def read(path: Path) -> dict[str, partial[list[Mask]]]:
         raise CrossProbeError(f"{error}. Give a folder of masks or a COCO file.") from None
     except ValidationError as error:
         first = problems(error, Content)[0]
+        place = f"{first.key}: " if first.key else ""  # it has none where the whole file is no object
         raise CrossProbeError(
-            f"{path} is no COCO file: {first.key}: {first.text}. Export it as COCO, with `images` and `annotations`."
+            f"{path} is no COCO file: {place}{first.text}. Export it as COCO, with `images` and `annotations`."
         ) from None
     own = defaultdict(list)
     for annotation in content.annotations:
