@@ -7,7 +7,6 @@ from rich.table import Table
 
 from clients.governance.approval_words import declared, of_budget, what_it_tells
 from clients.governance.disclosure import explain
-from clients.governance.limits import Setting
 from clients.governance.proposal import Budget, Proposal
 from common.components import MEANINGS
 from common.tasks import TASKS
@@ -35,11 +34,7 @@ def show(proposal: Proposal, console: Console) -> None:
         ("setting", "in this study", "stages", "your policy's bound", "its key"),
     )
     turned.columns[-1].no_wrap = True  # to be found again in site.yaml
-    stages_of: dict[Setting, list[str]] = {}
-    for stage in proposal.stages:
-        for setting in stage.settings:
-            stages_of.setdefault(setting, []).append(stage.stage)
-    for setting, stages in stages_of.items():
+    for setting, stages in proposal.settings().items():
         bound = f"at {'least' if setting.least else 'most'} {setting.bound:g}"
         turned.add_row(setting.words, f"{setting.value:g}", ", ".join(stages), bound, setting.key)
     out(turned)

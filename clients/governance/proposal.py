@@ -109,6 +109,15 @@ class Proposal:
     warnings: tuple[str, ...]
     findings: tuple[Finding, ...]
 
+    def settings(self) -> dict[Setting, list[str]]:
+        """Return each limited setting with the stages that have it so; one that differs by stage stands in a row."""
+        found: dict[Setting, list[str]] = {}
+        for stage in self.stages:
+            for setting in stage.settings:
+                found.setdefault(setting, []).append(stage.stage)
+        order = list(dict.fromkeys(setting.key for setting in found))
+        return dict(sorted(found.items(), key=lambda item: order.index(item[0].key)))
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """All metrics of all stages, each once, in the contract's order."""

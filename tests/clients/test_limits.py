@@ -68,6 +68,16 @@ def test_every_bound_is_on_the_page_that_a_hospital_approves(site: Site) -> None
     assert all(limited.key in Policy.model_fields for limited in proposal.stages[0].settings)
 
 
+def test_a_setting_stands_on_the_page_once_beside_the_stages_that_have_it_so(site: Site) -> None:
+    proposal = propose(masked(), site, today=TODAY)
+    first = proposal.stages[0]
+    other, *same = first.settings
+    later = replace(first, stage="later", settings=(replace(other, value=other.value + 1), *same))
+    listed = [(setting.key, stages) for setting, stages in replace(proposal, stages=(first, later)).settings().items()]
+    assert listed[:2] == [(other.key, [first.stage]), (other.key, ["later"])]
+    assert listed[2:] == [(setting.key, [first.stage, "later"]) for setting in same]
+
+
 def test_who_was_really_drawn_counts_and_not_who_is_in_the_folder(pair: Sequence[Path]) -> None:
     of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})  # four of six patients
     (north,) = workers(of, pair[:1])
