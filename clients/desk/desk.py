@@ -1,14 +1,13 @@
 """What a person does at the desk: check the data, try a study out, approve it, take it back, segment own pictures.
 
-It does what the commands do, with their functions. Long work goes on in one thread beside the pages.
+It does what the commands do, with their functions.
 """
 
 import json
 import logging
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from clients.data.site import Site, check_site
 from clients.data.table import decimal
 from clients.desk import predictions
 from clients.desk.predictions import Places
+from clients.desk.work import Background, DeskError, Work
 from clients.governance.accountant import Accountant
 from clients.governance.approval import Approval, approval_of, withdraw
 from clients.governance.dry_run import Sent, dry_run
@@ -35,14 +35,6 @@ from common.signing import text_of
 from common.study import Study, load_study
 
 log = logging.getLogger("crossprobe.desk")
-
-
-class DeskError(CrossProbeError):
-    """Something that cannot be done now, in words for the page; nothing was changed."""
-
-
-class Stopped(Exception):
-    """A person stopped the work."""
 
 
 @dataclass(frozen=True)
@@ -61,43 +53,6 @@ class Checked:
     findings: tuple[Finding, ...]
     sheet: Mapping[str, object]
     files: str
-
-
-@dataclass
-class Work:
-    """Long work in the background: what, how far (0 of 0: not known), and its error once it failed.
-
-    Attributes:
-        page: where its result will be shown.
-        stopping: a person asked for its end, which comes with its next progress.
-    """
-
-    what: str
-    page: str
-    done: float = 0
-    total: int = 0
-    error: str = ""
-    stopping: bool = False
-    _begun: float = field(default_factory=time.monotonic)
-
-    def progress(self, done: float, total: int) -> None:
-        """Note how far it is. Raises Stopped where nobody wants the rest."""
-        if self.stopping:
-            raise Stopped
-        if done < self.done:  # another part of the work
-            self._begun = time.monotonic()
-        self.done, self.total = done, total
-
-    @property
-    def look_again_s(self) -> int:
-        """Seconds after which a page looks again: seldom in long work, for a keyboard's place on it is lost then."""
-        return 3 if time.monotonic() - self._begun < 20 else 15
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds that are left at the pace so far, or None where nothing tells."""
-        passed = time.monotonic() - self._begun
-        return passed * (self.total - self.done) / self.done if self.done else None
 
 
 @dataclass(frozen=True)
@@ -147,7 +102,7 @@ class Desk:
     sites: Mapping[str, Ed25519PublicKey] = field(default_factory=dict)
     places: Places | None = None
     checked: Checked | None = None
-    work: Work | None = None
+    background: Background = field(default_factory=Background)
     tried: dict[str, list[Sent]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -161,21 +116,7 @@ class Desk:
             sheet = contact_sheet(self.folder, site, findings, work.progress)
             self.checked = Checked(datetime.now(UTC), site, tuple(findings), sheet, files)
 
-        self._begin("checking the data", "/data", run)
-
-    def stop(self) -> str:
-        """End the work in the background, which leaves nothing behind, and return the page that it was for.
-
-        Raises:
-            DeskError: if there is none, or it does not tell how far it is.
-        """
-        with self._lock:
-            if self.work is None or not self.busy:
-                raise DeskError("Nothing goes on here any more. Nothing was changed.")
-            if not self.work.total:
-                raise DeskError("This work cannot be stopped now. Nothing was changed: it ends by itself.")
-            self.work.stopping = True
-            return self.work.page
+        self.background.begin("checking the data", "/data", run)
 
     def try_out(self, study_hash: str) -> None:
         """Run every task of a study once, in the background, and keep the table of what it would have sent.
@@ -198,7 +139,7 @@ class Desk:
                     cancelled=lambda: work.stopping,
                 )
 
-        self._begin(f"trying out {case.study.name}", f"/study/{study_hash}", run)
+        self.background.begin(f"trying out {case.study.name}", f"/study/{study_hash}", run)
 
     def predict(self, model: str, images: str, spacing: str) -> None:
         """Segment own pictures with a released model, in the background, and keep what it draws.
@@ -230,7 +171,7 @@ class Desk:
                 progress=work.progress,
             )
 
-        self._begin(f"segmenting {offered[images]} with {model}", "/predictions", run)
+        self.background.begin(f"segmenting {offered[images]} with {model}", "/predictions", run)
 
     def approve(self, study_hash: str, *, by: str, seen: str, passphrase: str = "", restart: bool = False) -> Approval:
         """Approve a study as the command does.
@@ -319,39 +260,12 @@ class Desk:
         """Whether site.yaml or manifest.csv is not as it was when the data were checked."""
         return self.checked is not None and self.checked.files != self._files()
 
-    @property
-    def busy(self) -> bool:
-        """Whether background work goes on."""
-        return self.work is not None and not self.work.error
-
     def _site(self) -> Site:
         if self.checked is None or self.checked.site is None:
             raise DeskError("First the data check has to end without findings. Nothing was changed.")
         if self.stale:
             raise DeskError("site.yaml or manifest.csv changed since the data check. Nothing was changed: check again.")
         return self.checked.site
-
-    def _begin(self, what: str, page: str, run: Callable[[Work], None]) -> None:
-        work = Work(what, page)
-        with self._lock:
-            if self.busy:
-                raise DeskError("Other work goes on here. Wait until it has ended, then try again.")
-            self.work = work
-
-        def whole() -> None:
-            try:
-                run(work)
-            except Stopped:
-                self.work = None
-            except CrossProbeError as error:
-                work.error = str(error)
-            except Exception:  # of any kind: a page that says nothing would leave a person waiting
-                log.exception("%s", work.what)
-                work.error = f"{work.what} failed; the desk's log says why."
-            else:
-                self.work = None
-
-        threading.Thread(target=whole, name="desk-work", daemon=True).start()
 
     def _study_files(self) -> list[Path]:
         if not self.studies.is_dir():

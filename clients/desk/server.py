@@ -19,8 +19,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from clients.desk import views
-from clients.desk.desk import Desk, DeskError
+from clients.desk.desk import Desk
 from clients.desk.gate import HEADERS, PARAMETER, Gate, Refused
+from clients.desk.work import DeskError
 from clients.node.channel import address
 from clients.node.socket_file import UMASK, give_to, remove_stale
 from common.errors import CrossProbeError, SiteStateError
@@ -111,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             desk.check_data()
             return see("/data?done=checking")
         if path == "/work/stop":
-            return see(f"{desk.stop()}?done=stopped")
+            return see(f"{desk.background.stop()}?done=stopped")
         if path == "/predictions/make":
             desk.predict(form.get("model", ""), form.get("images", ""), form.get("spacing", ""))
             return see("/predictions?done=segmenting")

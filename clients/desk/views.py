@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from clients.data.contact_sheet import FOLDERS
 from clients.desk import predictions as kept
 from clients.desk.changes import changes
-from clients.desk.desk import Case, Desk, DeskError, latest_other
+from clients.desk.desk import Case, Desk, latest_other
 from clients.desk.gate import FIELD
+from clients.desk.work import DeskError
 from clients.governance.accountant import Accountant, smaller_cap
 from clients.governance.approval_words import declared, of_budget, signature, summed_with, what_it_tells
 from clients.governance.disclosure import explain

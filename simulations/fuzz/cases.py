@@ -277,7 +277,7 @@ def _desk(rng: Rng, folder: Path) -> Case:
     def run() -> None:
         desk = Desk(folder / "in", state, folder / "studies")
         desk.check_data()
-        while desk.busy:
+        while desk.background.busy:
             time.sleep(0.005)
         sheet = desk.checked.sheet if desk.checked else {}
         pages = {"overview.html.j2": views.overview, "ledger.html.j2": views.ledger}

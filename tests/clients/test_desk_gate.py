@@ -83,7 +83,7 @@ def test_a_form_on_another_page_does_nothing(browser: Visitor, headers: dict[str
     for path in FORMS:
         assert browser.post(path, headers, name="Eve", read="yes", seen=seen).status == 403
     assert kept(browser) == before
-    assert not browser.desk.busy
+    assert not browser.desk.background.busy
 
 
 def test_a_form_without_the_hidden_field_does_nothing(browser: Visitor) -> None:
@@ -105,7 +105,7 @@ def test_a_get_changes_nothing_whatever_it_asks_for(browser: Visitor) -> None:
     for method in ("PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT"):
         assert browser.get(FORMS[2] + form, method).status == 501
     assert kept(browser) == before
-    assert not browser.desk.busy
+    assert not browser.desk.background.busy
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_what_others_wrote_is_text_and_never_markup(browser: Visitor, tmp_path: 
         browser.desk.folder = folder
         browser.desk.check_data()
         wait_for(browser.desk)
-        assert browser.desk.work is None
+        assert browser.desk.background.work is None
         pages = [browser.get(path) for path in (*PAGES, f"/study/{study(name='hostile').hash()}")]
         assert [page.status for page in pages] == [200] * 6
         for page in pages:

@@ -52,7 +52,7 @@ def make(browser: Visitor, images: str, **form: str) -> str:
     answer = browser.post("/predictions/make", **({"model": "first", "images": images, "spacing": ""} | form))
     assert (answer.status, answer.headers["Location"]) == (303, "/predictions?done=segmenting"), answer.text
     wait_for(browser.desk)
-    assert browser.desk.work is None, browser.desk.work
+    assert browser.desk.background.work is None, browser.desk.background.work
     found = re.search(r'href="(/predictions/\w+)"', browser.get("/predictions").text)
     assert found
     return found[1]
@@ -133,7 +133,7 @@ def test_nothing_is_shown_or_segmented_for_a_stranger_or_by_a_get(browser: Visit
     assert browser.post("/predictions/make", {"Origin": "http://evil.example"}, **form).status == 403
     assert browser.post("/predictions/make", **form, csrf="guess").status == 403
     assert browser.get("/predictions/make?model=first&images=site&spacing=").status == 404
-    assert not browser.desk.busy
+    assert not browser.desk.background.busy
     assert files(kept(browser)) == before
 
 
@@ -145,7 +145,7 @@ def test_nothing_is_shown_or_segmented_for_a_stranger_or_by_a_get(browser: Visit
 )  # fmt: skip
 def test_a_form_chooses_only_among_what_the_page_offers(browser: Visitor, model: str, images: str) -> None:
     assert browser.post("/predictions/make", model=model, images=images, spacing="").status == 409
-    assert not browser.desk.busy
+    assert not browser.desk.background.busy
     assert files(kept(browser)) == {"lock"}
 
 
@@ -185,7 +185,7 @@ def test_a_person_stops_a_long_prediction_and_nothing_of_it_is_kept(
     assert 'action="/work/stop"' not in page
     go_on.set()
     wait_for(browser.desk)
-    assert browser.desk.work is None
+    assert browser.desk.background.work is None
     assert len(asked) == 2
     assert files(kept(browser)) == {"lock"}
     assert browser.post("/work/stop").status == 409
@@ -225,8 +225,8 @@ def test_a_model_that_is_not_whole_or_not_the_coordinators_segments_nothing(brow
     browser.desk.key = Ed25519PrivateKey.generate().public_key()
     browser.post("/predictions/make", model="first", images="site/val", spacing="")
     wait_for(browser.desk)
-    assert browser.desk.work is not None
-    assert "SHA256SUMS.sig" in browser.desk.work.error
+    assert browser.desk.background.work is not None
+    assert "SHA256SUMS.sig" in browser.desk.background.work.error
     browser.desk.key = None
     assert browser.desk.places
     weights = browser.desk.places.models / "first" / WEIGHTS

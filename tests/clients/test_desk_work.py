@@ -22,7 +22,7 @@ def test_a_dry_run_shows_what_would_leave_and_leaves_nothing_behind(
     assert browser.post(FORMS[1]).status == 303
     assert browser.post(FORMS[1]).status == 409  # one at a time
     wait_for(browser.desk)
-    assert browser.desk.work is None
+    assert browser.desk.background.work is None
     page = browser.get(PAGES[3]).text
     for words in ("enrolment", "pretrain supervise", "infuse infuse"):
         assert f'<th scope="row">{words}</th><td>ok</td>' in page
@@ -56,7 +56,7 @@ def test_a_person_stops_a_dry_run_within_a_task_and_nothing_of_it_is_kept(
     assert (answer.status, answer.headers["Location"]) == (303, f"{PAGES[3]}?done=stopped")
     go_on.set()
     wait_for(browser.desk)
-    assert browser.desk.work is None
+    assert browser.desk.background.work is None
     assert len(ended) == 1
     assert not browser.desk.tried
     assert kept(browser) == before

@@ -100,7 +100,7 @@ class Visitor:
 def wait_for(desk: Desk, seconds: float = 120.0) -> None:
     """Wait until the work in the background has ended."""
     deadline = time.monotonic() + seconds
-    while desk.busy:
+    while desk.background.busy:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
