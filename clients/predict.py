@@ -269,7 +269,10 @@ def _listed(table: Path) -> list[Input]:
 def _row(table: Path, line: Line, findings: list[Finding]) -> Input:
     name, text = line.cells["image"], line.cells["spacing_mm"]
     folder = table.parent.resolve()
-    if not name or not (folder / name).resolve().is_relative_to(folder):
+    file = (folder / name).resolve()
+    if name and file.is_relative_to(folder):
+        name = file.relative_to(folder).as_posix()  # of an absolute path or one with `..`, what is written stays in OUT
+    else:
         message = f"expected the path of an image from the table's own folder, found {name!r}"
         findings.append(Finding("path-outside-folder", f"{table.name} line {line.number}", message, "Correct the path"))
     spacing = None
@@ -281,4 +284,4 @@ def _row(table: Path, line: Line, findings: list[Finding]) -> Input:
         findings.append(
             Finding("bad-spacing", f"{table.name} line {line.number}", message, "Correct it or leave it empty")
         )
-    return Input(table.parent / name, name, spacing)
+    return Input(file, name, spacing)

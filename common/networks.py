@@ -6,6 +6,7 @@ encoder and a decoder of it: images to feature maps, one a level, and back to on
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
 
 import numpy as np
 import torch
@@ -235,7 +236,8 @@ class Networks(nn.Module):
         parts = [part for branch in branches for part in (branch.encoder, branch.decoder)]
         cast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
         for network in (*parts, self.mim_decoder, self.projector):
-            network.forward = cast(network.forward)
+            # a method of its own, not a function around that of this network: a copy's has to compute with the copy
+            network.forward = MethodType(cast(type(network).forward), network)
         for ends in (*branches, self.mim_decoder, self.projector):
             ends.register_forward_hook(lambda *call: call[-1].float())
 

@@ -237,9 +237,10 @@ def _pause(
         if left_s <= 0:
             break
         back, noes = _ask(study, transport, there, min(left_s, ENROL_S))
-        there |= back.keys() & state.participants.keys()
+        came = back.keys() & state.participants.keys()
+        there |= came
         why |= {name: noes.get(name, "not connected") for name in away}
-        if not back:
+        if not came:
             time.sleep(min(ASK_AGAIN_S, max(0.0, deadline - time.monotonic())))
     pause.clear(run)
 

@@ -195,6 +195,19 @@ def test_a_table_that_makes_no_sense_is_refused(scans: Path, row: str) -> None:
         find_inputs(scans / "list.csv")
 
 
+def test_a_table_of_whole_paths_or_of_dots_has_nothing_written_beside_the_images(
+    letterbox: Model, scans: Path, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in scans.iterdir()}
+    (scans / "list.csv").write_text(f"image\n{scans / 's0.png'}\nx/../s1.png\n")
+
+    outcome = predict(letterbox, scans / "list.csv", tmp_path / "out")
+
+    assert [row.image for row in outcome.rows] == ["s0.png", "s1.png"]
+    assert {path.name for path in (tmp_path / "out/masks").iterdir()} == {"s0.png", "s1.png"}
+    assert {path: path.read_bytes() for path in scans.iterdir() if path.name != "list.csv"} == before
+
+
 @pytest.mark.parametrize("out", ["scans", "scans/out", "."])
 def test_the_output_is_neither_within_the_input_nor_around_it(scans: Path, out: str) -> None:
     with pytest.raises(RunError, match="apart from the images"):

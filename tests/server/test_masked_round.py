@@ -228,6 +228,20 @@ def test_a_site_that_helps_wrongly_stops_the_sum_and_spoils_none(secure: Sequenc
     assert same(state.components, begin(secure).components)
 
 
+def test_a_seed_of_another_length_is_no_help_and_ends_no_run(secure: Sequence[Worker]) -> None:
+    def lie(site: str, reply: bytes) -> bytes:
+        header = unpack(reply)[0]
+        if site != "d" or not isinstance(header, UnmaskReply):
+            return reply
+        return forged(reply, seeds=dict.fromkeys(header.seeds, "07" * 15))
+
+    wire = Wire(secure, silent=["c"])
+    wire.change = lie
+    _, record = once(secure, wire)
+    assert not record.counted
+    assert "no help with the sum from d" in record.sites["e"].detail
+
+
 def test_a_site_without_a_key_is_not_enrolled(secure: Sequence[Worker]) -> None:
     class Keyless(LocalTransport):
         def enrol(

@@ -129,6 +129,28 @@ def test_it_ends_by_its_deadline_with_everything_saved(pair: Sequence[Path], tmp
     assert RunFolder(run).model.read_bytes() == RunFolder(reference).model.read_bytes()
 
 
+def test_who_is_no_participant_does_not_have_the_others_asked_without_a_rest(
+    pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Stranger(Away):
+        def enrol(
+            self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+        ) -> Mapping[str, bytes | Failure]:
+            found = dict(super().enrol(request, known))
+            if known:
+                asked.append(known)
+                found["west"] = super().enrol(request)["north"]
+            return found
+
+    monkeypatch.setattr(server.run, "ASK_AGAIN_S", 0.1)
+    of = study(stages=content()["stages"][:1], participation={"deadline_s": 0.4, "retries": 1})
+    with pytest.raises(RunError, match="east failed"):
+        run_study(of, Stranger(workers(of, pair)), tmp_path / "run")
+    assert 1 <= len(asked) <= 5
+
+
 def test_a_site_that_is_still_starting_is_waited_for_at_the_start(finished: Finished, tmp_path: Path) -> None:
     class Starting(Remembered):
         asked = 0

@@ -1,5 +1,7 @@
 """Convolutions in bfloat16: what comes out stays float32 and close; privacy and the CPU never have it."""
 
+import copy
+
 import pytest
 import torch
 from private import private as private_study
@@ -41,6 +43,17 @@ def test_results_and_gradients_are_float32_and_close_to_those_of_full_precision(
         for parameter in mixed.component(name).parameters():
             assert parameter.dtype == torch.float32
             assert parameter.grad is None or (parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all())
+
+
+def test_a_copy_computes_with_its_own_weights(mixed: Networks) -> None:
+    """As the teacher of `self_train`, which is a copy of the networks that its students move."""
+    x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    copied = copy.deepcopy(mixed)
+    before = outputs(copied, x)
+    with torch.no_grad():
+        for parameter in mixed.parameters():
+            parameter.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(outputs(copied, x), before, strict=True))
 
 
 def test_weights_travel_as_before(mixed: Networks) -> None:
