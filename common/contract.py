@@ -36,8 +36,13 @@ def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Shapes, *, max_norm
         [n for n, x in tensors.items() if not np.isfinite(x).all()],
         "holds NaN or infinity",
     )
+    check_norm(tensors, max_norm)
+
+
+def check_norm(tensors: Mapping[str, np.ndarray], max_norm: float) -> None:
+    """Raises ContractError `absurd-norm` if the L2 norm over all tensors together is larger than `max_norm`."""
     norm = float(np.sqrt(sum(float(np.square(x, dtype=np.float64).sum()) for x in tensors.values())))
-    if norm > max_norm:
+    if not norm <= max_norm:
         raise ContractError("absurd-norm", f"L2 norm {norm:.3g} is over the study's bound {max_norm:.3g}")
 
 

@@ -33,7 +33,8 @@ STAGE_NAME = r"^[a-z0-9_-]{1,40}$"
 Hex = r"^([0-9a-f]{2})*$"
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 #: Shares and seeds of masks, see `common.masking`: site -> hex.
-SmallSecrets = dict[SiteName, Annotated[str, Field(pattern=Hex, max_length=200)]]
+Shares = dict[SiteName, Annotated[str, Field(pattern=Hex, max_length=200)]]
+Seeds = dict[SiteName, Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]]
 #: Texts are shown on terminals, where other characters could move the cursor or change what stands there.
 PRINTABLE = r"^[ -~]*$"
 
@@ -146,7 +147,7 @@ class UnmaskRequest(Header):
     task: str = Field(pattern=TASK_NAME)
     request: Sha256
     masking: Masking
-    shares: SmallSecrets
+    shares: Shares
 
 
 class TaskReply(Header):
@@ -166,7 +167,7 @@ class TaskReply(Header):
     request: Sha256 = Field(description="hash of the request that is answered")
     metrics: dict[str, float] = Field(description="the numbers below")
     ledger_head: Sha256 | None = Field(default=None, description="hash of your ledger's last line")
-    shares: SmallSecrets = Field(
+    shares: Shares = Field(
         default={},
         exclude_if=_absent,
         description="where updates are summed under masks: for each site of your role its share of the key to one of "
@@ -187,8 +188,8 @@ class UnmaskReply(Header):
     round: int = Field(ge=0, description="number of the round")
     task: str = Field(pattern=TASK_NAME, description="name of the task")
     request: Sha256 = Field(description="hash of the request that is answered")
-    shares: SmallSecrets = Field(description="your share of a mask's key of each site whose update arrived")
-    seeds: SmallSecrets = Field(description="the key to your common mask with each site whose update did not arrive")
+    shares: Shares = Field(description="your share of a mask's key of each site whose update arrived")
+    seeds: Seeds = Field(description="the key to your common mask with each site whose update did not arrive")
     ledger_head: Sha256 | None = Field(default=None, description="hash of your ledger's last line")
 
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from common.components import Role, Tensors
+from common.contract import ROUNDING, check_norm
 from common.errors import ContractError
+from common.fixed_point import from_fixed
 from common.messages import Message, TaskReply, TaskRequest, UnmaskReply
 from server.aggregation.masked_sum import MaskedSum
 from server.algorithm import Reply, RoleSum
@@ -29,11 +31,14 @@ class MaskedRound:
 
     Args:
         requests: of all sites.
+        max_norm: the study's bound on an update.
         survivors: whose sums are to be laid bare, where an earlier attempt settled it.
     """
 
-    def __init__(self, state: ServerState, requests: Mapping[str, Message], survivors: Survivors) -> None:
-        self.state, self.survivors = state, survivors
+    def __init__(
+        self, state: ServerState, requests: Mapping[str, Message], max_norm: float, survivors: Survivors
+    ) -> None:
+        self.state, self.max_norm, self.survivors = state, max_norm, survivors
         self._sums: dict[Role, MaskedSum] = {}
         self._waiting: dict[str, TaskReply] = {}
         for site, request in requests.items():
@@ -95,6 +100,9 @@ class MaskedRound:
                 time.sleep(ASK_AGAIN_S)
         patients = sum(self.state.participants[site].patients for site in total.arrived)
         summed = RoleSum(role, total.total(), patients)
+        # Of updates within the bound no mean is beyond it: a seed or a masked update of noise would end the study
+        mean = {name: from_fixed(x, patients) for name, x in summed.total.items()}
+        check_norm(mean, self.max_norm * (1 + ROUNDING))
         for site in total.arrived:
             yield Reply(site, self._waiting[site].metrics, {})
         yield summed

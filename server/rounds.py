@@ -101,7 +101,7 @@ def run_round(
     state = begun(state, round_)
     requests = requests_of(study, state, round_)
     sites: dict[str, SiteRecord] = {}
-    masked = MaskedRound(state, requests, survivors or Survivors())
+    masked = MaskedRound(state, requests, study.participation.max_norm, survivors or Survivors())
 
     def task_of(site: str) -> Task:
         task = round_.stage.task_of(state.participants[site].role)

@@ -242,6 +242,21 @@ def test_a_seed_of_another_length_is_no_help_and_ends_no_run(secure: Sequence[Wo
     assert "no help with the sum from d" in record.sites["e"].detail
 
 
+def test_a_sum_that_a_site_spoiled_does_not_count_and_leaves_the_model_alone(secure: Sequence[Worker]) -> None:
+    def lie(site: str, reply: bytes) -> bytes:
+        header = unpack(reply)[0]
+        if site != "d" or not isinstance(header, UnmaskReply):
+            return reply
+        return forged(reply, seeds=dict.fromkeys(header.seeds, "07" * 16))
+
+    wire = Wire(secure, silent=["c"])
+    wire.change = lie
+    state, record = once(secure, wire)
+    assert not record.counted
+    assert "absurd-norm" in record.sites["e"].detail
+    assert same(state.components, begin(secure).components)
+
+
 def test_a_site_without_a_key_is_not_enrolled(secure: Sequence[Worker]) -> None:
     class Keyless(LocalTransport):
         def enrol(
