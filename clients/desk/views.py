@@ -1,5 +1,6 @@
 """What each page of the desk shows: plain data for a template, in the order in which a privacy officer reads."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -183,8 +184,7 @@ def _prediction(desk: Desk, name: str) -> tuple[Path, kept.Prediction]:
 def ledger(desk: Desk) -> dict[str, Any]:
     """Return the ledger as a timeline, newest first, with whether its chain is whole."""
     cases, _ = desk.cases()
-    entries = read(desk.state.ledger)
-    days, count, sent = timeline(entries, cases, most=MOST_MESSAGES)
+    days, count, sent = timeline(read(desk.state.ledger), cases, most=MOST_MESSAGES)
     verdict = verify(desk.state.ledger)
     return {"days": days, "count": count, "sent": sent, "verdict": verdict} | budget(desk, cases)
 
@@ -215,15 +215,20 @@ class Moment:
 
 
 def timeline(
-    entries: Sequence[dict[str, Any]], cases: Iterable[Case], *, most: int
+    entries: Iterable[dict[str, Any]], cases: Iterable[Case], *, most: int
 ) -> tuple[list[tuple[str, list[Moment]]], int, str]:
     """Return the latest messages by day, newest first; how many there are; and what left in all."""
     names = {case.hash: case.study.name for case in cases}
     days: dict[str, list[Moment]] = {}
-    for entry in reversed(entries[-most:] if most else entries):
+    latest, count, left, size = deque[dict[str, Any]](maxlen=most), 0, 0, 0
+    for entry in entries:  # of a year's ledger memory would not hold all
+        latest.append(entry)
+        count += 1
+        if entry["direction"] == "out":
+            left, size = left + 1, size + entry["bytes"]
+    for entry in reversed(latest):
         days.setdefault(entry["time"][:10], []).append(_moment(entry, names))
-    left = [entry for entry in entries if entry["direction"] == "out"]
-    return list(days.items()), len(entries), f"{len(left)} messages, {sum(entry['bytes'] for entry in left):,} bytes"
+    return list(days.items()), count, f"{left} messages, {size:,} bytes"
 
 
 def _moment(entry: dict[str, Any], names: dict[str, str]) -> Moment:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -31,8 +31,9 @@ log = logging.getLogger("crossprobe.worker")
 FIRST = "0" * 64
 #: By how much a clock may step back, as it does when it is set by the network.
 CLOCK_STEP = timedelta(minutes=5)
-#: A request may carry any names: only plain ones, and not more than a study could have, are written down.
+#: What comes in may carry any names: only plain ones, and not more than a study could have, are written down.
 _PLAIN, _MOST_TENSORS = re.compile(r"[\w./]{1,120}"), 2000
+_BLOCK = 1 << 16
 _OWN = re.compile(rb'(\{.*),"own":"([0-9a-f]{64})"\}', re.DOTALL)
 
 
@@ -113,7 +114,7 @@ def entry(
         "tensors": {name: list(np.shape(tensors[name])) for name in names},
         "bytes": len(payload),
         "sha256": digest(payload),
-        "metrics": header.metrics if isinstance(header, TaskReply) else {},
+        "metrics": header.metrics if direction == "out" and isinstance(header, TaskReply) else {},
         "epsilon": epsilon,
         "charges": charges,
         "refusal": getattr(header, "code", None),
@@ -190,15 +191,26 @@ class Ledger:
         try:
             with open(self.path, "rb+") as file:
                 os.fchmod(file.fileno(), 0o600)  # one that an earlier version left open to others
-                content = file.read()
-                whole = content.rfind(b"\n") + 1
-                if whole < len(content):
+                whole, size = _last_break(file)
+                if whole < size:
                     log.warning("%s: dropped a last line that was cut short by a crash", self.path)
                     file.truncate(whole)
         except FileNotFoundError:
             return
         except OSError as error:
             raise LedgerError(f"cannot read {self.path}: {error.strerror}. Run as the worker's user.") from None
+
+
+def _last_break(file: BinaryIO) -> tuple[int, int]:
+    """Return how many bytes of a file are whole lines, and how many it has; read from its end: it may be large."""
+    start = size = file.seek(0, os.SEEK_END)
+    while start:
+        end, start = start, max(0, start - _BLOCK)
+        file.seek(start)
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1, size
+    return 0, size
 
 
 def _private(path: str, flags: int) -> int:
@@ -234,9 +246,9 @@ def verify(path: Path, head: str | None = None) -> Verdict:
     return Verdict(number, proven, before, latest.isoformat() if latest else "", tuple(damage))
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return all entries that can be read, oldest first. Raises LedgerError if the file cannot be."""
-    return [content for content in (_content(line) for line, _ in _lines(path)) if content is not None]
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield all entries that can be read, oldest first. Raises LedgerError if the file cannot be."""
+    return (content for content in (_content(line) for line, _ in _lines(path)) if content is not None)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:

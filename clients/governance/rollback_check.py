@@ -21,26 +21,29 @@ def check_rollback(state: State, accountant: Accountant, cohorts: Cohorts) -> No
     Raises:
         SiteStateError: naming the file that knows less than the ledger, and what to do.
     """
-    charges, reached = 0, dict[str, tuple[int, int, bool]]()
-    lines = read(state.ledger)
-    if accountant.count and not lines:
-        raise SiteStateError(
-            f"{state.accountant} knows of {accountant.count} charges, and there is no ledger of what they were for: it "
-            f"was deleted or moved. Bring {state.ledger} back. {RENEW}"
-        )
-    for line in lines:
+    lines, charges, sorted_in, reached = 0, 0, 0, dict[str, tuple[int, int, bool]]()
+    bound: list[str | None] = []  # of the last line that tells of an accountant: older ones do not
+    for line in read(state.ledger):
+        lines += 1
+        sorted_in = max(sorted_in, line.get("cohorts") or 0)
+        if "accountant" in line:
+            bound = [line["accountant"]]
         if line["direction"] == "out":
             charges = max(charges, line.get("charges") or 0)
             if line["kind"] in ("done", "unmasked"):
                 place = (line.get("start") or 0, line["round"], line["kind"] == "unmasked")
                 reached[line["study"]] = max(place, reached.get(line["study"], place))
+    if accountant.count and not lines:
+        raise SiteStateError(
+            f"{state.accountant} knows of {accountant.count} charges, and there is no ledger of what they were for: it "
+            f"was deleted or moved. Bring {state.ledger} back. {RENEW}"
+        )
     if accountant.count < charges:
         raise SiteStateError(
             f"{state.accountant} knows of {accountant.count} charges, the ledger of {charges}: {_RESTORE} none, "
             "nothing more may leave for these patients until your privacy officer has decided: `crossprobe ledger "
             "show` has the epsilon that was spent, and a new state folder would begin at 0."
         )
-    bound = [line["accountant"] for line in lines if "accountant" in line]  # older ledgers have it not
     if bound and not accountant.follows(bound[-1]):
         raise SiteStateError(
             f"{state.accountant} is not the file that the ledger's last line was written beside: it was changed by "
@@ -48,7 +51,6 @@ def check_rollback(state: State, accountant: Accountant, cohorts: Cohorts) -> No
             "folder from its latest backup; if there is none, nothing more may leave for these patients until your "
             "privacy officer has decided."
         )
-    sorted_in = max((line.get("cohorts") or 0 for line in lines), default=0)
     if cohorts.known < sorted_in:
         raise SiteStateError(
             f"{state.cohorts} knows of {cohorts.known} patients, the ledger of {sorted_in}: it was deleted, or is from "

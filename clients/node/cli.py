@@ -10,6 +10,7 @@ import click
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -188,7 +189,7 @@ def show(
             (content["study"] or "-")[:8],
             "-" if content["round"] is None else str(content["round"]),
             f"{content['bytes']:,}",
-            "\n".join([content["refusal"] or content["task"] or content["kind"], *components, *numbers]),
+            escape("\n".join([content["refusal"] or content["task"] or content["kind"], *components, *numbers])),
         )
     Console().print(table)
     sent = [content for content in entries if content["direction"] == "out"]

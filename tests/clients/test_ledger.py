@@ -134,6 +134,18 @@ def test_a_strange_tensor_name_in_a_request_is_not_written_down() -> None:
     assert list(entry("in", Message(REQUEST, strange, b""))["tensors"]) == ["projector/out.bias"]
 
 
+def test_the_numbers_of_a_reply_that_comes_in_are_not_written_down() -> None:
+    assert entry("in", Message.of(REPLY.model_copy(update={"metrics": {"[/x]": 1.0}})))["metrics"] == {}
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"time"', b"x" * 200_000])
+def test_a_last_line_that_was_cut_short_is_dropped_however_long(torn: bytes, written: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(written + torn)
+    Ledger(path)
+    assert path.read_bytes() == written
+
+
 @pytest.fixture
 def state(written: bytes, tmp_path: Path) -> Path:
     State.create(tmp_path / "state").ledger.write_bytes(written)
@@ -172,7 +184,14 @@ def test_show_tells_what_left_and_when(state: Path, capsys: pytest.CaptureFixtur
         assert word in shown
     assert run("show", "--state", state, "--study", HASH[:8], "--json") == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
-    assert len(read(state / "ledger.jsonl")) == LINES
+    assert len(list(read(state / "ledger.jsonl"))) == LINES
+
+
+def test_show_prints_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = State.create(tmp_path / "state")
+    Ledger(state.ledger).append(entry("out", Message.of(REPLY.model_copy(update={"metrics": {"[/x]": 1.0}}))))
+    assert run("show", "--state", state.folder) == 0
+    assert "[/x] 1" in capsys.readouterr().out
 
 
 def test_show_of_a_damaged_ledger_says_so(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,7 +148,7 @@ class Federation(LocalFederation):
         return RunFolder(out).model.read_bytes()
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
-        return read_ledger(self.kits / name / "state" / "ledger.jsonl")
+        return list(read_ledger(self.kits / name / "state" / "ledger.jsonl"))
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()[-1500:]}" for path in sorted(self.root.glob("*.log")))

@@ -47,7 +47,7 @@ class Hospital:
         return getattr(self.answer(payload), "code", "ok")
 
     def ledger(self) -> list[dict[str, Any]]:
-        return read(self.state.ledger)
+        return list(read(self.state.ledger))
 
 
 def hospital(folder: Path, site: Site, *approved: Study) -> Hospital:
