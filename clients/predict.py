@@ -15,7 +15,7 @@ from clients.data.images import PictureError, check_depth
 from clients.data.manifest import SPACING_MM
 from clients.data.table import Line, decimal, read_table
 from clients.released import Model
-from clients.results import WRITERS
+from clients.results import WRITERS, Writer
 from clients.results.summary import Row, row_of, write_rows
 from common.errors import CrossProbeError, RunError
 from common.files import check_apart
@@ -194,6 +194,7 @@ def _segment(model: Model, given: Input, spacing_mm: float | None, out: Path) ->
     kind = WRITERS.get(format_of(given.file))
     writer = kind(given.file, out, given.name, model.study.name) if kind is not None else None
     frames = Frames(model.study, given, spacing_mm)
+    index = 0
     try:
         for index, (name, image) in enumerate(frames, 1):
             maps = model.maps(image, frames.spacing_mm)
@@ -204,12 +205,29 @@ def _segment(model: Model, given: Input, spacing_mm: float | None, out: Path) ->
             if writer is not None:
                 writer.add(p > 0.5, overlay(image, p > 0.5))
             yield row_of(name, maps, p, frames.spacing_mm), min(1.0, index / frames.count)
+        if not index:
+            raise PictureError("no-frames", "expected an image or a loop, found no frame in it", "Export it again")
+        if writer is not None:
+            _close(writer)
     except PictureError:
         if writer is not None:
             writer.file.unlink(missing_ok=True)  # half a video looks like a whole one, or does not open
         raise
-    if writer is not None:
+
+
+def _close(writer: Writer) -> None:
+    """Finish a file. Raises PictureError where the input's header does not allow it, and OSError for a full disk."""
+    try:
         writer.close()
+    except (OSError, PictureError):
+        raise
+    except Exception as error:  # of every kind, for whatever a header lacks
+        found = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise PictureError(
+            "no-result-file",
+            f"expected a header that a {writer.file.suffixes[0]} file can be made for, found one that cannot ({found})",
+            "Use the masks, which are written",
+        ) from None
 
 
 def _check_scale(spacing_mm: float | None, side_px: int) -> None:

@@ -115,6 +115,7 @@ class Desk:
             work.what = "drawing the contact sheet"
             sheet = contact_sheet(self.folder, site, findings, work.progress)
             self.checked = Checked(datetime.now(UTC), site, tuple(findings), sheet, files)
+            self.tried.clear()  # what they told was of the folder and the policy as they were
 
         self.background.begin("checking the data", "/data", run)
 

@@ -70,7 +70,8 @@ class Background:
     @property
     def busy(self) -> bool:
         """Whether work goes on."""
-        return self.work is not None and not self.work.error
+        work = self.work  # it may end between two looks
+        return work is not None and not work.error
 
     def begin(self, what: str, page: str, run: Callable[[Work], None]) -> None:
         """Start `run`, which tells its progress, and return. Raises DeskError while other work goes on."""
@@ -101,10 +102,10 @@ class Background:
         Raises:
             DeskError: if there is none, or it does not tell how far it is.
         """
-        with self._lock:
-            if self.work is None or not self.busy:
-                raise DeskError("Nothing goes on here any more. Nothing was changed.")
-            if not self.work.total:
-                raise DeskError("This work cannot be stopped now. Nothing was changed: it ends by itself.")
-            self.work.stopping = True
-            return self.work.page
+        work = self.work
+        if work is None or work.error:
+            raise DeskError("Nothing goes on here any more. Nothing was changed.")
+        if not work.total:
+            raise DeskError("This work cannot be stopped now. Nothing was changed: it ends by itself.")
+        work.stopping = True
+        return work.page

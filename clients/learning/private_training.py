@@ -69,7 +69,8 @@ class PrivateGradients:
         begin = 0
         for parameter, summed in zip(self.parameters, total, strict=True):
             standard = torch.from_numpy(noise[begin : begin + parameter.numel()]).reshape(parameter.shape)
-            parameter.grad = ((summed.double() + std * standard) / expected).float()
+            noisy = summed.double() + std * standard.to(parameter.device)
+            parameter.grad = (noisy / expected).float()
             begin += parameter.numel()
         return sum(losses) / len(losses) if losses else 0.0
 

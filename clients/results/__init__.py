@@ -28,7 +28,7 @@ class Writer(Protocol):
         """Take a frame: its mask, bool [H, W], and the picture with the outline, uint8 [H, W, 3]."""
 
     def close(self) -> Path:
-        """Write the file and return where it is. Raises PictureError where the input lacks what it needs."""
+        """Write the file and return where it is. Raises PictureError, or what its library raises for the header."""
 
 
 #: Format of the input -> what it gets besides masks, confidence and overlays.

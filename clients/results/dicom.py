@@ -48,7 +48,7 @@ class DicomSegmentation:
         self.masks.add(mask)
 
     def close(self) -> Path:
-        """Write the object. Raises PictureError `no-dicom-reference` or `no-dicom-segmentation`."""
+        """Write the object. Raises PictureError `no-dicom-reference`, and what highdicom raises for other headers."""
         from pydicom import dcmread
 
         header = dcmread(self.source, stop_before_pixels=True)
@@ -61,17 +61,10 @@ class DicomSegmentation:
             )
         masks = self.masks.stacked()
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            made = _of_one_frame(header, masks[0], self.model)
-            _take_all_frames(made, header, masks)
-            _place(made, spacing_of(header))
-            made.save_as(self.file)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # whatever else a header lacks
-            raise PictureError(
-                "no-dicom-segmentation",
-                f"expected a header that a DICOM Segmentation can be made for, found one that cannot ({error})"[:300],
-                "Use the masks, which are written",
-            ) from None
+        made = _of_one_frame(header, masks[0], self.model)
+        _take_all_frames(made, header, masks)
+        _place(made, spacing_of(header))
+        made.save_as(self.file)
         return self.file
 
 

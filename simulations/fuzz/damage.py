@@ -170,13 +170,13 @@ def _large(height: int, width: int, mode: str = "L") -> bytes:
     return buffer.getvalue()
 
 
-def _nifti_claim(shape: tuple[int, ...], zeros: int) -> bytes:
+def _nifti_claim(shape: tuple[int, ...], zeros: int, offset: int = 352) -> bytes:
     import nibabel
 
     header = nibabel.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
-    header["magic"], header["vox_offset"] = b"n+1", 352
+    header["magic"], header["vox_offset"] = b"n+1", offset
     return _packed_zeros(header.binaryblock + bytes(4 + 2**20), zeros)
 
 
@@ -227,6 +227,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "gif of 5000 frames": lambda: _many_frames(5000),
     "nifti that claims 30000 x 30000 x 300": lambda: _nifti_claim((30000, 30000, 300), 1000),
     "nifti of 16 x 16 with a gigabyte behind": lambda: _nifti_claim((16, 16), 2**30),
+    "nifti of 16 x 16 that begins a gigabyte on": lambda: _nifti_claim((16, 16), 2**30, 2**30),
     "nifti, 4096 x 4096 x 8 of zeros": lambda: _nifti_claim((4096, 4096, 8), 2**27),
     "nifti, 64 x 64 x 32767 of zeros": lambda: _nifti_claim((64, 64, 32767), 2**27),
     "nrrd that claims 90000 x 90000": lambda: _nrrd_claim("90000 90000", 2**26),

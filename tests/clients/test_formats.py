@@ -193,10 +193,10 @@ def bomb_png(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
-def nifti_claim(path: Path) -> None:
+def nifti_claim(path: Path, shape: tuple[int, ...] = (30000, 30000, 300), offset: int = 352) -> None:
     header = nibabel.Nifti1Header()
-    header.set_data_shape((30000, 30000, 300))
-    header["magic"], header["vox_offset"] = b"n+1", 352
+    header.set_data_shape(shape)
+    header["magic"], header["vox_offset"] = b"n+1", offset
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4) + bytes(1000)))
 
 
@@ -221,6 +221,7 @@ BAD_FILES: list[tuple[str, Callable[[Path], object]]] = [
     ("unreadable-image", jpeg_in_disguise),
     ("huge-image", bomb_png),
     ("huge-image", nifti_claim),
+    ("huge-image", lambda path: nifti_claim(path, (4, 4), 2**40)),
     ("huge-image", nrrd_bomb),
     ("detached-values", nrrd_link),
     ("huge-image", lambda path: dicom(path, FRAMES, Rows=60000, Columns=60000)),

@@ -260,8 +260,9 @@ def screenshots(folder: Path, masks: Path | None) -> None:
             Image.fromarray(mask).save(masks / f"case{number // 2}_{number % 2}.png")
 
 
-def test_screenshots_get_their_patients_by_a_pattern_and_their_masks_from_a_folder(tmp_path: Path) -> None:
-    screenshots(tmp_path / "shots", tmp_path / "masks")
+@pytest.mark.parametrize("place", ["masks", "shots/masks"])
+def test_screenshots_get_their_patients_by_a_pattern_and_their_masks_from_a_folder(place: str, tmp_path: Path) -> None:
+    screenshots(tmp_path / "shots", tmp_path / place)
     known_key(tmp_path / "north.key")
     command = [
         "site",
@@ -274,7 +275,7 @@ def test_screenshots_get_their_patients_by_a_pattern_and_their_masks_from_a_fold
         "0.2",
     ]
 
-    assert main([*command, "--patient-pattern", r"(case\d+)_", "--masks", str(tmp_path / "masks")]) == 0
+    assert main([*command, "--patient-pattern", r"(case\d+)_", "--masks", str(tmp_path / place)]) == 0
 
     site = load_site(tmp_path / "north")
     assert len({frame.patient for frame in site.frames}) == 10

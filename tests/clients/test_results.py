@@ -16,10 +16,11 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 from recordings import PATIENT_ID, dicom, frame, video
 
-from clients.predict import OUTLINE, TABLE, predict
+from clients.predict import OUTLINE, TABLE, Frames, Input, predict, segment
 from clients.released import Model, load_model
 from clients.results import masks
 from clients.results.summary import LOOK_AGAIN_DICE, row_of, write_rows
+from common.errors import RunError
 from common.release import RELEASE
 from crossprobe import main
 
@@ -126,6 +127,33 @@ def test_nifti_gets_nifti_of_its_shape_and_place(model: Model, scans: Path, tmp_
     expected = drawn(tmp_path / "out", "volume*")
     assert expected.any()
     assert (np.asarray(found.dataobj)[:, :, 0].transpose(2, 1, 0).astype(bool) == expected).all()
+
+
+def test_a_header_that_no_file_can_be_made_for_costs_that_file_alone(model: Model, scans: Path, tmp_path: Path) -> None:
+    given = nibabel.Nifti1Image(loop(1)[0].T, np.diag([0.2, 0.2, 1.0, 1.0]))
+    given.header["quatern_b"] = 7  # no rotation has it
+    (scans / "turned.nii").write_bytes(given.header.binaryblock + bytes(4) + loop(1)[0].tobytes())
+    Image.fromarray(loop(1)[0]).save(scans / "still.png")
+
+    outcome = predict(model, scans, tmp_path / "out")
+
+    assert any("turned.nii: no-result-file: expected a header that a .seg file" in line for line in outcome.problems)
+    assert {"still.png", "turned.nii.png"} <= {row.image for row in outcome.rows}
+    assert (tmp_path / "out/results.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["empty.avi", "empty.nii"])
+def test_a_file_of_no_frames_is_named_and_is_not_done(
+    model: Model, scans: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.endswith("avi"):
+        video(scans / name, loop(2))
+    else:
+        nibabel.save(nibabel.Nifti1Image(loop(1)[0].T, np.diag([0.2, 0.2, 1.0, 1.0])), scans / name)
+    monkeypatch.setattr(Frames, "__iter__", lambda self: iter(()))
+
+    with pytest.raises(RunError, match="no-frames: expected an image or a loop, found no frame"):
+        segment(model, [Input(scans / name, name, 0.2)], tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "height", "width"), [("loop.mp4", 48, 64), ("loop.avi", 50, 66)])

@@ -38,6 +38,8 @@ def read(path: Path) -> Recording:
             if len(shape) not in (2, 3) or min(shape) < 1 or dtype.fields or size > MAX_BYTES:
                 raise huge("others", f"plain values with 2 or 3 axes, at most {MAX_BYTES >> 20} MiB of them")
             start = int(header.get_data_offset())
+            if not 0 <= start <= MAX_BYTES:  # what is packed would be unpacked up to there
+                raise huge(f"values that begin at byte {start}", "values that begin behind the header")
             file.seek(0)
             content = file.read(start + size)
         volume = np.frombuffer(content, dtype, offset=start, count=size // dtype.itemsize)

@@ -48,11 +48,14 @@ def find_sources(
     rows = _rows(folder, table) if table else {}
     finder = _compiled(pattern) if pattern else None
     known = _Masks(masks) if masks else None
+    apart = [own.resolve() for own in (table, masks) if own]
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         hidden = any(part.startswith(".") for part in name.split("/"))
-        if hidden or path.name.lower() in OTHER_FILES or not path.is_file() or path in (table, masks):
+        if hidden or path.name.lower() in OTHER_FILES or not path.is_file():
+            continue
+        if any(path.resolve().is_relative_to(own) for own in apart):  # the masks may lie within the images' folder
             continue
         if table and name not in rows:
             continue
