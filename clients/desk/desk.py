@@ -243,8 +243,12 @@ class Desk:
         cases = []
         for study_hash, study in found.items():
             approval = approvals.get(study_hash)
+            try:
+                declared = self.state.answered(study_hash).declared
+            except SiteStateError:
+                declared = 0  # the study's page tells what is damaged
             today = datetime.now(UTC).date()
-            proposal = propose(study, site, today=today, accountant=accountant) if site else None
+            proposal = propose(study, site, today=today, accountant=accountant, declared=declared) if site else None
             void = tuple(approval.void(site.config)) if approval and site else ()
             cases.append(Case(study, proposal, approval, void))
         return cases, problems

@@ -6,7 +6,7 @@ as the site's policy, name or role, the study, or the software's major or minor 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,7 +33,8 @@ class Approval:
         second: the other person, where the policy asks for two; empty until then.
         study, study_hash: the approved study, with every default written out.
         policy_hash, site, role, software: what it was approved for; see `void`.
-        patients: training patients as declared, fixed for the study.
+        patients: training patients as declared at the study's first approval here. A count that followed the folder
+            would tell when a patient came or went, and a sum under masks has the first one within it.
         coordinator: public key that signs the study's requests, in one line; empty: they need no signature.
         sites: the signing keys of the other sites, by name, where updates are summed under masks with theirs.
     """
@@ -108,8 +109,9 @@ def approve(
     """Record an approval and return it, see `Approval`; with two names see `clients.governance.persons`.
 
     Raises:
-        SiteStateError: if it cannot be written, or if the study sums this site's updates under masks and too few keys
-            of other sites are given: the coordinator could invent them, and see every update by itself.
+        SiteStateError: if it cannot be written; if the record of answered rounds is damaged; or if the study sums this
+            site's updates under masks and too few keys of other sites are given: the coordinator could invent them, and
+            see every update by itself.
     """
     config = site.config
     if config.role in study.secure_aggregation and len({*(sites or {}), config.name}) < LEAST_SITES:
@@ -118,6 +120,8 @@ def approve(
             f"in all, but {len(sites or {})} of their keys are given. Ask the coordinator for the folder of all sites' "
             "signing keys, compare their fingerprints with these hospitals, and give it with --site-keys."
         )
+    answered = state.answered(study.hash())
+    patients = answered.declared or config.policy.declared_in(study, len(site.patients("train")))
     approval = Approval(
         by=by,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -127,11 +131,13 @@ def approve(
         site=config.name,
         role=config.role,
         software=software_version(),
-        patients=config.policy.declared_in(study, len(site.patients("train"))),
+        patients=patients,
         coordinator=coordinator,
         second=second,
         sites=sites or {},
     )
+    if patients != answered.declared and answered.round < 0:  # later the worker writes there
+        state.keep_answer(approval.study_hash, replace(answered, declared=patients))
     content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}
     write(state.approval(approval.study_hash), json.dumps(content, indent=1).encode())
     return approval

@@ -222,7 +222,13 @@ def approve(
     others = site_keys_beside(study_file.parent, site_keys)
     key = public_key_beside(study_file.parent, coordinator_key)
     known = fingerprint(key) if key else None
-    proposal = propose(study, site, today=datetime.now(UTC).date(), accountant=Accountant(state.accountant))
+    proposal = propose(
+        study,
+        site,
+        today=datetime.now(UTC).date(),
+        accountant=Accountant(state.accountant),
+        declared=state.answered(study.hash()).declared,
+    )
     if not as_json:
         show(proposal, Console())
         print(signature(known))

@@ -125,12 +125,15 @@ class Proposal:
         return tuple(name for name in all_metrics() if name in sent)
 
 
-def propose(study: Study, site: Site, *, today: date, accountant: Accountant | None = None) -> Proposal:
+def propose(
+    study: Study, site: Site, *, today: date, accountant: Accountant | None = None, declared: int = 0
+) -> Proposal:
     """Return what `study` would do at `site` and what its policy says to that.
 
     Args:
         today: UTC, for the policy's expiry.
         accountant: the site's; None stands for one that has spent nothing.
+        declared: how many patients the site declared to the study already, see `Answered.declared`; 0: none yet.
     """
     accountant = accountant or Accountant()
     config = site.config
@@ -169,7 +172,7 @@ def propose(study: Study, site: Site, *, today: date, accountant: Accountant | N
         rounds=sum(stage.rounds for stage in stages),
         stages=tuple(stages),
         tensors=tensors,
-        patients=policy.declared_in(study, len(site.patients("train"))),
+        patients=declared or policy.declared_in(study, len(site.patients("train"))),
         labelled_test=evaluates(site, study),
         quorum={str(role): least for role, least in quorum.items()},
         summed=_least_summed(study, config.role),

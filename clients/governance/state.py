@@ -53,6 +53,7 @@ class Answered:
         runs: of the coordinator, in hex, that were answered since this start.
         superseded: those from before it, of which nothing is answered any more.
         survivors: sites whose sum with this one was laid bare in that round; with other ones it never is.
+        declared: training patients as the study's first approval declared them, or 0 before that.
     """
 
     start: int = 0
@@ -63,6 +64,7 @@ class Answered:
     survivors: Sequence[str] = ()
     runs: Sequence[str] = ()
     superseded: Sequence[str] = ()
+    declared: int = 0
 
 
 class State:
@@ -199,7 +201,8 @@ class State:
         """Let a study begin again at its first round, with randomness of its own."""
         before = self.answered(study_hash)
         superseded = [*before.superseded, *before.runs]
-        self.keep_answer(study_hash, Answered(before.start + 1, frozen=before.frozen, superseded=superseded))
+        begun = Answered(before.start + 1, frozen=before.frozen, superseded=superseded, declared=before.declared)
+        self.keep_answer(study_hash, begun)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

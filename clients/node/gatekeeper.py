@@ -72,7 +72,7 @@ class Gatekeeper:
         self._at_work, self._writing = threading.Lock(), threading.Lock()
         self._turned_away = 0
         self._worker: Worker | None = None
-        self._start = 0
+        self._made_for: tuple[object, ...] = ()
 
     @property
     def at_work(self) -> bool:
@@ -286,9 +286,9 @@ class Gatekeeper:
 
     def _worker_of(self, approval: Approval, start: int) -> Worker:
         """Return the worker of a study; only the last is kept, since it holds the images in memory."""
-        known = self._worker
-        if known is None or (known.study_hash, self._start) != (approval.study_hash, start):
-            self._worker, self._start = None, start
+        wanted = (approval.study_hash, start, approval.patients, dict(approval.sites))
+        if self._worker is None or self._made_for != wanted:
+            self._worker, self._made_for = None, wanted
             secret = self.state.secret(start)
             self._worker = Worker(
                 self.site,

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from hospital import SECRET, Hospital, Stub, done, hospital, with_policy
 from tiny import one_stage, refusal, request, same, study, write_site
 
 from clients.data.site import Site, load_site
-from clients.governance.approval import approve, withdraw
+from clients.governance.approval import approval_of, approve, withdraw
 from clients.governance.ledger import Ledger, LedgerError, verify
+from clients.governance.proposal import propose
 from clients.governance.renewal import renew
 from clients.governance.state import State
 from clients.learning.training import TaskContext
@@ -46,6 +47,32 @@ def other_tensors(payload: bytes) -> bytes:
 
 
 NOTHING_ELSE = pack(refused("not-approved"))
+
+
+def test_a_study_is_told_one_count_of_patients_however_often_it_is_approved(tmp_path: Path, stub: Stub) -> None:
+    def grown(patients: int) -> Site:
+        patients_of = {"train": patients, "calibrate": 5, "val": 5}
+        return load_site(write_site(tmp_path / f"of-{patients}", "source", name="north", patients=patients_of))
+
+    def count(of: Hospital) -> int:
+        header = of.answer(ENROL)
+        assert isinstance(header, EnrolReply)
+        return header.patients
+
+    north = hospital(tmp_path / "state", grown(6), STUDY)
+    assert count(north) == 6
+    more = north.reopened(grown(9))
+    approve(more.state, more.site, STUDY, by="anna")
+    assert count(more) == 6
+    withdraw(more.state, STUDY.hash())
+    approve(more.state, more.site, STUDY, by="anna")
+    assert count(more) == 6
+    more.state.start_over(STUDY.hash())
+    approve(more.state, more.site, STUDY, by="anna")
+    assert count(more) == 6
+    assert propose(STUDY, more.site, today=date(2026, 5, 1), declared=6).patients == 6
+    approve(more.state, more.site, OTHER, by="anna")
+    assert approval_of(more.state, OTHER.hash()).patients == 9  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("payload", [ENROL, PRETRAIN, other_tensors(PRETRAIN), b"", b"\0" * 50, PRETRAIN[:-3], STRANGE])

@@ -90,6 +90,14 @@ def east(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return East(Hospital(site, state, Gatekeeper(site, state, busy_wait_s=0.1)), own)
 
 
+def test_a_worker_that_runs_takes_the_keys_of_a_later_approval(east: East) -> None:
+    state, site = east.hospital.state, east.hospital.site
+    approve(state, site, STUDY, by="anna", sites={name: KEYS[name] for name in ("mid", "south")})
+    assert east.code(east.asked(east.masking())) == "unknown-site"
+    approve(state, site, STUDY, by="anna", sites=KEYS)
+    assert east.code(east.asked(east.masking())) == "ok"
+
+
 def test_an_update_is_asked_for_and_helped_with_once(east: East) -> None:
     asked = east.asked(east.masking())
     arrived = east.shares(asked, *NAMES)

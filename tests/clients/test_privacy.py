@@ -14,8 +14,9 @@ from scipy import stats
 from tiny import answer, request, same, study, workers, write_site
 from torch import Generator, Tensor, nn
 
+from clients.data.frames import Frame
 from clients.data.site import load_site
-from clients.learning.private_training import check_modules, gaussian
+from clients.learning.private_training import PrivateGradients, check_modules, gaussian
 from clients.node.worker import Worker
 from common.components import Role
 from common.errors import StudyError
@@ -106,6 +107,19 @@ def test_one_gradient_a_patient_is_the_mean_of_opacus_gradients_of_its_frames(
     norm_of = np.linalg.norm(expected)
     assert norm_of > 0.01
     assert flat(clipped) == pytest.approx(expected * 0.01 / norm_of, rel=1e-3, abs=1e-6)
+
+
+def test_a_step_is_noised_where_the_network_computes() -> None:
+    layer = nn.Linear(2, 3, device="meta")  # torch takes tensors of two devices there no more than on a GPU
+    privacy = private().privacy
+    assert privacy is not None
+
+    def no_loss(frames: Sequence[Frame], generator: Generator) -> Tensor:
+        raise AssertionError("nobody can be drawn")
+
+    step = PrivateGradients(privacy, sample_rate=0.5, patients={}, modules=[layer], loss_of=no_loss, key=bytes(32))
+    step(0)
+    assert [p.grad.shape for p in layer.parameters() if p.grad is not None] == [(3, 2), (3,)]
 
 
 def test_a_step_is_the_sum_of_clipped_patients_taken_one_at_a_time_and_noise(
