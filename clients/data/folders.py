@@ -51,7 +51,7 @@ def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> It
         os.replace(folder, old)
         try:
             os.replace(new, folder)
-        except OSError:
+        except BaseException:  # Ctrl-C too: what is left in `work` goes
             os.replace(old, folder)
             raise
     except OSError as error:

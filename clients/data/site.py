@@ -113,7 +113,7 @@ def check_site(folder: Path, progress: Progress | None = None) -> tuple[Site | N
         message = f"expected a folder with site.yaml and manifest.csv, found {found}"
         return None, [Finding("missing-folder", str(folder), message, remedy)]
     findings: list[Finding] = []
-    config, role = _read_config(folder / "site.yaml", findings)
+    config, role = read_config(folder / "site.yaml", findings)
     rows = read_manifest(folder / "manifest.csv", findings)
     check_rows(rows, role, findings)
     splits = assign_splits(rows, role)
@@ -138,7 +138,7 @@ def check_site(folder: Path, progress: Progress | None = None) -> tuple[Site | N
     return Site(config, folder, tuple(frames)), []
 
 
-def _read_config(path: Path, findings: list[Finding]) -> tuple[SiteConfig | None, Role | None]:
+def read_config(path: Path, findings: list[Finding]) -> tuple[SiteConfig | None, Role | None]:
     """site.yaml, and its role even where other keys are wrong, so that the rows can be checked."""
 
     def wrong(code: str, message: str, remedy: str) -> None:

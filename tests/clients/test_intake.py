@@ -283,6 +283,29 @@ def test_screenshots_get_their_patients_by_a_pattern_and_their_masks_from_a_fold
     assert b"case" not in everything(tmp_path / "north")
 
 
+def test_images_taken_in_again_leave_the_hospitals_policy_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screenshots(tmp_path / "shots", None)
+    command = ["site", "new", str(tmp_path / "shots"), str(tmp_path / "north"), "--overwrite"]
+    command += ["--patient-pattern", r"(case\d+)_", "--spacing-mm", "0.2"]
+    assert main([*command, "--role", "target"]) == 0
+    settings = tmp_path / "north/site.yaml"
+    settings.write_text(settings.read_text() + "policy: {min_patients: 7, privacy_required: true}\n")
+
+    assert main([*command, "--role", "target"]) == 0
+
+    policy = load_site(tmp_path / "north").config.policy
+    assert (policy.min_patients, policy.privacy_required) == (7, True)
+    capsys.readouterr()
+    assert main([*command, "--role", "target", "--name", "other"]) == 1
+    assert "expected the settings of other, a target site" in capsys.readouterr().err
+    settings.write_text("policy: {min_patient: 7}\n")
+    assert main([*command, "--role", "target"]) == 1
+    assert "min_patient" in capsys.readouterr().err
+    assert settings.read_text() == "policy: {min_patient: 7}\n"
+
+
 def test_a_table_gives_patients_splits_and_masks(tmp_path: Path) -> None:
     screenshots(tmp_path / "shots", tmp_path / "masks")
     (tmp_path / "masks").rename(tmp_path / "shots/m")

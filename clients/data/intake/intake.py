@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clients.data.findings import Finding
-from clients.data.folders import whole_folder, write_site_files
+from clients.data.findings import Finding, SiteFolderError
+from clients.data.folders import FolderInUseError, whole_folder, write_site_files
 from clients.data.formats import open_recording
 from clients.data.formats.recording import Pixels, Recording, b_mode
 from clients.data.images import Grey, Mask, PictureError, check_depth, check_mask_size
@@ -24,6 +24,7 @@ from clients.data.intake.marks import find_marks
 from clients.data.intake.sources import Source
 from clients.data.intake.view import Novelty, bright, field_of_view
 from clients.data.manifest import Role
+from clients.data.site import read_config
 from common.errors import CrossProbeError
 
 #: Frames that are taken from one loop at most: a long one is still one patient.
@@ -109,13 +110,17 @@ def take_in(
 ) -> Removed:
     """Write the site's folder `out` and return what was done.
 
+    A site.yaml that is replaced keeps its content: it holds the hospital's policy.
+
     Args:
         sheet: receives the frames that were taken in.
 
     Raises:
-        FolderInUseError: see `whole_folder`.
+        FolderInUseError: see `whole_folder`; also if site.yaml there is of another site or role.
+        SiteFolderError: if site.yaml there cannot be used.
         CrossProbeError: if not one file could be taken in; then nothing is written.
     """
+    kept = _settings(out, name, rules.role) if overwrite else None
     removed, patients = Removed(files=len(sources)), set()
     rows: list[dict[str, str]] = []
     with whole_folder(out, CONTENT, overwrite=overwrite) as work:
@@ -153,7 +158,26 @@ def take_in(
             raise CrossProbeError(f"none of {len(sources)} files could be taken in; nothing was written:\n{reasons}")
         removed.patients_renamed = len(patients)
         write_site_files(work, name=name, role=rules.role, rows=rows)
+        if kept is not None:
+            (work / "site.yaml").write_bytes(kept)
     return removed
+
+
+def _settings(folder: Path, name: str, role: Role) -> bytes | None:
+    """The content of a folder's site.yaml, if there is one. Raises if it cannot be that of this site."""
+    path = folder / "site.yaml"
+    if not path.exists():
+        return None
+    findings: list[Finding] = []
+    config, _ = read_config(path, findings)
+    if config is None:
+        raise SiteFolderError(findings)
+    if (config.name, config.role) != (name, role):
+        raise FolderInUseError(
+            f"expected the settings of {name}, a {role} site, in {path}, found those of {config.name}, a {config.role} "
+            "site. Give its --name and --role, or another folder"
+        )
+    return path.read_bytes()
 
 
 def _patient(source: Source, recording: Recording) -> str:
