@@ -102,7 +102,14 @@ class MaskedRound:
         summed = RoleSum(role, total.total(), patients)
         # Of updates within the bound no mean is beyond it: a seed or a masked update of noise would end the study
         mean = {name: from_fixed(x, patients) for name, x in summed.total.items()}
-        check_norm(mean, self.max_norm * (1 + ROUNDING))
+        try:
+            check_norm(mean, self.max_norm * (1 + ROUNDING))
+        except ContractError as error:
+            raise ContractError(
+                error.code,
+                f"the sum of {len(total.arrived)} {role} sites is none that honest updates come to: one of them spoiled "
+                "it. If it comes again, unregister whose it is, and have the others approve again with --restart",
+            ) from None
         for site in total.arrived:
             yield Reply(site, self._waiting[site].metrics, {})
         yield summed
