@@ -107,8 +107,8 @@ class MaskedRound:
         except ContractError as error:
             raise ContractError(
                 error.code,
-                f"the sum of {len(total.arrived)} {role} sites is none that honest updates come to: one of them spoiled "
-                "it. If it comes again, unregister whose it is, and have the others approve again with --restart",
+                f"the sum of {len(total.arrived)} {role} sites is none that honest updates come to: one spoiled it. "
+                "If it comes again, unregister whose it is, and have the others approve again with --restart",
             ) from None
         for site in total.arrived:
             yield Reply(site, self._waiting[site].metrics, {})
