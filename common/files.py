@@ -59,6 +59,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def append_to(file: Path) -> int:
+    """Open a file for more at its end, made private where it is missing, and no link; a descriptor. Raises OSError."""
+    return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+
+
 def check_apart(images: Path, out: Path) -> None:
     """Raises RunError if the output would be read as input the next time, or overwrite it."""
     folder, target = images.resolve(), out.resolve()

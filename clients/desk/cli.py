@@ -69,7 +69,7 @@ def desk(
         if socket is None:
             stack.enter_context(_forwarder(path, port))
         reads = filter(None, (site_folder, beside, coordinator_key, models, images, site_keys))
-        notes = _give_up(reads, filter(None, (state_folder, path.parent, predictions)), site_folder)
+        notes = _give_up(reads, filter(None, (state_folder, predictions)), path.parent, site_folder)
 
         from clients.desk.desk import Desk
         from clients.desk.gate import PARAMETER, Gate
@@ -117,13 +117,13 @@ def desk_forward(
     asyncio.run((forward_for_desk if for_desk else forward)(socket, host, port))
 
 
-def _give_up(reads: Iterable[Path], writes: Iterable[Path], site: Path) -> list[str]:
+def _give_up(reads: Iterable[Path], writes: Iterable[Path], listens: Path, site: Path) -> list[str]:
     """Close what the desk does not need, before numpy and torch have threads; return what to tell of it."""
     from clients.node.jail import GIVEN_UP, enter
     from clients.node.surroundings import networks, surroundings
 
     reachable = networks()
-    kept = enter(reads=reads, writes=writes)
+    kept = enter(reads=reads, writes=writes, listens=[listens])
     return [*(kept or [GIVEN_UP]), *surroundings(site, reachable if kept else [])]
 
 

@@ -12,6 +12,7 @@ from logging.handlers import SysLogHandler
 from pathlib import Path
 
 from clients.governance.ledger import LedgerError
+from common.files import append_to
 
 #: Takes the head of a line. Raises LedgerError if it cannot be told; nothing leaves then.
 Witness = Callable[[str], None]
@@ -43,7 +44,7 @@ def witness_of(where: str, site: str, socket: str = _SOCKET) -> Witness:
 
     def to_file(head: str) -> None:
         try:
-            with open(os.open(where, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as file:
+            with open(append_to(Path(where)), "w") as file:
                 file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line(head)}\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,8 +52,12 @@ def witness_of(where: str, site: str, socket: str = _SOCKET) -> Witness:
             raise _unwritable(where, error) from None
 
     if where != SYSLOG:
-        if Path(where).is_dir() or not Path(where).parent.is_dir():
-            raise LedgerError(f"the witness {where} is no file that can be written. Give a file, or `{SYSLOG}`.")
+        try:
+            os.close(append_to(Path(where)))
+        except OSError as error:
+            raise LedgerError(
+                f"the witness {where} is no file that can be written: {error.strerror}. Give a file, or `{SYSLOG}`."
+            ) from None
         return to_file
     if not Path(socket).is_socket():  # the handler would wait for the first line to say so
         raise LedgerError(f"there is no system log at {socket}. Start it, mount it here, or give a file as witness.")

@@ -1,6 +1,8 @@
 """`crossprobe worker` and `crossprobe ledger`: the hospital's long-running process, and the record of all it said."""
 
+import contextlib
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from common.files import append_to
 from common.options import Json, StateFolder, commands, examples
 
 app = commands()
@@ -70,8 +73,12 @@ def worker(
     from clients.node.jail import GIVEN_UP, enter
     from clients.node.surroundings import networks, surroundings
 
-    reachable, heads = networks(), [Path(witness).parent] if witness not in (None, "syslog") else []
-    kept = enter(reads=[site], writes=[state, socket.parent, *heads])  # before numpy and torch have threads
+    reachable, heads = networks(), [] if witness in (None, "syslog") else [Path(str(witness))]
+    for file in heads:  # to be there before it is the only one that may be written; what is wrong, `run` says
+        with contextlib.suppress(OSError):
+            os.close(append_to(file))
+    # before numpy and torch have threads
+    kept = enter(reads=[site], writes=[state, *heads], listens=[socket.parent])
     notes = [*(kept or [GIVEN_UP]), *surroundings(site, reachable if kept else [])]
 
     from clients.data.site import load_site

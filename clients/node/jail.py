@@ -4,7 +4,8 @@ What is closed stays closed for the process and all its threads, whatever a brok
 
 - seccomp (kernel 3.5): no socket but Unix ones; no other program; no look into other processes; no mounts, namespaces,
   kernel modules, and no io_uring, which goes round filters of system calls;
-- Landlock (kernel 5.13): files are read below a few folders and written below fewer; nothing is executed;
+- Landlock (kernel 5.13): files are read below a few folders and written below fewer, where it listens only its socket
+  is made and removed; nothing is executed;
 - limits: no core file, which would hold images; no more memory than the machine has; no file without end.
 
 By hand, with ctypes: the only Landlock package is a development version, and libseccomp's bindings are no wheel.
@@ -70,6 +71,8 @@ _X32 = 0x40000000
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _PATH_BENEATH = 444, 445, 446, 1
 _EXECUTE, _WRITE, _READ, _LIST, _TRUNCATE, _IOCTL = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
+#: A socket is made, and one that was left is removed; nothing else there is read or written.
+_OF_SOCKETS = 1 << 9 | 1 << 5
 #: Rights that a rule on a file, and not on a folder, may name.
 _OF_FILES = _EXECUTE | _WRITE | _READ | _TRUNCATE | _IOCTL
 #: version of Landlock -> the rights on files that it knows.
@@ -78,7 +81,7 @@ _KNOWN = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1
 _NETWORK, _SCOPED = 0b11, 0b11
 
 
-def enter(*, reads: Iterable[Path], writes: Iterable[Path]) -> list[str]:
+def enter(*, reads: Iterable[Path], writes: Iterable[Path], listens: Iterable[Path] = ()) -> list[str]:
     """Close what the process does not need and return what could not be closed, a sentence each.
 
     To be called before the process has threads, which would keep what they have, and before it reads what it does not
@@ -86,7 +89,8 @@ def enter(*, reads: Iterable[Path], writes: Iterable[Path]) -> list[str]:
 
     Args:
         reads: folders and files that are read, besides Python, its libraries and the system's.
-        writes: folders that are written, besides those for temporary files; what is missing is left out.
+        writes: folders and files that are written, besides those for temporary files; what is missing is left out.
+        listens: folders of the Unix sockets that it listens at.
     """
     if not sys.platform.startswith("linux"):
         return [f"this process cannot give up its rights on {sys.platform}; keep it from networks yourself"]
@@ -97,7 +101,7 @@ def enter(*, reads: Iterable[Path], writes: Iterable[Path]) -> list[str]:
     _limit(libc)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return [*left, f"this process cannot give up its rights: {os.strerror(ctypes.get_errno())}"]
-    left += _landlock(libc, [*_system(), *reads], [*_temporary(), *writes])
+    left += _landlock(libc, [*_system(), *reads], [*_temporary(), *writes], listens)
     left += _seccomp(libc)
     return left
 
@@ -124,7 +128,7 @@ def _temporary() -> Iterator[Path]:
     yield from map(Path, (os.environ.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp", "/dev"))
 
 
-def _landlock(libc: ctypes.CDLL, reads: Iterable[Path], writes: Iterable[Path]) -> list[str]:
+def _landlock(libc: ctypes.CDLL, reads: Iterable[Path], writes: Iterable[Path], listens: Iterable[Path]) -> list[str]:
     version = libc.syscall(_CREATE_RULESET, None, 0, 1)
     if version < 1:
         return ["the kernel has no Landlock: this process reads and writes whatever its user may"]
@@ -139,6 +143,8 @@ def _landlock(libc: ctypes.CDLL, reads: Iterable[Path], writes: Iterable[Path]) 
             _permit(libc, ruleset, folder, handled & (_READ | _LIST))
         for folder in writes:
             _permit(libc, ruleset, folder, handled & ~_EXECUTE)
+        for folder in listens:
+            _permit(libc, ruleset, folder, handled & _OF_SOCKETS)
         if libc.syscall(_RESTRICT_SELF, ruleset, 0):
             return [f"Landlock refused: {os.strerror(ctypes.get_errno())}; this process writes whatever its user may"]
     if version < 4:

@@ -166,28 +166,11 @@ def test_what_could_not_be_closed_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.getpid() > 0
 
 
-def test_a_desk_that_was_taken_over_reaches_no_network_no_program_and_no_other_file(tmp_path: Path) -> None:
-    for name in ("site", "state", "study", "models", "archive", "elsewhere"):
+def taken_over(tmp_path: Path, words: list[str], attempts: dict[str, str]) -> dict[str, str]:
+    """What comes of attempts of a command once it gave up its rights: `done`, or the name of an error."""
+    for name in ("site", "state", "study", "models", "archive", "run", "log", "elsewhere"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("content", encoding="utf-8")
-    words = ["site", "desk", "--socket", "run/d.sock", "--study", "study", "--site", "site", "--state", "state"]
-    words += ["--models", "models", "--predictions", "kept", "--images", "archive"]
-    (tmp_path / "run").mkdir()
-    attempts = {
-        "network": 'socket.create_connection(("127.0.0.1", 80), timeout=1)',
-        "program": 'subprocess.run(["/bin/true"])',
-        "signal": "os.kill(os.getppid(), 0)",
-        "read elsewhere": 'open("elsewhere/file").read()',
-        "change an image": 'open("site/file", "w")',
-        "change a study": 'open("study/file", "w")',
-        "change a model": 'open("models/file", "w")',
-        "change the archive": 'os.unlink("archive/file")',
-        "link to elsewhere": 'os.symlink(os.path.abspath("elsewhere/file"), "kept/link") or open("kept/link").read()',
-        "keep": 'open("kept/file", "w").write("x")',
-        "write the state": 'open("state/new", "w").write("x")',
-        "read a study": 'open("study/file").read()',
-        "listen": 'socket.socket(socket.AF_UNIX).bind("run/d.sock")',
-    }
     code = f"""
         import os, socket, subprocess
         import crossprobe
@@ -210,6 +193,48 @@ def test_a_desk_that_was_taken_over_reaches_no_network_no_program_and_no_other_f
         [sys.executable, "-uc", "from pathlib import Path\n" + textwrap.dedent(code)],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    return dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+
+
+def test_a_worker_that_was_taken_over_reaches_nothing_beside_its_socket_and_its_witness(tmp_path: Path) -> None:
+    words = ["worker", "--site", "site", "--state", "state", "--socket", "run/w.sock", "--witness", "log/heads"]
+    attempts = {
+        "read beside the socket": 'open("run/file").read()',
+        "change beside the socket": 'open("run/file", "a")',
+        "write beside the socket": 'open("run/new", "w")',
+        "look around the socket": 'os.listdir("run")',
+        "read beside the witness": 'open("log/file").read()',
+        "change beside the witness": 'open("log/file", "a")',
+        "write beside the witness": 'open("log/new", "w")',
+        "put another in its place": 'os.rename("log/heads", "log/old")',
+        "tell the witness": 'open("log/heads", "a").write("x")',
+        "listen": 'socket.socket(socket.AF_UNIX).bind("run/w.sock")',
+        "stop listening": 'os.unlink("run/w.sock")',
+    }
+    allowed = {"tell the witness", "listen", "stop listening"}
+    found = taken_over(tmp_path, words, attempts)
+    assert found == {name: "done" if name in allowed else "PermissionError" for name in attempts}
+
+
+def test_a_desk_that_was_taken_over_reaches_no_network_no_program_and_no_other_file(tmp_path: Path) -> None:
+    words = ["site", "desk", "--socket", "run/d.sock", "--study", "study", "--site", "site", "--state", "state"]
+    words += ["--models", "models", "--predictions", "kept", "--images", "archive"]
+    attempts = {
+        "network": 'socket.create_connection(("127.0.0.1", 80), timeout=1)',
+        "program": 'subprocess.run(["/bin/true"])',
+        "signal": "os.kill(os.getppid(), 0)",
+        "read elsewhere": 'open("elsewhere/file").read()',
+        "change an image": 'open("site/file", "w")',
+        "change a study": 'open("study/file", "w")',
+        "change a model": 'open("models/file", "w")',
+        "change the archive": 'os.unlink("archive/file")',
+        "link to elsewhere": 'os.symlink(os.path.abspath("elsewhere/file"), "kept/link") or open("kept/link").read()',
+        "keep": 'open("kept/file", "w").write("x")',
+        "write the state": 'open("state/new", "w").write("x")',
+        "read a study": 'open("study/file").read()',
+        "write beside the socket": 'open("run/new", "w")',
+        "listen": 'socket.socket(socket.AF_UNIX).bind("run/d.sock")',
+    }
+    found = taken_over(tmp_path, words, attempts)
     allowed = {"keep", "write the state", "read a study", "listen"}
     assert found == {name: "done" if name in allowed else "PermissionError" for name in attempts}

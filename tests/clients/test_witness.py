@@ -61,6 +61,7 @@ def test_the_system_log_gets_the_same_lines(tmp_path: Path, site: Site, stub: St
 def test_nothing_leaves_that_the_witness_was_not_told(tmp_path: Path, site: Site, stub: Stub) -> None:
     file = tmp_path / "heads.log"
     north = witnessed(tmp_path / "state", site, str(file))
+    file.unlink()
     file.mkdir()
     assert north.code(PRETRAIN) == "ledger-unwritable"
     assert stub.ran == []
@@ -78,7 +79,8 @@ def test_a_system_log_that_went_away_stops_the_answers(tmp_path: Path, site: Sit
     assert stub.ran == []
 
 
-@pytest.mark.parametrize("where", ["syslog", "{folder}", "{folder}/none/heads.log"])
+@pytest.mark.parametrize("where", ["syslog", "{folder}", "{folder}/none/heads.log", "{folder}/link"])
 def test_a_witness_that_is_not_there_is_told_at_the_start(where: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(LedgerError, match="witness"):
         witness_of(where.format(folder=tmp_path), "north", str(tmp_path / "no-log"))
