@@ -1,6 +1,7 @@
 """Where a worker runs: what it could do beyond its work if something in it went wrong, told when it starts."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -8,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.errors import SiteStateError
+
+#: Unix sockets, which no jail closes, of what runs as root.
+ENGINES = ("/run/docker.sock", "/run/podman/podman.sock", "/run/containerd/containerd.sock")
 
 
 def networks() -> list[str]:
@@ -28,10 +32,28 @@ def surroundings(folder: Path, networks: Sequence[str]) -> list[str]:
             "them. Run it as docker-compose.yml does, or in a network namespace of its own (`unshare -n`)"
         )
     if os.geteuid() == 0:
-        found.append("it runs as root, and may read and change all on this machine. Run it as a user of its own")
-    if os.access(folder, os.W_OK):
+        found.append(
+            "it runs as root, and may do what it did not give up to all of this machine. Run it as a user of its own"
+        )
+    found += [
+        f"it may talk to the container engine at {engine}, which starts whatever it is told to. Take the right away"
+        for engine in ENGINES
+        if os.access(engine, os.W_OK)
+    ]
+    if _writable(folder):
         found.append(f"it can write to {folder}, and only needs to read it. Mount it read-only, or take the right away")
     return found
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file could be made in a folder; none is. `os.access` does not know what Landlock took away."""
+    if not os.access(folder, os.W_OK):
+        return False
+    try:
+        os.close(os.open(folder, os.O_WRONLY | getattr(os, "O_TMPFILE", 0), 0o600))
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EPERM)  # others: no such files here
+    return True
 
 
 @contextlib.contextmanager

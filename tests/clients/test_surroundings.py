@@ -31,6 +31,26 @@ def test_network_root_and_a_writable_folder_are_each_told(folder: Path, monkeypa
     assert f"can write to {folder}" in writable
 
 
+def test_what_a_jail_took_away_is_not_told_and_an_engine_is(folder: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine.sock"
+    engine.touch()
+    code = f"""
+from pathlib import Path
+from clients.node import jail, surroundings
+jail._temporary = lambda: [Path("/dev")]  # the tests' own folder lies below /tmp
+surroundings.ENGINES = [{str(engine)!r}]
+print(*surroundings.surroundings(Path({str(folder)!r}), []), sep="\\n")
+print("--")
+print(*jail.enter(reads=[Path({str(folder)!r})], writes=[]))
+print(*surroundings.surroundings(Path({str(folder)!r}), []), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, _, after = done.stdout.partition("--")
+    assert f"can write to {folder}" in before
+    assert ("can write" in after) == ("Landlock" in after)  # a kernel without it takes nothing away
+    assert f"container engine at {engine}" in after
+
+
 def test_a_worker_with_nothing_it_does_not_need_says_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo")])
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
