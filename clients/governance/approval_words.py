@@ -22,7 +22,7 @@ def what_it_tells(proposal: Proposal) -> str:
         else "What the changes to the networks could tell about single patients is bounded by its differential privacy."
     )
     return (
-        f"No image, label, file name or patient number leaves. {_in_cohorts(proposal)}{_under_masks(proposal)}{bound}"
+        f"No image, label, file name or patient's name leaves. {_in_cohorts(proposal)}{_under_masks(proposal)}{bound}"
     )
 
 

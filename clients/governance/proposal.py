@@ -163,6 +163,7 @@ def propose(
     for name, shape in shapes.shapes(dict.fromkeys(c for s in stages for c in s.sends)).items():
         tensors.setdefault(component_of(name), {})[name] = shape
     quorum = {role: _least(study, role) for role in ROLES if any(s.task_of(role) for s in study.stages)}
+    summed = _least_summed(study, config.role)
     return Proposal(
         study=study.name,
         study_hash=study.hash(),
@@ -175,9 +176,9 @@ def propose(
         patients=declared or policy.declared_in(study, len(site.patients("train"))),
         labelled_test=evaluates(site, study),
         quorum={str(role): least for role, least in quorum.items()},
-        summed=_least_summed(study, config.role),
+        summed=summed,
         budget=_budget(study, site, accountant),
-        warnings=tuple(_warnings(config.role, quorum)),
+        warnings=tuple(_warnings(config.role, quorum, summed)),
         findings=(
             *policy.findings(study, config.role, today=today, sent_bytes={s.stage: s.sent_bytes for s in stages}),
             *misfits(study, site),
@@ -246,7 +247,7 @@ def _least(study: Study, role: Role) -> int:
     return max(1, study.participation.quorum.get(role, 0))
 
 
-def _warnings(here: Role, quorum: Mapping[Role, int]) -> list[str]:
+def _warnings(here: Role, quorum: Mapping[Role, int], summed: int) -> list[str]:
     """Return what the least number of sites behind an aggregate means, for the person who approves."""
     sentences = []
     for role, least in quorum.items():
@@ -266,7 +267,11 @@ def _warnings(here: Role, quorum: Mapping[Role, int]) -> list[str]:
                 "included, receives that hospital's own model."
             )
         sentences.append(text)
-    sentences.append(
-        "The coordinator sees each site's updates before they are averaged, and your site cannot check how many were."
-    )
+    if summed:
+        sentences.append(f"The coordinator learns no single {here} hospital's updates, but the numbers of each.")
+    else:
+        sentences.append(
+            "The coordinator sees each site's updates before they are averaged, and your site cannot check how many "
+            "were."
+        )
     return sentences

@@ -202,6 +202,8 @@ def test_an_approval_needs_the_others_keys(east: East) -> None:
 def test_a_policy_can_ask_for_sums(east: East) -> None:
     careful = with_policy(east.hospital.site, min_summed_sites=3)
     assert "policy-summed-sites" not in {f.code for f in propose(STUDY, careful, today=TODAY).findings}
+    assert "learns no single target hospital's updates" in propose(STUDY, careful, today=TODAY).warnings[-1]
+    assert "sees each site's updates" in propose(BARE, careful, today=TODAY).warnings[-1]
     found = [f for f in propose(BARE, careful, today=TODAY).findings if f.code == "policy-summed-sites"]
     assert found
     assert "expected sums of the updates of at least 3 sites, found 1" in found[0].message
