@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping
 
 from clients.data.site import Site
-from clients.governance.approval import Approval, approval_of, approve
+from clients.governance.approval import Approval, approval_of, approve, withdraw
 from clients.governance.state import State, write
 from common.errors import SiteStateError
 from common.strict_text import parse_json
@@ -124,7 +124,8 @@ def approve_by_policy(
 
     Args:
         passphrase: the person's, where the policy asks for two.
-        restart: let the study begin again at its first round, with the worker stopped.
+        restart: let the study begin again at its first round, with the worker stopped. That is another look at the
+            patients: where two approved, their approval ends, and both give it again.
 
     Raises:
         PersonError: as `approve_as` does.
@@ -135,6 +136,9 @@ def approve_by_policy(
         if two:
             check_person(state, name, passphrase)  # before anything is changed
         with state.locked():
+            before = approval_of(state, study.hash()) if two else None
+            if before is not None and not before.void(site.config):
+                withdraw(state, study.hash())
             state.start_over(study.hash())
     if two:
         return approve_as(state, site, study, name=name, passphrase=passphrase, coordinator=coordinator, sites=sites)

@@ -6,14 +6,21 @@ import stat
 from pathlib import Path
 
 import pytest
-from hospital import SECRET, hospital, with_policy
-from tiny import study, write_study
+from hospital import SECRET, Stub, hospital, with_policy
+from tiny import request, study, write_study
 
 import crossprobe
 from clients.data.site import Site
 from clients.governance.approval import approval_of, approve, valid_approvals
 from clients.governance.dry_run import dry_run
-from clients.governance.persons import SHORTEST, PersonError, add_person, approve_as, check_person
+from clients.governance.persons import (
+    SHORTEST,
+    PersonError,
+    add_person,
+    approve_as,
+    approve_by_policy,
+    check_person,
+)
 from clients.governance.policy import Policy
 from clients.governance.state import State
 from common.errors import SiteStateError
@@ -67,6 +74,24 @@ def test_one_person_is_not_two(state: State, two: Site) -> None:
     assert not valid_approvals(state, two.config)
     approve(state, two, STUDY, by="Anna Berg")  # as without the policy's key
     assert not valid_approvals(state, two.config)
+
+
+def test_one_of_two_alone_cannot_let_a_study_look_at_the_patients_again(tmp_path: Path, two: Site, stub: Stub) -> None:
+    north = hospital(tmp_path / "north", two)
+    for name, passphrase in (("Anna Berg", ANNA), ("Ben Fuchs", BEN)):
+        add_person(north.state, name, passphrase)
+        approve_as(north.state, two, STUDY, name=name, passphrase=passphrase)
+    pretrain = request(STUDY, "pretrain", "source")
+    assert north.code(pretrain) == "ok"
+    alone = approve_by_policy(north.state, two, STUDY, name="Ben Fuchs", passphrase=BEN, restart=True)
+    assert alone.names == "Ben Fuchs"
+    assert north.reopened().code(pretrain) == "not-approved"
+    with pytest.raises(PersonError, match="another person"):
+        approve_by_policy(north.state, two, STUDY, name="Ben Fuchs", passphrase=BEN, restart=True)
+    both = approve_by_policy(north.state, two, STUDY, name="Anna Berg", passphrase=ANNA, restart=True)
+    assert both.names == "Ben Fuchs and Anna Berg"
+    assert north.reopened().code(pretrain) == "ok"
+    assert len(stub.ran) == 2
 
 
 def test_a_first_approval_of_another_policy_does_not_count(state: State, site: Site, two: Site) -> None:
