@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -15,6 +15,7 @@ from common.components import FUSED, Role, Tensors, select
 from common.errors import RunError
 from common.files import private_folder, write_atomically
 from common.messages import MaskKey, digest
+from common.plain_words import problems
 from common.strict_text import parse_json
 
 VERSION = 2
@@ -154,8 +155,10 @@ def load_state(folder: Path, study_hash: str) -> ServerState | None:
         if name != _tensor_file(known.round):
             raise ValueError(f"round {known.round} does not go with {name}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        wrong = problems(error, _Saved) if isinstance(error, ValidationError) else []
+        why = "; ".join(f"{file.name} {each.key}: {each.text}" for each in wrong) or error
         raise RunError(
-            f"cannot read the checkpoint in {folder}, it is damaged: {error}. Restore it from a backup, or start "
+            f"cannot read the checkpoint in {folder}, it is damaged: {why}. Restore it from a backup, or start "
             "anew in another folder."
         ) from None
 

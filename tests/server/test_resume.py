@@ -236,12 +236,12 @@ def edited(saved: Path, **changes: Any) -> None:
         ({"tensors": "round-00099.safetensors"}, "round-00099"),
         ({"participants": {"north": {}}}, "cannot read"),
         ({"colour": "red"}, "cannot read"),
-        ({"round": -1}, "round\n"),
+        ({"round": -1}, "state.json round: "),
         ({"released_round": 99}, "cannot be released"),
-        ({"best_score": 1.5}, "best_score\n"),
-        ({"foreground_prior": 1.5}, "foreground_prior\n"),
+        ({"best_score": 1.5}, "state.json best_score: "),
+        ({"foreground_prior": 1.5}, "state.json foreground_prior: "),
         ({"foreground_prior": float("nan")}, "finite"),
-        ({"bytes_to_sites": -1}, "bytes_to_sites\n"),
+        ({"bytes_to_sites": -1}, "state.json bytes_to_sites: "),
     ],
 )
 def test_a_state_file_that_does_not_fit_is_refused(
@@ -278,7 +278,9 @@ def test_a_site_that_somebody_weighed_anew_is_refused(key: str, value: object, s
     site = min(participants)
     participants[site][key] = value
     edited(saved, participants=participants)
-    with pytest.raises(RunError, match=rf"it is damaged(.|\n)*participants\.{site}\.{key}"):
+    with pytest.raises(
+        RunError, match=rf"it is damaged: state\.json participants\.{site}\.{key}: expected .*Restore it"
+    ):
         load_state(saved, finished.study.hash())
 
 
