@@ -73,12 +73,19 @@ class Participation(Settings):
         retries: how often a round below quorum is repeated before the run stops, resumable. Before each the run
             pauses until the missing sites are back, at most for `deadline_s`.
         max_norm: bound on the L2 norm of an update; honest rounds stay under 100 at 0.3 M parameters.
+        patients_cap: most patients that a site counts for in any average, whatever it declares; None: all. A site's
+            count is its own word, and one of a million patients is the average by itself.
     """
 
     quorum: dict[Role, Annotated[int, Field(ge=0)]] = Field(default={"source": 1, "target": 1})
     deadline_s: float = Field(default=1800.0, gt=0)
     retries: int = Field(default=3, ge=0)
     max_norm: float = Field(default=1e3, gt=0, le=1e5)
+    patients_cap: int | None = Field(default=None, ge=1, exclude_if=unset)
+
+    def counted(self, patients: int) -> int:
+        """Return for how many patients a site counts that declares so many."""
+        return patients if self.patients_cap is None else min(patients, self.patients_cap)
 
 
 class Release(Settings):

@@ -87,7 +87,8 @@ def _ask(
                 raise ContractError("no-patients", "the site declares no training patients")
             if header.role in study.secure_aggregation and header.mask_key is None:
                 raise ContractError("no-mask-key", "the site gives no key to sum its updates under masks with")
-            participants[site] = Participant(header.role, header.patients, header.labelled_test, header.mask_key)
+            patients = study.participation.counted(header.patients)
+            participants[site] = Participant(header.role, patients, header.labelled_test, header.mask_key)
         except ContractError as error:
             noes[site] = str(error)
     return participants, noes

@@ -139,8 +139,12 @@ class Policy(BaseModel):
         return min(max(n // multiple * multiple, multiple), self.patients_cap)
 
     def declared_in(self, study: Study, n: int) -> int:
-        """The patient count that may leave in a study: under privacy its public nominal number, whatever `n` is."""
-        return self.declared_patients(n) if study.privacy is None else study.privacy.nominal_patients
+        """The patient count that may leave in a study: under privacy its public nominal number, whatever `n` is.
+
+        No site tells more than it counts for, and no update is weighed by more before it leaves under a mask.
+        """
+        declared = self.declared_patients(n) if study.privacy is None else study.privacy.nominal_patients
+        return study.participation.counted(declared)
 
     def permitted(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return those of a task's metrics that may leave."""

@@ -2,7 +2,8 @@
 
 Five labelled phantom sites train one branch, with each aggregation rule: all honest; one whose labels are swapped; one
 that plants a back door (a bright square in a corner means: no bone), with its update as it is and five times as large
-(model replacement: Bagdasaryan et al. 2020, arXiv 1807.00459). Writes a table and its numbers.
+(model replacement: Bagdasaryan et al. 2020, arXiv 1807.00459); and one with swapped labels that declares a million
+patients, also where a study caps what a site counts for. Writes a table and its numbers.
 """
 
 import os
@@ -27,7 +28,7 @@ from clients.data.site import load_site
 from clients.node.worker import Worker
 from common.errors import RunError
 from common.infusion import predict_maps
-from common.messages import pack, unpack
+from common.messages import EnrolReply, pack, unpack
 from common.metrics import bootstrap_interval, frame_dice
 from common.networks import Networks
 from common.options import Seed, only
@@ -46,6 +47,8 @@ ROUNDS, STEPS = 4, 20
 TRIGGER = 0.2
 #: As many as there are sites: the mean is then the hostile model.
 BOOST = 5.0
+#: Declared by a site that wants to be the mean, and a study's cap against it: what each site has.
+DECLARED, CAP = 1_000_000, PATIENTS["train"]
 
 
 def swapped(sample: Sample) -> Sample:
@@ -80,23 +83,26 @@ class PoisonedData(Dataset):
 
 
 class HostileWorker(Worker):
-    """A site that answers with a multiple of its update."""
+    """A site that answers with a multiple of its update, and declares any number of patients."""
 
-    boost = 1.0
+    attack: "Attack"
 
     def handle(self, payload: bytes) -> bytes:
         header, updates = unpack(super().handle(payload))
-        return pack(header, {name: np.float32(self.boost) * x for name, x in updates.items()})
+        if isinstance(header, EnrolReply) and self.attack.declares:
+            header = header.model_copy(update={"patients": self.attack.declares})
+        return pack(header, {name: np.float32(self.attack.boost) * x for name, x in updates.items()})
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What the hostile site does: falsify every frame or every second, and multiply its update."""
+    """What the hostile site does: falsify every frame or every second, multiply its update, declare other patients."""
 
     name: str
     poison: Callable[[Sample], Sample] | None = None
     every_second: bool = False
     boost: float = 1.0
+    declares: int | None = None
 
 
 ATTACKS = (
@@ -104,6 +110,7 @@ ATTACKS = (
     Attack("labels swapped", swapped),
     Attack("back door", trapped, every_second=True),
     Attack(f"back door, update x {BOOST:g}", trapped, every_second=True, boost=BOOST),
+    Attack(f"labels swapped, declares {DECLARED:,} patients", swapped, declares=DECLARED),
 )
 
 
@@ -120,8 +127,13 @@ class Outcome:
     stamped: tuple[float, tuple[float, float]] | None
 
 
-def study_of(rule: str, seed: int) -> Study:
-    """Return the study: `supervise` alone, one branch."""
+def study_of(rule: str, seed: int, cap: int | None = None) -> Study:
+    """Return the study: `supervise` alone, one branch.
+
+    Args:
+        cap: most patients that a site counts for.
+    """
+    participation = {"quorum": {"source": SITES, "target": 0}, "max_norm": 1e4, "retries": 0, "patients_cap": cap}
     task = {"task": "supervise", "trains": ["source_branch"], "steps": STEPS, "learning_rate": 3e-3}
     return parse_study(
         {
@@ -129,7 +141,7 @@ def study_of(rule: str, seed: int) -> Study:
             "seed": seed,
             "network": {"features": [8, 8, 16, 32, 32, 8]},
             "image": {"size": 32, "geometry": "letterbox", "spacing_mm": None},
-            "participation": {"quorum": {"source": SITES, "target": 0}, "max_norm": 1e4, "retries": 0},
+            "participation": participation,
             "stages": [{"name": "pretrain", "rounds": ROUNDS, "source": task, "aggregator": rule}],
         },
         origin="robust_aggregation",
@@ -148,13 +160,14 @@ def worker_of(study: Study, folder: Path, attack: Attack | None) -> Worker:
     data = PoisonedData(site, study)
     data.poison, data.every_second = attack.poison, attack.every_second
     worker = HostileWorker(site, study, secret, data=data)
-    worker.boost = attack.boost
+    worker.attack = attack
     return worker
 
 
-def measure(rule: str, attack: Attack, folders: list[Path], seed: int) -> Outcome:
+def measure(rule: str, cap: int | None, attack: Attack, folders: list[Path], seed: int) -> Outcome:
     """Train with the last folder's site hostile, and return what the model is worth at the others."""
-    study = study_of(rule, seed)
+    study = study_of(rule, seed, cap)
+    name = rule if cap is None else f"{rule}, patients_cap: {cap}"
     honest = [worker_of(study, folder, None) for folder in folders[:-1]]
     with TemporaryDirectory() as run:
         transport = LocalTransport([*honest, worker_of(study, folders[-1], attack)])
@@ -163,7 +176,7 @@ def measure(rule: str, attack: Attack, folders: list[Path], seed: int) -> Outcom
         except RunError as error:
             if "implausible-weights" not in str(error):
                 raise
-            return Outcome(rule, attack.name, None, None)
+            return Outcome(name, attack.name, None, None)
     networks = Networks(study)
     networks.load({name: x for name, x in state.components.items() if name.startswith("source_branch.")})
 
@@ -176,7 +189,7 @@ def measure(rule: str, attack: Attack, folders: list[Path], seed: int) -> Outcom
                 values.append(frame_dice(found.numpy(), _mask(sample.truth)))
         return np.array(values)
 
-    return Outcome(rule, attack.name, _mean(dice(lambda sample: sample)), _mean(dice(stamped)))
+    return Outcome(name, attack.name, _mean(dice(lambda sample: sample)), _mean(dice(stamped)))
 
 
 def _mask(truth: Tensor | None) -> np.ndarray:
@@ -189,10 +202,9 @@ def _mean(values: np.ndarray) -> tuple[float, tuple[float, float]]:
     return float(values.mean()), (float(low), float(high))
 
 
-def _measured(job: tuple[str, Attack], folders: list[Path], seed: int) -> Outcome:
+def _measured(job: tuple[str, int | None, Attack], folders: list[Path], seed: int) -> Outcome:
     torch.set_num_threads(1)
-    rule, attack = job
-    return measure(rule, attack, folders, seed)
+    return measure(*job, folders, seed)
 
 
 def page(outcomes: list[Outcome], settings: dict[str, object]) -> str:
@@ -241,7 +253,8 @@ def main(
         for number in range(SITES)
     ]
     settings = origin("simulations.benchmarks.robust_aggregation", seed)
-    work = [(rule, attack) for rule in RULES for attack in ATTACKS]
+    work: list[tuple[str, int | None, Attack]] = [(rule, None, attack) for rule in RULES for attack in ATTACKS]
+    work += [("exact_mean", CAP, attack) for attack in ATTACKS if attack.declares]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         outcomes = list(pool.map(partial(_measured, folders=folders, seed=seed), work))
     content = {**settings, "outcomes": [asdict(outcome) for outcome in outcomes]}

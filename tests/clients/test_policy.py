@@ -29,6 +29,14 @@ def test_the_declared_patient_count_is_rounded_down_and_capped(policy: Policy, n
     assert policy.declared_patients(n) == declared
 
 
+def test_a_site_tells_no_more_patients_than_a_study_counts_it_for() -> None:
+    capped = study(participation={"patients_cap": 20})
+    assert [Policy(patients_rounded_to=10).declared_in(capped, n) for n in (0, 17, 35)] == [0, 10, 20]
+    assert Policy(patients_cap=15).declared_in(capped, 35) == 15
+    uncapped = study(participation={"patients_cap": None})
+    assert uncapped.hash() == study(participation={}).hash()  # older studies keep theirs
+
+
 def test_a_policy_refuses_unknown_keys_and_numbers_without_sense() -> None:
     with pytest.raises(ValidationError):
         Policy.model_validate({"min_patient": 3})

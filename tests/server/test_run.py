@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from finished import Finished
 from safetensors.numpy import load_file
@@ -206,6 +207,33 @@ def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
 
     with pytest.raises(RunError, match=f"needs 1 target site.*found 0:\n  east: {why}"):
         run_study(study(), Enrolling(workers(study(), pair)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("cap", [None, 4])
+def test_a_site_of_a_million_patients_is_the_average_unless_the_study_caps_what_it_counts_for(
+    cap: int | None, pair: Sequence[Path], tmp_path: Path
+) -> None:
+    class Boasting(LocalTransport):
+        def enrol(
+            self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+        ) -> dict[str, bytes | Failure]:
+            found = dict(super().enrol(request))
+            header = unpack(found["south"])[0]
+            return found | {"south": pack(header.model_copy(update={"patients": 1_000_000}))}
+
+    task = {"task": "supervise", "trains": ["source_branch"], "steps": 1}
+    of = study(stages=[{"name": "only", "rounds": 1, "source": task}], participation={"patients_cap": cap})
+    both = [pair[0], write_site(tmp_path / "south", "source", seed=1)]
+    ran = {
+        kind: run_study(of, kind(workers(of, both)), tmp_path / kind.__name__) for kind in (LocalTransport, Boasting)
+    }
+    alone = run_study(of, LocalTransport(workers(of, both[1:])), tmp_path / "alone")
+    honest, boasted = (state.components for state in ran.values())
+    counts = [site.patients for site in ran[Boasting].participants.values()]
+    assert counts == ([6, 1_000_000] if cap is None else [4, 4])
+    assert same(honest, boasted) == (cap is not None)
+    apart, own = (max(np.abs(x[n] - known).max() for n, known in alone.components.items()) for x in (honest, boasted))
+    assert (own < apart / 100) == (cap is None)
 
 
 def test_roles_that_a_study_does_not_need_are_not_waited_for(pair: Sequence[Path]) -> None:

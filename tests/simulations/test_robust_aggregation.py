@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from tiny import answer, request, write_site
 
+from common.messages import EnrolRequest, pack, unpack
 from simulations.benchmarks.robust_aggregation import ATTACKS, stamped, study_of, worker_of
 
 STUDY = study_of("exact_mean", 0)
-HONEST, SWAPPED, BACK_DOOR, BOOSTED = ATTACKS
+HONEST, SWAPPED, BACK_DOOR, BOOSTED, DECLARING = ATTACKS
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,12 @@ def test_a_boosted_update_is_a_multiple_of_the_same_sites_plain_one(folder: Path
     (_, plain), (_, boosted) = (answer(worker_of(STUDY, folder, attack), payload) for attack in (BACK_DOOR, BOOSTED))
     for name, update in plain.items():
         np.testing.assert_array_equal(boosted[name], np.float32(BOOSTED.boost) * update)
+
+
+def test_a_site_that_declares_a_million_patients_says_so_and_its_update_is_that_of_swapped_labels(folder: Path) -> None:
+    question = pack(EnrolRequest(study=STUDY.hash()))
+    headers = [unpack(worker_of(STUDY, folder, attack).handle(question))[0] for attack in (SWAPPED, DECLARING)]
+    assert [getattr(header, "patients", 0) for header in headers] == [6, 1_000_000]
+    payload = request(STUDY, "pretrain", "source")
+    (_, plain), (_, other) = (answer(worker_of(STUDY, folder, attack), payload) for attack in (SWAPPED, DECLARING))
+    assert all((plain[name] == other[name]).all() for name in plain)
