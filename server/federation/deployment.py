@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from common.files import write_atomically
 from common.run_folder import RunFolder
 from common.study import load_study, read_study_of_run
 from server import history, pause
-from server.federation.flower_cli import FlowerCli
+from server.federation.flower_cli import FlowerCli, UnknownRun
 from server.history import RoundRecord
 from server.pause import Pause
 
@@ -86,7 +87,8 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
         write_atomically(folder.room, bytes(ROOM_BYTES))  # a full disk is told now, not by a run that cannot say so
         folder.room.unlink()
     if resume and folder.flower.exists():
-        stop(cli, out)
+        with suppress(UnknownRun):  # a SuperLink with a new database: what it never had does not write here
+            stop(cli, out)
     run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
     run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
     write_atomically(folder.flower, json.dumps(asdict(run)).encode())

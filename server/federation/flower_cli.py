@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,10 @@ _STATUS_PATIENCE_S = 300.0
 COMPLETED = "finished:completed"
 #: One of our errors in Flower's log: where the disk is full, the ServerApp can leave no message in the run's folder.
 _LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
+
+
+class UnknownRun(RunError):
+    """A SuperLink was asked for a run that it never had."""
 
 
 def tool(name: str) -> str:
@@ -120,14 +125,26 @@ class FlowerCli:
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
-        """Return a run's status, `finished:completed` if all went well. Raises RunError."""
+        """Return a run's status, `finished:completed` if all went well.
+
+        Raises:
+            UnknownRun: if the SuperLink never had that run.
+            RunError: if it does not answer.
+        """
+        import httpx
         from flwr.proto.control_pb2 import ListRunsRequest
 
         with self._control() as control:
-            runs = control.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict
-        if not runs:
-            raise RunError(f"no answer about run {run_id}: the SuperLink at {self.address} does not know it.")
-        (run,) = runs.values()
+            try:
+                (run,) = control.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict.values()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != HTTPStatus.NOT_FOUND:
+                    raise
+                raise UnknownRun(
+                    f"the SuperLink at {self.address} does not know run {run_id}: it is another one than the run was "
+                    "started at, or lost its database. Everything up to the last round is saved in the run's folder; "
+                    "start again with --resume."
+                ) from None
         return f"{run.status.status}:{run.status.sub_status}".rstrip(":")
 
     def stop(self, run_id: str) -> None:

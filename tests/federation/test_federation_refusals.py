@@ -14,7 +14,7 @@ from tiny import write_study
 
 from common.signing import SITES
 from server.federation.authority import make_authority, make_server_certificate
-from server.federation.flower_cli import FlowerCli
+from server.federation.flower_cli import FlowerCli, UnknownRun
 
 pytestmark = pytest.mark.federation
 
@@ -77,6 +77,11 @@ def test_a_key_cannot_be_registered_twice(federation: Federation) -> None:
     done = federation.console("study", "register", "other", *federation.public_keys("north"))
     assert done.returncode == 1
     assert "has its site already" in done.stderr
+
+
+def test_a_run_that_the_superlink_never_had_is_told_from_one_that_is_away(federation: Federation) -> None:
+    with pytest.raises(UnknownRun, match="does not know run 7"):
+        FlowerCli(federation.address, federation.coordinator / "ca.crt").status("7")
 
 
 def test_a_stolen_key_is_barred_by_its_sites_name(federation: Federation) -> None:
