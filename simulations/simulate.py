@@ -26,6 +26,7 @@ from server.history import RoundRecord
 from server.report.drawn import keep
 from server.report.page import render_report
 from server.report.summary import write_summary
+from server.state import load_state
 from simulations.examples import draw_examples
 from simulations.flower import Simulation
 
@@ -102,6 +103,7 @@ def simulate(
             if trained is study:
                 study = trained = against_baseline(study, folder.baseline.model)
             if resume and run.model.exists():
+                load_state(run.checkpoint, trained.hash())  # another study's run is not what this one is compared with
                 continue
 
             def poll(run: RunFolder = run, trained: Study = trained) -> None:
