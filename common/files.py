@@ -1,17 +1,23 @@
-"""Writing a file whole or not at all, for its own user alone, and holding one; the same at server, site and desk."""
+"""Writing a file or a folder whole or not at all, and holding a file; the same at server, site and desk."""
 
 import contextlib
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from filelock import lock_descriptor
 
-from common.errors import RunError
+from common.errors import CrossProbeError, RunError
 
 #: Modes of a file: for the writing user alone, or for all to read, such as a certificate and what is published.
 PRIVATE, PUBLIC = 0o600, 0o644
+
+
+class FolderInUseError(CrossProbeError):
+    """A folder to write holds something that must not be removed."""
 
 
 def write_atomically(
@@ -57,6 +63,64 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> Iterator[Path]:
+    """A new folder to write `names` into, renamed to `folder` at the end of the block.
+
+    If the block fails or is killed, `folder` stays as it was.
+
+    Raises:
+        FolderInUseError: before anything is written, if `folder` has content and `overwrite` is False, or content
+            other than `names`, which is somebody else's and never removed.
+        CrossProbeError: if it cannot be written; so does any OSError within the block.
+    """
+    work = None
+    try:
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if found and not overwrite:
+            raise FolderInUseError(
+                f"expected {folder} to be empty or not to exist, found content; give another folder, or replace what "
+                "this command wrote there with --overwrite"
+            )
+        refuse_other_content(names, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, for a rename is atomic only within one file system.
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        yield new
+        if not found:
+            os.replace(new, folder)
+            sync_folder(folder.parent)
+            return
+        # A folder with content cannot be renamed over, so the old one steps aside first.
+        os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except BaseException:  # Ctrl-C too: what is left in `work` goes
+            os.replace(old, folder)
+            raise
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise CrossProbeError(
+            f"cannot write {folder}: {error.strerror or error}. It is as it was before. Make room, or give another "
+            "folder, then try again."
+        ) from None
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def refuse_other_content(names: Collection[str], folder: Path) -> None:
+    """Check that a folder, if it exists, holds nothing but `names`. Raises FolderInUseError."""
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if strange := sorted(found.difference(names)):
+        raise FolderInUseError(
+            f"expected nothing but {', '.join(names)} in {folder}, found {', '.join(strange)}; "
+            "give another folder or move these away"
+        )
 
 
 def check_apart(images: Path, out: Path) -> None:
