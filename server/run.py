@@ -83,6 +83,10 @@ def _ask(
                 raise ContractError("not-a-reply", "expected an enrolment in this study")
             if header.request != request.sha256:
                 raise ContractError("old-reply", "expected an answer to this very question, found one to another")
+            if header.site != site:
+                raise ContractError(
+                    "other-name", f"its site.yaml names it {header.site}, its keys are registered as {site}"
+                )
             if header.patients == 0:
                 raise ContractError("no-patients", "the site declares no training patients")
             if header.role in study.secure_aggregation and header.mask_key is None:

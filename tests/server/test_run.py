@@ -176,7 +176,7 @@ def test_initial_weights_that_do_not_fit_are_named(case: str, finished: Finished
 
 
 def replies(**changes: Any) -> Callable[[bytes], bytes]:
-    fields = {"study": study().hash(), "site": "x", "role": "target", "patients": 6, "labelled_test": True}
+    fields = {"study": study().hash(), "site": "east", "role": "target", "patients": 6, "labelled_test": True}
 
     def reply(request: bytes) -> bytes:
         return pack(EnrolReply.model_validate(fields | {"request": digest(request), "software": "1"} | changes))
@@ -193,6 +193,7 @@ def replies(**changes: Any) -> Callable[[bytes], bytes]:
         (replies(study="0" * 64), "not-a-reply"),
         (replies(request="0" * 64), "old-reply"),
         (replies(patients=0), "no-patients"),
+        (replies(site="west"), "other-name: its site.yaml names it west"),
     ],
 )
 def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
