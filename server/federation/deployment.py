@@ -144,8 +144,7 @@ def follow(cli: FlowerCli, run_id: str, out: Path, on_round: Callable[[RoundReco
 def _away(cli: FlowerCli) -> list[str]:
     """Return a sentence that names the registered sites whose SuperNode is not connected, if there are any."""
     try:
-        online = {node["node-id"] for node in cli.nodes() if node["status"] == "online"}
-        names = sorted(name for node, name in cli.names().items() if node not in online)
+        names = sorted(node.name for node in cli.nodes() if not node.online)
     except RunError:  # the SuperLink is away itself, which the run's own error tells
         return []
     if not names:
@@ -164,7 +163,7 @@ def status(cli: FlowerCli, out: Path) -> Status:
     """
     run = run_of(out)
     flower = cli.status(run.run_id)
-    online = {node["node-id"] for node in cli.nodes() if node["status"] == "online"}
+    online = {node.node_id for node in cli.nodes() if node.online}
     records = history.read(out)
     counted = [record for record in records if record.counted]
     done = counted[-1].round + 1 if counted else 0

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,15 @@ _LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
 
 class UnknownRun(RunError):
     """A SuperLink was asked for a run that it never had."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A registered SuperNode: Flower's id of it, the name of its site, and whether it is connected now."""
+
+    node_id: str
+    name: str
+    online: bool
 
 
 def tool(name: str) -> str:
@@ -153,12 +163,17 @@ class FlowerCli:
         if not answer.get("success") and not self.status(run_id).startswith("finished"):
             raise RunError(f"cannot stop run {run_id}: {self._why(answer)}")
 
-    def nodes(self) -> list[dict[str, str]]:
-        """Return all registered SuperNodes with `node-id` and `status`. Raises RunError."""
-        answer = self.call("supernode", "list", _LINK)
-        if not answer.get("success"):
-            raise RunError(f"no answer about the sites: {self._why(answer)}")
-        return [{str(key): str(value) for key, value in node.items()} for node in answer.get("nodes", ())]
+    def nodes(self) -> list[Node]:
+        """Return all registered SuperNodes. Raises RunError."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with self._control() as control:
+            nodes = control.ListNodes(ListNodesRequest()).nodes_info
+        return [
+            Node(str(node.node_id), node.name, node.status == "online")
+            for node in nodes
+            if node.status != "unregistered"
+        ]
 
     def register(self, name: str, public_key: Path) -> str:
         """Bind a site's name to its public key and return its node id. Raises RunError."""
@@ -178,18 +193,6 @@ class FlowerCli:
         )
         found = _LOGGED_ERROR.findall(done.stdout)
         return found[-1] if found else ""
-
-    def names(self) -> dict[str, str]:
-        """Return node id -> name of every registered SuperNode, which `flwr supernode list` does not tell.
-
-        Raises:
-            RunError: if the SuperLink does not answer.
-        """
-        from flwr.proto.control_pb2 import ListNodesRequest
-
-        with self._control() as control:
-            nodes = control.ListNodes(ListNodesRequest()).nodes_info
-        return {str(node.node_id): node.name for node in nodes if node.status != "unregistered"}
 
     @contextmanager
     def _control(self) -> Iterator["ControlHttpClient"]:
@@ -222,10 +225,10 @@ class FlowerCli:
         Raises:
             RunError: if no key has the name, or the SuperLink keeps one.
         """
-        names = self.names()
-        nodes = [node for node, known in names.items() if known == name]
+        registered = self.nodes()
+        nodes = [node.node_id for node in registered if node.name == name]
         if not nodes:
-            known = ", ".join(sorted(set(names.values()))) or "none"
+            known = ", ".join(sorted({node.name for node in registered})) or "none"
             raise RunError(f"no key is registered as {name}, so there is nothing to take back. Registered: {known}.")
         for node in nodes:
             answer = self.call("supernode", "unregister", node, _LINK)
