@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
+from pydantic import TypeAdapter, ValidationError
+
 from common.errors import RunError
 from common.files import PRIVATE, write_atomically
 from common.run_folder import RunFolder
@@ -22,7 +24,7 @@ class SiteRecord:
     Attributes:
         status: `ok`, `refused` (its reply broke the contract, or it said no), `failed` or `late`.
         detail: code and reason where it is not ok.
-        ledger_head: head of the site's ledger as its reply gave it, see `common.contract.TaskReply`;
+        ledger_head: head of the site's ledger as its reply gave it, see `common.messages.TaskReply`;
             `crossprobe ledger verify --head` at the site holds its ledger against it. Empty: none.
     """
 
@@ -56,6 +58,9 @@ class RoundRecord:
     score: float | None = None
     released_round: int | None = None
     rolled_back: bool = False
+
+
+_RECORD = TypeAdapter(RoundRecord)
 
 
 def losses(record: RoundRecord) -> dict[str, float]:
@@ -110,9 +115,12 @@ def append(run: Path, record: RoundRecord) -> None:
 
 
 def read(run: Path) -> list[RoundRecord]:
-    """Return all whole records of a run; a last line cut short by a crash is left out.
+    """Return all records of a run; a last line cut short by a crash is left out.
 
     What follows a run asks every second: of many sites the file has megabytes, and is read again only once it changed.
+
+    Raises:
+        RunError: if any other line is no record.
     """
     path = RunFolder(run).history
     try:
@@ -124,14 +132,18 @@ def read(run: Path) -> list[RoundRecord]:
 
 @lru_cache(maxsize=2)  # a run and its baseline
 def _read(path: Path, inode: int, size: int, changed_ns: int) -> tuple[RoundRecord, ...]:
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    records, lines = [], path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        sites = {name: SiteRecord(**site) for name, site in content.pop("sites").items()}
-        records.append(RoundRecord(sites=sites, **content))
+            records.append(_RECORD.validate_json(line))
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            if number == len(lines) and first["type"] == "json_invalid":
+                break
+            raise RunError(
+                f"{path} line {number}: expected the record of a round, found what is none ({first['msg']}). Restore "
+                "the file from a backup."
+            ) from None
     return tuple(records)
 
 
