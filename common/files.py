@@ -27,33 +27,36 @@ def write_atomically(
 
     Args:
         then: what the reader of the error should do once there is space again.
-        mode: of the file, whatever the umask; it never is open to more, not even for a moment.
+        mode: of the file, whatever the umask, set before the first byte is written.
         new: refuse to replace a file, also one that somebody else makes meanwhile.
 
     Raises:
         RunError: if the disk is full or not writable, or with `new` the file exists; the old file is intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part" if new else f".{path.name}.part")
+    temporary: Path | None = None
     try:
-        temporary.unlink(missing_ok=True)  # what a crash left, or a link that somebody laid there
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)  # whatever the umask
+        # A name of its own, which nobody can guess: two may write one file, and a link laid there would be followed.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if new:
             os.link(temporary, path)  # unlike a rename, fails if the file exists
-            temporary.unlink()
         else:
             os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only disk refuses this too
-            temporary.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {path}: {error.strerror}. What was saved before is intact; free some space or fix the "
             f"permissions, then {then}."
         ) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # a read-only disk refuses this too
+                temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

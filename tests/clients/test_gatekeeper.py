@@ -358,7 +358,6 @@ def test_the_secret_is_neither_in_the_ledger_nor_in_a_reply_nor_readable_by_othe
 
 def test_nothing_in_the_state_folder_is_readable_by_others(north: Hospital, stub: Stub) -> None:
     north.state.ledger.touch(0o644)
-    north.state.accountant.with_name(".accountant.json.part").touch(0o644)
     assert north.reopened().code(PRETRAIN) == "ok"
     files = {path.name: path.stat().st_mode & 0o777 for path in north.state.folder.rglob("*") if path.is_file()}
     assert {"secret", "ledger.jsonl", "accountant.json", STUDY.hash(), f"{STUDY.hash()}.json"} <= files.keys()
