@@ -58,9 +58,10 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         more, noes = _ask(study, transport, participants)
         participants |= more
     answers = [f"  {site}: {why}" for site, why in noes.items()]
-    for role, (count, least) in short.items():
+    if short:
+        needs = ", ".join(f"needs {least} {role} site(s), found {count}" for role, (count, least) in short.items())
         raise RunError(
-            f"study `{study.name}` needs {least} {role} site(s), found {count}:\n"
+            f"study `{study.name}` {needs}:\n"
             + "\n".join(answers or ["  no other site answered"])
             + "\nConnect or approve the missing sites, then start again."
         )

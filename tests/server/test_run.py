@@ -209,6 +209,11 @@ def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
         run_study(study(), Enrolling(workers(study(), pair)), tmp_path / "run")
 
 
+def test_all_roles_that_are_short_are_named_at_once() -> None:
+    with pytest.raises(RunError, match=r"needs 1 source site\(s\), found 0, needs 1 target site\(s\), found 0:"):
+        enrol(study(), LocalTransport([]))
+
+
 def test_roles_that_a_study_does_not_need_are_not_waited_for(pair: Sequence[Path]) -> None:
     of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 1})
     assert enrol(of, LocalTransport(workers(of, pair[:1]))).keys() == {"north"}
