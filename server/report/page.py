@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from common.files import write_atomically
 from common.metric_name import MEASURES, PREDICTORS
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
+from common.version import software_version
 from server import history
 from server.history import RoundRecord
 from server.report import csv_links, curves, spread, tables
@@ -80,7 +80,7 @@ def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[
         "study": study,
         "hash": study.hash(),
         "resolved": yaml.safe_dump(json.loads(study.resolved()), sort_keys=False),
-        "software": version("crossprobe"),
+        "software": software_version(),
         "state": state,
         "summary": summary,
         "finished": summary is not None,
