@@ -89,7 +89,7 @@ def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], pas
         own = [record.seconds for record in counted if record.stage == stage]
         return median(own) if own else of_all
 
-    coming = [expected(round_.stage.name) for round_ in list(study.rounds())[next_round:]]
+    coming = [expected(round_.stage.name) for round_ in study.rounds()[next_round:]]
     if coming:
         coming[0] = max(0.0, coming[0] - passed.total_seconds())
     return sum(coming)

@@ -129,7 +129,7 @@ def export_release(
     """
     study = read_study_of_run(run.path)
     state = load_state(run.checkpoint, study.hash())
-    if state is None or state.round < len(list(study.rounds())):
+    if state is None or state.round < len(study.rounds()):
         raise RunError(f"{run.path} holds no finished run. Continue it with --resume.")
     if (run.release / SUMS).exists():
         find_release(run.release)  # what somebody changed is not written over

@@ -193,7 +193,7 @@ def _run_study(
     else:
         enrol(study, transport, wait_s=enrol_s)
         history.rewind(run, state.round)
-    for round_ in list(study.rounds())[state.round :]:
+    for round_ in study.rounds()[state.round :]:
         first_short = ""
         for attempts_left in reversed(range(study.participation.retries + 1)):
             state, record = run_round(study, state, round_, transport, Survivors(RunFolder(run).survivors))

@@ -97,7 +97,7 @@ def simulate(
     if not resume:
         folder.refuse_a_run()
     baseline = baseline_of(study)
-    total = len(list(baseline.rounds())) + len(list(study.rounds()))
+    total = len(baseline.rounds()) + len(study.rounds())
     with Simulation() as simulation:
         for trained, run in ((baseline, folder.baseline), (study, folder)):
             if trained is study:
@@ -107,7 +107,7 @@ def simulate(
                 continue
 
             def poll(run: RunFolder = run, trained: Study = trained) -> None:
-                before = 0 if trained is baseline else len(list(baseline.rounds()))
+                before = 0 if trained is baseline else len(baseline.rounds())
                 counted = [record for record in history.read(run.path) if record.counted]
                 on_progress(Progress(trained.name, before + len(counted), total, counted[-1] if counted else None))
 

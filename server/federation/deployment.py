@@ -169,7 +169,7 @@ def status(cli: FlowerCli, out: Path) -> Status:
     done = counted[-1].round + 1 if counted else 0
     try:
         study = read_study_of_run(out)
-        rounds, deadline_s = len(list(study.rounds())), study.participation.deadline_s
+        rounds, deadline_s = len(study.rounds()), study.participation.deadline_s
         left_s = history.time_left(study, done, records, timedelta())
     except CrossProbeError:  # still enrolling
         rounds, deadline_s, left_s = 0, 0.0, None

@@ -73,7 +73,7 @@ def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[
     state = replace(state, participants=dict(by_role))  # unlabelled sites first: they are what a study is for
     records = history.read(run)
     baseline = history.read(RunFolder(run).baseline.path)
-    summary = summarise(run) if state.round >= len(list(study.rounds())) else None
+    summary = summarise(run) if state.round >= len(study.rounds()) else None
     if summary is not None and not pictures and not patients:
         pictures, patients = (drawn := kept(run)).pictures, drawn.patients
     content = {
@@ -202,7 +202,7 @@ def _head_trained(study: Study, state: ServerState) -> bool:
     """Return whether a round before the released one trained the infusion head: untrained, it is the average."""
     if "infusion_head" in study.initial:
         return True
-    before = list(study.rounds())[: state.released_round or 0]
+    before = study.rounds()[: state.released_round or 0]
     return any("infusion_head" in task.trains for round_ in before if (task := round_.stage.source) is not None)
 
 
@@ -213,7 +213,7 @@ def _by_site(pictures: Sequence[Example]) -> list[tuple[str, list[Example]]]:
 
 
 def _progress(study: Study, state: ServerState) -> str:
-    every = list(study.rounds())
+    every = study.rounds()
     return (
         f"Unfinished: {state.round} of {len(every)} rounds are done, the next is in stage "
         f"{every[state.round].stage.name}. Not validated: test patients are evaluated after the last round."

@@ -31,7 +31,7 @@ def summarise(run: Path) -> dict[str, Any]:
     """
     study = read_study_of_run(run)
     state = load_state(RunFolder(run).checkpoint, study.hash())
-    if state is None or state.round < len(list(study.rounds())):
+    if state is None or state.round < len(study.rounds()):
         raise RunError(f"{run} holds no finished run. Continue it with --resume.")
     records = history.read(run)
     evaluated = {

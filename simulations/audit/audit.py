@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +247,7 @@ def rebuilt_patients(found: Sequence[Match]) -> set[str]:
 
 
 def _matches(attack: Attack, trap: Trap | None, workers: Sequence[Worker], seed: int) -> list[Match]:
-    study, rounds = attack.study, list(islice(attack.study.rounds(), attack.rounds))
+    study, rounds = attack.study, attack.study.rounds()[: attack.rounds]
     if trap is None:
         images = [match_gradient(workers[0], study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:

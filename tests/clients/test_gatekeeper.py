@@ -401,7 +401,7 @@ def test_a_refused_round_leaves_its_head_in_the_history(pair: Sequence[Path], tm
     own = hospital(tmp_path / "state", with_policy(load_site(pair[0]), max_round_bytes=1000), of)
     participants = {"north": Participant("source", 6, False)}
     state = init(of, participants, initial_networks(of).export(of.components))
-    _, record = run_round(of, state, next(of.rounds()), Guarded([own]))
+    _, record = run_round(of, state, of.rounds()[0], Guarded([own]))
     seen = record.sites["north"]
     assert (seen.status, record.counted) == ("refused", False)
     assert seen.detail.startswith("policy-bytes")
