@@ -69,11 +69,11 @@ def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[
     """Return the page that `render_report` writes."""
     study = read_study_of_run(run)
     state = load_state(RunFolder(run).checkpoint, study.hash()) or ServerState(round=0, components={})
+    records = history.read(run)
+    summary = summarise(study, state, records) if state.round >= len(study.rounds()) else None
     by_role = sorted(state.participants.items(), key=lambda item: (item[1].role != "target", item[0]))
     state = replace(state, participants=dict(by_role))  # unlabelled sites first: they are what a study is for
-    records = history.read(run)
     baseline = history.read(RunFolder(run).baseline.path)
-    summary = summarise(run) if state.round >= len(study.rounds()) else None
     if summary is not None and not pictures and not patients:
         pictures, patients = (drawn := kept(run)).pictures, drawn.patients
     content = {
