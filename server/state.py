@@ -18,7 +18,7 @@ from common.messages import MaskKey, digest
 from common.strict_text import parse_json
 
 VERSION = 2
-#: Of a site, as its enrolment may declare them, see `common.messages.EnrolReply`.
+#: Patients that a site's enrolment may declare, see `common.messages.EnrolReply`.
 MAX_PATIENTS = 1_000_000
 
 

@@ -36,7 +36,7 @@ CANDIDATES = 24
 CONTOUR_PX = 3
 FILL = 0.35
 LEGEND_PX = 14
-#: Of WebP: outlines stay sharp, and a panel takes a tenth of its PNG.
+#: WebP's quality: outlines stay sharp, and a panel takes a tenth of its PNG.
 QUALITY = 70
 
 Colour = tuple[int, int, int]

@@ -26,7 +26,7 @@ from simulations.phantom.sites import RECORD
 PANEL_HEIGHT, GAP, MARGIN, LETTER = 360, 24, 28, 25
 #: Behind the panels, of their words, and of the quieter ones: dark, like the images, on any page.
 GROUND, INK, SOFT = (20, 24, 28), (240, 242, 244), (160, 170, 178)
-#: Of WebP: speckle takes most of the file.
+#: WebP's quality: speckle takes most of the file.
 QUALITY = 62
 
 

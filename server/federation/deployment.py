@@ -18,7 +18,7 @@ from server.pause import Pause
 
 #: Written to a run's folder and removed before it is submitted.
 ROOM_BYTES = 2**16
-#: Of a round's deadline; a site that takes longer than this share may well miss the next one.
+#: Share of a round's deadline; a site that takes longer may well miss the next one.
 SLOW_SHARE = 0.5
 
 
