@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site, Split
 from clients.governance.cohorts import Counting, everyone, spaced
 from common.geometry import Placement, placement, to_grid
-from common.study import Study
+from common.study import ImageGrid, Study
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Dataset:
         self.site, self.counting = site, counting
         self.grid, self.stride = study.image, study.network.stride
         kept = lru_cache(max(1, KEPT_PIXELS // self.grid.size**2))
-        self._sample, self._truth = kept(self._read_sample), kept(self._read_truth)
+        # Of functions, not methods: a cache that holds `self` would keep the images until the garbage collector runs.
+        self._sample = kept(partial(_read_sample, grid=self.grid, stride=self.stride))
+        self._truth = kept(partial(_read_truth, grid=self.grid, stride=self.stride))
 
     def sample(self, frame: Frame) -> Sample:
         """Return a frame without its mask; the mask's file is not opened.
@@ -67,16 +69,6 @@ class Dataset:
     def labelled(self, frame: Frame) -> Sample:
         """Return a frame with its mask on the grid."""
         return replace(self.sample(frame), truth=self._truth(frame))
-
-    def _read_sample(self, frame: Frame) -> Sample:
-        place = placement(frame.height, frame.width, frame.spacing_mm, self.grid)
-        image, valid = to_grid(read_image(frame), place, self.grid, stride=self.stride)
-        return Sample(frame, place, image, valid)
-
-    def _read_truth(self, frame: Frame) -> Tensor:
-        place = placement(frame.height, frame.width, frame.spacing_mm, self.grid)
-        soft, _ = to_grid(read_mask(frame).astype(np.float32), place, self.grid, stride=self.stride)
-        return (soft >= 0.5).float()
 
     def draw(self, split: Split, count: int, generator: Generator) -> list[Frame]:
         """Draw `count` different patients of a split (all of them, with repeats, if fewer) and a frame of each.
@@ -125,6 +117,18 @@ class Dataset:
     def counted_overview(self, split: Split, most: int | None = None) -> list[Frame]:
         """Return the middle frame of each of those over whom a number about a split is taken, see `counted`."""
         return [_middle(frames) for frames in self.counted(split, most=most).values()]
+
+
+def _read_sample(frame: Frame, grid: ImageGrid, stride: int) -> Sample:
+    place = placement(frame.height, frame.width, frame.spacing_mm, grid)
+    image, valid = to_grid(read_image(frame), place, grid, stride=stride)
+    return Sample(frame, place, image, valid)
+
+
+def _read_truth(frame: Frame, grid: ImageGrid, stride: int) -> Tensor:
+    place = placement(frame.height, frame.width, frame.spacing_mm, grid)
+    soft, _ = to_grid(read_mask(frame).astype(np.float32), place, grid, stride=stride)
+    return (soft >= 0.5).float()
 
 
 def _middle(frames: list[Frame]) -> Frame:

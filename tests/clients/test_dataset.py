@@ -1,5 +1,7 @@
 """A site's frames in memory: as many as fit, and the same whichever they are."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,16 @@ def test_a_site_keeps_the_frames_that_it_was_asked_for_last_and_gives_the_same_f
     by_bounded = [frames[index].image for index in (0, 1, 2, 0)]
     by_whole = [frame.image for frame in frames]
     assert sorted(read) == sorted(by_bounded + by_whole)
+
+
+def test_a_site_that_nobody_needs_any_more_leaves_its_images_at_once(site: Site) -> None:
+    """A simulation opens thousands of sites one after the other; the garbage collector does not see their size."""
+    data = Dataset(site, study())
+    image = weakref.ref(data.labelled(site.frames_of("train", labelled=True)[0]).image)
+    gc.disable()
+    try:
+        assert image() is not None
+        del data
+        assert image() is None
+    finally:
+        gc.enable()
