@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clients.data.site import load_site
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
-from common.options import RunFolder, only
+from common.options import RunArgument, only
 from common.study import read_study_of_run
 from server.report.conclusions import RELEASED
 from server.report.drawn import Example
@@ -65,7 +65,7 @@ def panels_of(source: Example, target: Example) -> list[tuple[bytes, str, str]]:
 
 
 def picture(
-    run: RunFolder,
+    run: RunArgument,
     out: Annotated[Path, typer.Argument(metavar="FILE", help="the picture, WebP")],
 ) -> None:
     """Draw the median test patients of a finished demo, whose sites are phantoms."""
