@@ -34,7 +34,7 @@ def _ask_worker(payload: bytes, context: Context, timeout_s: float) -> bytes:
         return ask(Path(str(socket)), payload, timeout_s)
     from clients.node.simulated import answer, cached_worker
 
-    folder = str(context.run_config["sites"]).split(os.pathsep)[int(partition)]
+    folder = str(context.run_config["sites"]).split("\n")[int(partition)]
     return answer(cached_worker(str(context.run_config["study"]), folder), payload)
 
 

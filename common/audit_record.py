@@ -22,7 +22,7 @@ class _Row(BaseModel):
 
 
 class Reconstruction(_Row):
-    """One attack on images at one site, see `simulations.audit.audit.Finding`."""
+    """One attack on images at one site, see `simulations.audit.audit.Reconstruction`."""
 
     attack: Word
     noise: Annotated[float, Field(ge=0)] | None

@@ -1,17 +1,23 @@
-"""Writing a file whole or not at all, for its own user alone, and holding one; the same at server, site and desk."""
+"""Writing a file or a folder whole or not at all, and holding a file; the same at server, site and desk."""
 
 import contextlib
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from filelock import lock_descriptor
 
-from common.errors import RunError
+from common.errors import CrossProbeError, RunError
 
 #: Modes of a file: for the writing user alone, or for all to read, such as a certificate and what is published.
 PRIVATE, PUBLIC = 0o600, 0o644
+
+
+class FolderInUseError(CrossProbeError):
+    """A folder to write holds something that must not be removed."""
 
 
 def write_atomically(
@@ -21,33 +27,36 @@ def write_atomically(
 
     Args:
         then: what the reader of the error should do once there is space again.
-        mode: of the file, whatever the umask; it never is open to more, not even for a moment.
+        mode: of the file, whatever the umask, set before the first byte is written.
         new: refuse to replace a file, also one that somebody else makes meanwhile.
 
     Raises:
         RunError: if the disk is full or not writable, or with `new` the file exists; the old file is intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part" if new else f".{path.name}.part")
+    temporary: Path | None = None
     try:
-        temporary.unlink(missing_ok=True)  # what a crash left, or a link that somebody laid there
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)  # whatever the umask
+        # A name of its own, which nobody can guess: two may write one file, and a link laid there would be followed.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if new:
             os.link(temporary, path)  # unlike a rename, fails if the file exists
-            temporary.unlink()
         else:
             os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only disk refuses this too
-            temporary.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {path}: {error.strerror}. What was saved before is intact; free some space or fix the "
             f"permissions, then {then}."
         ) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # a read-only disk refuses this too
+                temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -62,6 +71,64 @@ def sync_folder(folder: Path) -> None:
 def append_to(file: Path) -> int:
     """Open a file for more at its end, made private where it is missing, and no link; a descriptor. Raises OSError."""
     return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> Iterator[Path]:
+    """A new folder to write `names` into, renamed to `folder` at the end of the block.
+
+    If the block fails or is killed, `folder` stays as it was.
+
+    Raises:
+        FolderInUseError: before anything is written, if `folder` has content and `overwrite` is False, or content
+            other than `names`, which is somebody else's and never removed.
+        CrossProbeError: if it cannot be written; so does any OSError within the block.
+    """
+    work = None
+    try:
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if found and not overwrite:
+            raise FolderInUseError(
+                f"expected {folder} to be empty or not to exist, found content; give another folder, or replace what "
+                "this command wrote there with --overwrite"
+            )
+        refuse_other_content(names, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, for a rename is atomic only within one file system.
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        yield new
+        if not found:
+            os.replace(new, folder)
+            sync_folder(folder.parent)
+            return
+        # A folder with content cannot be renamed over, so the old one steps aside first.
+        os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except BaseException:  # Ctrl-C too: what is left in `work` goes
+            os.replace(old, folder)
+            raise
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise CrossProbeError(
+            f"cannot write {folder}: {error.strerror or error}. It is as it was before. Make room, or give another "
+            "folder, then try again."
+        ) from None
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def refuse_other_content(names: Collection[str], folder: Path) -> None:
+    """Check that a folder, if it exists, holds nothing but `names`. Raises FolderInUseError."""
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if strange := sorted(found.difference(names)):
+        raise FolderInUseError(
+            f"expected nothing but {', '.join(names)} in {folder}, found {', '.join(strange)}; "
+            "give another folder or move these away"
+        )
 
 
 def check_apart(images: Path, out: Path) -> None:

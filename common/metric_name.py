@@ -27,7 +27,7 @@ STATISTICS = {
     "difference_high": "upper end of that difference's 95 % interval",
     "patients": "number of test patients behind it, rounded and capped by your policy",
 }
-#: Of test frames, and without a statistic. No count: the policy rounds counts of patients only.
+#: Shares of test frames, without a statistic. No count: the policy rounds counts of patients only.
 SHARES = {
     "empty_truth_share": "share of test images, to a hundredth, on which nothing is marked in your labels",
     "empty_prediction_share": "share of test images, to a hundredth, on which the model marks nothing",

@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="print the result for machine
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="study file (YAML)")]
 SiteFolder = Annotated[Path, typer.Option("--site", metavar="DIR", help="folder with site.yaml and manifest.csv")]
 StateFolder = Annotated[Path, typer.Option("--state", metavar="DIR", help="the site's state folder; not the data's")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="the same seed gives the same bytes")]
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="also write losses, score and Dice for TensorBoard")

@@ -9,7 +9,7 @@ from typing import Protocol, TypedDict
 from common.errors import ContractError
 from common.messages import MAX_MESSAGE_BYTES
 
-#: Of our arrays, a name of our own, so that nothing takes them for a NumPy file.
+#: Kind and type of our arrays; the kind is a name of our own, so that nothing takes them for a NumPy file.
 STYPE, DTYPE = "crossprobe.message", "uint8"
 
 

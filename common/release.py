@@ -23,6 +23,7 @@ from common.signing import Sealed
 RELEASE = "release"
 WEIGHTS, STUDY, CARD, SUMS = "model.safetensors", "study.yaml", "card.md", "SHA256SUMS"
 SIGNATURE = f"{SUMS}.sig"
+FILES = (WEIGHTS, STUDY, CARD, SUMS, SIGNATURE)
 _LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
 
 

@@ -11,7 +11,7 @@ from common.seeds import derive
 
 #: 2^255 - 19: the largest prime below the 32 bytes of a share.
 PRIME = 2**255 - 19
-#: Of a secret; 128 bits, as strong as the rest.
+#: Bytes of a secret (128 bits, as strong as the rest) and of a share.
 SECRET_BYTES, SHARE_BYTES = 16, 32
 
 

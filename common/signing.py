@@ -26,7 +26,7 @@ from common.files import PUBLIC, private_folder, write_atomically
 from common.seeds import derive
 
 MAGIC, SIGNATURE_BYTES, RUN_BYTES = b"XPRS", 64, 16
-#: Of what belongs to no run: replies, releases.
+#: The run of what belongs to none: replies, releases.
 NO_RUN = bytes(RUN_BYTES)
 Purpose = Literal["request", "reply", "release", "mask key"]
 #: The coordinator's, in a folder of its own.

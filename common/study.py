@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -255,8 +254,8 @@ class Study(Settings):
         """Whether numbers about test patients may leave: under privacy only where the study says `outside`."""
         return self.privacy is None or self.privacy.evaluation == "outside"
 
-    def rounds(self) -> Iterator[Round]:
-        """Yield every round in order, the engine's own closing ones included.
+    def rounds(self) -> tuple[Round, ...]:
+        """Return every round in order, the engine's own closing ones included.
 
         After the study's stages a fused study scores its last model (`score`) and evaluates the
         released one (`evaluate`). Under privacy nothing is scored, the last model is the released one,
@@ -273,11 +272,8 @@ class Study(Settings):
             *(stage for stage in self.stages if stage.distils),
             *([evaluate] if evaluated else []),
         )
-        index = 0
-        for stage in stages:
-            for step in range(stage.rounds):
-                yield Round(index, stage, step)
-                index += 1
+        steps = ((stage, step) for stage in stages for step in range(stage.rounds))
+        return tuple(Round(index, stage, step) for index, (stage, step) in enumerate(steps))
 
     def needs(self, role: Role) -> int:
         """Return the least number of sites of `role` without which the study cannot run."""

@@ -51,7 +51,7 @@ class Task(Settings):
     not_private: ClassVar[str] = ""
     #: Its `score` tells which round's model is released, and whether a round that trained has to be undone.
     selects_release: ClassVar[bool] = False
-    #: It is given the released model instead of the current one; where it trains nothing, whoever answered is enough.
+    #: It is given the released model instead of the current one; where it trains nothing, it needs no quorum.
     of_released: ClassVar[bool] = False
 
     task: str

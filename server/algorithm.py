@@ -161,7 +161,7 @@ def lacking(study: Study, roles: Sequence[Role], round_: Round) -> dict[Role, tu
     return {
         role: (roles.count(role), least)
         for role, least in study.participation.quorum.items()
-        # what only judges the released model reports whoever answered
+        # a task that only measures the released model counts, however few answered
         if (task := tasks[role]) is not None and (task.trains or not task.of_released) and roles.count(role) < least
     }
 

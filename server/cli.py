@@ -1,6 +1,6 @@
 """The coordinator's commands: `crossprobe study`, `provision` and `report`."""
 
-from common.options import RunFolder, TensorBoard, commands, examples
+from common.options import RunArgument, TensorBoard, commands, examples
 from server.federation.cli import study
 from server.federation.provision_cli import app as provision
 
@@ -10,7 +10,7 @@ app.add_typer(study, name="study")
 
 
 @app.command(epilog=examples("crossprobe report runs/demo", "crossprobe report runs/demo --tensorboard runs/board"))
-def report(run: RunFolder, tensorboard: TensorBoard = None) -> None:
+def report(run: RunArgument, tensorboard: TensorBoard = None) -> None:
     """Render the report of a run.
 
     Writes RUN/report.html and RUN/summary.json from what a run left, also while it goes on.

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
+from pydantic import TypeAdapter, ValidationError
+
 from common.errors import RunError
 from common.files import PRIVATE, write_atomically
 from common.run_folder import RunFolder
@@ -22,7 +24,7 @@ class SiteRecord:
     Attributes:
         status: `ok`, `refused` (its reply broke the contract, or it said no), `failed` or `late`.
         detail: code and reason where it is not ok.
-        ledger_head: head of the site's ledger as its reply gave it, see `common.contract.TaskReply`;
+        ledger_head: head of the site's ledger as its reply gave it, see `common.messages.TaskReply`;
             `crossprobe ledger verify --head` at the site holds its ledger against it. Empty: none.
     """
 
@@ -58,6 +60,9 @@ class RoundRecord:
     rolled_back: bool = False
 
 
+_RECORD = TypeAdapter(RoundRecord)
+
+
 def losses(record: RoundRecord) -> dict[str, float]:
     """Task -> the mean loss of the sites that told one; sites with many patients count no more than others."""
     found: dict[str, list[float]] = {}
@@ -84,7 +89,7 @@ def time_left(study: Study, next_round: int, records: Sequence[RoundRecord], pas
         own = [record.seconds for record in counted if record.stage == stage]
         return median(own) if own else of_all
 
-    coming = [expected(round_.stage.name) for round_ in list(study.rounds())[next_round:]]
+    coming = [expected(round_.stage.name) for round_ in study.rounds()[next_round:]]
     if coming:
         coming[0] = max(0.0, coming[0] - passed.total_seconds())
     return sum(coming)
@@ -110,9 +115,12 @@ def append(run: Path, record: RoundRecord) -> None:
 
 
 def read(run: Path) -> list[RoundRecord]:
-    """Return all whole records of a run; a last line cut short by a crash is left out.
+    """Return all records of a run; a last line cut short by a crash is left out.
 
     What follows a run asks every second: of many sites the file has megabytes, and is read again only once it changed.
+
+    Raises:
+        RunError: if any other line is no record.
     """
     path = RunFolder(run).history
     try:
@@ -124,14 +132,18 @@ def read(run: Path) -> list[RoundRecord]:
 
 @lru_cache(maxsize=2)  # a run and its baseline
 def _read(path: Path, inode: int, size: int, changed_ns: int) -> tuple[RoundRecord, ...]:
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    records, lines = [], path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        sites = {name: SiteRecord(**site) for name, site in content.pop("sites").items()}
-        records.append(RoundRecord(sites=sites, **content))
+            records.append(_RECORD.validate_json(line))
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            if number == len(lines) and first["type"] == "json_invalid":
+                break
+            raise RunError(
+                f"{path} line {number}: expected the record of a round, found what is none ({first['msg']}). Restore "
+                "the file from a backup."
+            ) from None
     return tuple(records)
 
 

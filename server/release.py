@@ -14,9 +14,9 @@ from safetensors.numpy import save
 from common.audit_record import load_audit
 from common.components import ROLES, STUDENT, Tensors, select
 from common.errors import ContractError, RunError
-from common.files import PUBLIC, private_folder, write_atomically
+from common.files import PUBLIC, whole_folder, write_atomically
 from common.messages import digest
-from common.release import CARD, SIGNATURE, STUDY, SUMS, WEIGHTS, find_release, sums_of
+from common.release import CARD, FILES, SIGNATURE, STUDY, SUMS, WEIGHTS, find_release, sums_of
 from common.run_folder import RunFolder
 from common.signing import Sealed, sign
 from common.simulated import simulated_coordinator_key
@@ -84,27 +84,31 @@ def write_release(
     key: Ed25519PrivateKey | None = None,
     audit: Path | None = None,
 ) -> Path:
-    """Write a finished run's release and return its folder; the weights last, so that whoever finds them has all.
+    """Write a finished run's release, whole or not at all, and return its folder.
 
     Args:
         key: the coordinator's, which signs it.
         audit: record of an audit of this very model, for the card.
 
     Raises:
-        RunError: if the audit is not of this model, or nothing can be written.
+        RunError: if the audit is not of this model.
+        CrossProbeError: if it cannot be written; the release before it is intact.
     """
     tensors = final_model(study, state)
     weights = save(dict(sorted(tensors.items())))
     found = audited(load_audit(audit, study=study.hash(), weights=digest(weights))) if audit else NOT_AUDITED
     card = _card(study, state, tensors, digest(weights), found)
     contents = {WEIGHTS: weights, STUDY: _study(study), CARD: card.encode()}
-    with run.writing():
-        private_folder(run.release)
-    sums = sums_of(contents)
+    contents[SUMS] = sums_of(contents)
+    sums, signature = run.release / SUMS, run.release / SIGNATURE
     if key is not None:
-        write_atomically(run.release / SIGNATURE, sign(sums, key, "release"))
-    for name, content in {SUMS: sums, CARD: contents[CARD], STUDY: contents[STUDY], WEIGHTS: weights}.items():
-        write_atomically(run.release / name, content)
+        contents[SIGNATURE] = sign(contents[SUMS], key, "release")
+    elif signature.is_file() and sums.is_file() and sums.read_bytes() == contents[SUMS]:
+        contents[SIGNATURE] = signature.read_bytes()  # a finished run is resumed without the key that signed it
+    with whole_folder(run.release, FILES, overwrite=True) as new:
+        new.chmod(0o700)  # as the run's
+        for name, content in contents.items():
+            write_atomically(new / name, content)
     return run.release
 
 
@@ -119,12 +123,13 @@ def export_release(
             by its key, which everybody can make.
 
     Raises:
-        RunError: if the run is not finished, the release was changed, the audit is not of it, a signed release would
-            lose its signature, or the copy cannot be written.
+        RunError: if the run is not finished, the release was changed, the audit is not of it, or a signed release
+            would lose its signature.
+        CrossProbeError: if it cannot be written; nothing was changed.
     """
     study = read_study_of_run(run.path)
     state = load_state(run.checkpoint, study.hash())
-    if state is None or state.round < len(list(study.rounds())):
+    if state is None or state.round < len(study.rounds()):
         raise RunError(f"{run.path} holds no finished run. Continue it with --resume.")
     if (run.release / SUMS).exists():
         find_release(run.release)  # what somebody changed is not written over
@@ -142,14 +147,12 @@ def export_release(
     folder = find_release(run.release, key.public_key() if key else None)
     if out is None:
         return folder
-    try:
-        out.mkdir(parents=True)
-        for name in (*([SIGNATURE] if (folder / SIGNATURE).exists() else []), SUMS, CARD, STUDY, WEIGHTS):
-            write_atomically(out / name, (folder / name).read_bytes(), then="run the command again", mode=PUBLIC)
-    except FileExistsError:
-        raise RunError(f"{out} is there already. Choose a new folder with --out; nothing was changed.") from None
-    except OSError as error:
-        raise RunError(f"cannot write {out}: {error.strerror}. Choose another folder with --out.") from None
+    if out.exists():
+        raise RunError(f"{out} is there already. Choose a new folder with --out; nothing was changed.")
+    with whole_folder(out, FILES, overwrite=False) as new:
+        for name in FILES:
+            if (folder / name).exists():  # not every release is signed
+                write_atomically(new / name, (folder / name).read_bytes(), then="run the command again", mode=PUBLIC)
     return find_release(out)
 
 

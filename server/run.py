@@ -58,9 +58,10 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         more, noes = _ask(study, transport, participants)
         participants |= more
     answers = [f"  {site}: {why}" for site, why in noes.items()]
-    for role, (count, least) in short.items():
+    if short:
+        needs = ", ".join(f"needs {least} {role} site(s), found {count}" for role, (count, least) in short.items())
         raise RunError(
-            f"study `{study.name}` needs {least} {role} site(s), found {count}:\n"
+            f"study `{study.name}` {needs}:\n"
             + "\n".join(answers or ["  no other site answered"])
             + "\nConnect or approve the missing sites, then start again."
         )
@@ -83,6 +84,10 @@ def _ask(
                 raise ContractError("not-a-reply", "expected an enrolment in this study")
             if header.request != request.sha256:
                 raise ContractError("old-reply", "expected an answer to this very question, found one to another")
+            if header.site != site:
+                raise ContractError(
+                    "other-name", f"its site.yaml names it {header.site}, its keys are registered as {site}"
+                )
             if header.patients == 0:
                 raise ContractError("no-patients", "the site declares no training patients")
             if header.role in study.secure_aggregation and header.mask_key is None:
@@ -189,7 +194,7 @@ def _run_study(
     else:
         enrol(study, transport, wait_s=enrol_s)
         history.rewind(run, state.round)
-    for round_ in list(study.rounds())[state.round :]:
+    for round_ in study.rounds()[state.round :]:
         first_short = ""
         for attempts_left in reversed(range(study.participation.retries + 1)):
             state, record = run_round(study, state, round_, transport, Survivors(RunFolder(run).survivors))

@@ -19,7 +19,7 @@ from common.plain_words import problems
 from common.strict_text import parse_json
 
 VERSION = 2
-#: Of a site, as its enrolment may declare them, see `common.messages.EnrolReply`.
+#: Patients that a site's enrolment may declare, see `common.messages.EnrolReply`.
 MAX_PATIENTS = 1_000_000
 
 
@@ -120,9 +120,10 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         "bytes_from_sites": state.bytes_from_sites,
     }
     write_atomically(folder / "state.json", json.dumps(content, indent=1).encode())
-    for old in folder.glob("round-*.safetensors"):
-        if old.name != name:
-            old.unlink(missing_ok=True)
+    for pattern in ("round-*.safetensors", ".*.part"):  # those before it, and what a process that was killed left
+        for old in folder.glob(pattern):
+            if old.name != name:
+                old.unlink(missing_ok=True)
 
 
 def load_state(folder: Path, study_hash: str) -> ServerState | None:

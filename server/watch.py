@@ -26,7 +26,7 @@ from server.report.live import Run, live_page, read_patiently
 from server.report.page import report_page
 
 LOOPBACK = "127.0.0.1"
-#: Of a token, far beyond guessing.
+#: Bytes of a token, far beyond guessing.
 TOKEN_BYTES = 32
 #: A browser that sends no whole request within this loses its connection, in seconds.
 REQUEST_S = 10.0

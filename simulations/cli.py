@@ -54,7 +54,7 @@ StudySeed = Annotated[
     int | None,
     typer.Option("--seed", min=0, max=MAX_SEED, help="instead of the study's; the demo's phantom follows it"),
 ]
-#: Of the checkout, from whatever folder a command is called.
+#: Folder of the checkout, from whatever folder a command is called.
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Resume = Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")]
 

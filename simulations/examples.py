@@ -25,7 +25,7 @@ from common.run_folder import RunFolder
 from common.study import Study
 from server.report.conclusions import RELEASED
 from server.report.drawn import Drawn, Example, PatientDice
-from server.report.summary import summarise
+from server.report.summary import summary_of
 from server.state import load_state
 
 PANEL_WIDTH_PX = 400
@@ -36,7 +36,7 @@ CANDIDATES = 24
 CONTOUR_PX = 3
 FILL = 0.35
 LEGEND_PX = 14
-#: Of WebP: outlines stay sharp, and a panel takes a tenth of its PNG.
+#: WebP's quality: outlines stay sharp, and a panel takes a tenth of its PNG.
 QUALITY = 70
 
 Colour = tuple[int, int, int]
@@ -100,7 +100,7 @@ def _worth_a_look(run: Path, sites: Sequence[Site]) -> list[Site]:
     """Return all sites if they are few, else each role's best, median and worst, by the released model's Dice."""
     if len(sites) <= MOST_SITES:
         return list(sites)
-    dice = {name: own[RELEASED]["mean"] for name, own in summarise(run)["dice"].items() if RELEASED in own}
+    dice = {name: own[RELEASED]["mean"] for name, own in summary_of(run)["dice"].items() if RELEASED in own}
     chosen = []
     for role in ROLES:
         own = [site for site in sites if site.config.role == role]

@@ -110,10 +110,9 @@ class Simulation:
         Raises:
             RunError: with the ServerApp's own message if the run failed.
         """
-        folders = os.pathsep.join(str(path.resolve()) for path in sites)
         config: dict[str, str | bool] = {
             "study": str(study.resolve()),
-            "sites": folders,
+            "sites": "\n".join(str(path.resolve()) for path in sites),
             "out": str(out.resolve()),
             "resume": resume,
         }

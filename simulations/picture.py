@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clients.data.site import load_site
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
-from common.options import RunFolder, only
+from common.options import RunArgument, only
 from common.study import read_study_of_run
 from server.report.conclusions import RELEASED
 from server.report.drawn import Example
@@ -26,7 +26,7 @@ from simulations.phantom.sites import RECORD
 PANEL_HEIGHT, GAP, MARGIN, LETTER = 360, 24, 28, 25
 #: Behind the panels, of their words, and of the quieter ones: dark, like the images, on any page.
 GROUND, INK, SOFT = (20, 24, 28), (240, 242, 244), (160, 170, 178)
-#: Of WebP: speckle takes most of the file.
+#: WebP's quality: speckle takes most of the file.
 QUALITY = 62
 
 
@@ -65,7 +65,7 @@ def panels_of(source: Example, target: Example) -> list[tuple[bytes, str, str]]:
 
 
 def picture(
-    run: RunFolder,
+    run: RunArgument,
     out: Annotated[Path, typer.Argument(metavar="FILE", help="the picture, WebP")],
 ) -> None:
     """Draw the median test patients of a finished demo, whose sites are phantoms."""

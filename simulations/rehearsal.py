@@ -30,7 +30,7 @@ PATIENTS: dict[Role, dict[Split, int]] = {
 
 
 @dataclass(frozen=True)
-class SiteRecord:
+class Sent:
     """What a hospital's ledger says after the rehearsal: messages and bytes that left it."""
 
     messages_sent: int
@@ -43,7 +43,7 @@ class Rehearsal:
 
     run: Path
     report: Path
-    sites: dict[str, SiteRecord]
+    sites: dict[str, Sent]
     seconds: float
 
 
@@ -90,7 +90,7 @@ def rehearse(
             tell("the study runs")
             follow(cli, federation.coordinator / "study" / "study.yaml", federation.run_folder)
             tell("every process is stopped")
-        records = {name: _record(State(federation.kits / name / "state")) for name in federation.names}
+        records = {name: _sent(State(federation.kits / name / "state")) for name in federation.names}
         write_summary(federation.run_folder)
         report = render_report(federation.run_folder)
     return Rehearsal(federation.run_folder, report, records, round(time.monotonic() - begun, 1))
@@ -111,9 +111,9 @@ def _make_room(out: Path, overwrite: bool) -> None:
     write_atomically(out / RECORD, json.dumps({"made_by": "crossprobe rehearse"}).encode(), then="start again")
 
 
-def _record(state: State) -> SiteRecord:
+def _sent(state: State) -> Sent:
     """Return what left a site. Raises RunError if its ledger is damaged."""
     if verify(state.ledger).damage:
         raise RunError(f"{state.ledger} is damaged: crossprobe ledger verify --state {state.folder}")
     sent = [content for content in read(state.ledger) if content["direction"] == "out"]
-    return SiteRecord(len(sent), sum(content["bytes"] for content in sent))
+    return Sent(len(sent), sum(content["bytes"] for content in sent))

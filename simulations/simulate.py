@@ -26,6 +26,7 @@ from server.history import RoundRecord
 from server.report.drawn import keep
 from server.report.page import render_report
 from server.report.summary import write_summary
+from server.state import load_state
 from simulations.examples import draw_examples
 from simulations.flower import Simulation
 
@@ -96,16 +97,17 @@ def simulate(
     if not resume:
         folder.refuse_a_run()
     baseline = baseline_of(study)
-    total = len(list(baseline.rounds())) + len(list(study.rounds()))
+    total = len(baseline.rounds()) + len(study.rounds())
     with Simulation() as simulation:
         for trained, run in ((baseline, folder.baseline), (study, folder)):
             if trained is study:
                 study = trained = against_baseline(study, folder.baseline.model)
             if resume and run.model.exists():
+                load_state(run.checkpoint, trained.hash())  # another study's run is not what this one is compared with
                 continue
 
             def poll(run: RunFolder = run, trained: Study = trained) -> None:
-                before = 0 if trained is baseline else len(list(baseline.rounds()))
+                before = 0 if trained is baseline else len(baseline.rounds())
                 counted = [record for record in history.read(run.path) if record.counted]
                 on_progress(Progress(trained.name, before + len(counted), total, counted[-1] if counted else None))
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ THREATS = TEXTS["threat-model.md"]
 PATH = re.compile(
     r"(?<![\w./-])((?:clients|common|configs|deploy|docs|server|simulations|tests)/[\w./-]*(?:\.(?:py|md|ya?ml|conf|json|j2)|/))"
 )
+
+ROOMS = ("clients", "common", "server", "simulations", "tests")
+#: A module of ours, or a name in one; `server.key` and `server.crt` are files.
+DOTTED = re.compile(r"`((?:clients|common|server|simulations)(?:\.\w+)+)`(?<!`server\.key`)(?<!`server\.crt`)")
 
 
 def functions(file: Path) -> set[str]:
@@ -53,6 +58,40 @@ def _defines(file: Path, name: str) -> bool:
         file.exists()
         and re.search(rf"^\s*((?:async )?(?:def|class) )?{name}\b(?(1)|:)", file.read_text(), re.MULTILINE) is not None
     )
+
+
+def test_every_dotted_name_in_code_and_documents_leads_somewhere() -> None:
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*") if file.suffix in (".py", ".j2")]
+    named = {(file, name) for file in (*files, *DOCUMENTS) for name in DOTTED.findall(file.read_text("utf-8"))}
+    assert len(named) > 50
+    missing = [f"{file.relative_to(ROOT)}: {name}" for file, name in named if not _leads_somewhere(name)]
+    assert missing == []
+
+
+def _leads_somewhere(name: str) -> bool:
+    place, rest = ROOT, name.split(".")
+    while rest and (place / rest[0]).is_dir():
+        place /= rest.pop(0)
+    if rest and (place / f"{rest[0]}.py").is_file():
+        place /= f"{rest.pop(0)}.py"
+    elif rest:
+        place /= "__init__.py"
+    return not rest or (place.is_file() and set(rest) <= _names(place))
+
+
+@cache
+def _names(file: Path) -> set[str]:
+    """All that a module's code defines, imports or assigns, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.alias(name=name, asname=other):
+                names.add(other or name)
+    return names
 
 
 def test_every_command_that_a_document_names_exists(capsys: pytest.CaptureFixture[str]) -> None:

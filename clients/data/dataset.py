@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from clients.data.frames import Frame, read_image, read_mask
 from clients.data.site import Site, Split
 from clients.governance.cohorts import Counting, everyone, spaced
 from common.geometry import Placement, placement, to_grid
-from common.study import Study
+from common.study import ImageGrid, Study
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,12 @@ class Batch:
     maps: Tensor
 
 
+#: Pixels on the grid that a site keeps in memory, 9 bytes each with the mask's: 4,096 frames of 256 x 256 are 2.4 GB.
+KEPT_PIXELS = 2**28
+
+
 class Dataset:
-    """The frames of one site as a study sees them. Caches only what it can recompute.
+    """The frames of one site as a study sees them. Keeps those that it was asked for last, and reads others again.
 
     Args:
         counting: says over whose frames numbers are taken; training and its pseudo-labels see all.
@@ -48,8 +53,10 @@ class Dataset:
     def __init__(self, site: Site, study: Study, counting: Counting = everyone) -> None:
         self.site, self.counting = site, counting
         self.grid, self.stride = study.image, study.network.stride
-        self._samples: dict[Frame, Sample] = {}
-        self._truths: dict[Frame, Tensor] = {}
+        kept = lru_cache(max(1, KEPT_PIXELS // self.grid.size**2))
+        # Of functions, not methods: a cache that holds `self` would keep the images until the garbage collector runs.
+        self._sample = kept(partial(_read_sample, grid=self.grid, stride=self.stride))
+        self._truth = kept(partial(_read_truth, grid=self.grid, stride=self.stride))
 
     def sample(self, frame: Frame) -> Sample:
         """Return a frame without its mask; the mask's file is not opened.
@@ -57,19 +64,11 @@ class Dataset:
         Raises:
             StudyError: if the study needs a spacing that the frame lacks.
         """
-        if frame not in self._samples:
-            place = placement(frame.height, frame.width, frame.spacing_mm, self.grid)
-            image, valid = to_grid(read_image(frame), place, self.grid, stride=self.stride)
-            self._samples[frame] = Sample(frame, place, image, valid)
-        return self._samples[frame]
+        return self._sample(frame)
 
     def labelled(self, frame: Frame) -> Sample:
         """Return a frame with its mask on the grid."""
-        sample = self.sample(frame)
-        if frame not in self._truths:
-            soft, _ = to_grid(read_mask(frame).astype(np.float32), sample.place, self.grid, stride=self.stride)
-            self._truths[frame] = (soft >= 0.5).float()
-        return replace(sample, truth=self._truths[frame])
+        return replace(self.sample(frame), truth=self._truth(frame))
 
     def draw(self, split: Split, count: int, generator: Generator) -> list[Frame]:
         """Draw `count` different patients of a split (all of them, with repeats, if fewer) and a frame of each.
@@ -118,6 +117,18 @@ class Dataset:
     def counted_overview(self, split: Split, most: int | None = None) -> list[Frame]:
         """Return the middle frame of each of those over whom a number about a split is taken, see `counted`."""
         return [_middle(frames) for frames in self.counted(split, most=most).values()]
+
+
+def _read_sample(frame: Frame, grid: ImageGrid, stride: int) -> Sample:
+    place = placement(frame.height, frame.width, frame.spacing_mm, grid)
+    image, valid = to_grid(read_image(frame), place, grid, stride=stride)
+    return Sample(frame, place, image, valid)
+
+
+def _read_truth(frame: Frame, grid: ImageGrid, stride: int) -> Tensor:
+    place = placement(frame.height, frame.width, frame.spacing_mm, grid)
+    soft, _ = to_grid(read_mask(frame).astype(np.float32), place, grid, stride=stride)
+    return (soft >= 0.5).float()
 
 
 def _middle(frames: list[Frame]) -> Frame:

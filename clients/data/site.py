@@ -35,7 +35,7 @@ __all__ = [
     "read_mask",
 ]
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 _ONE_A_LINE = "Write one `key: value` a line, each key once"
 
 
@@ -92,7 +92,7 @@ class Site:
         return all(frame.spacing_mm is not None for frame in self.frames)
 
 
-def load_site(folder: Path, progress: Progress | None = None) -> Site:
+def load_site(folder: Path, progress: OnProgress | None = None) -> Site:
     """The site in a folder. Raises SiteFolderError with all findings together."""
     site, findings = check_site(folder, progress)
     if site is None:
@@ -100,7 +100,7 @@ def load_site(folder: Path, progress: Progress | None = None) -> Site:
     return site
 
 
-def check_site(folder: Path, progress: Progress | None = None) -> tuple[Site | None, list[Finding]]:
+def check_site(folder: Path, progress: OnProgress | None = None) -> tuple[Site | None, list[Finding]]:
     """The site, or None and every finding. `progress(done, total)` is called after each row.
 
     Every image is decoded, and every mask of a source.

@@ -117,19 +117,23 @@ def _where(looks: Sequence[Look], chosen: Callable[[Look], bool]) -> list[Frame]
 
 
 def _alike(looks: Sequence[Look]) -> list[Frame]:
-    """Frames that look like one of another patient or split; in blocks, for all pairs at once may be 10^8."""
+    """Frames that look like one of another patient or split, each followed by those; in blocks, for memory's sake."""
     pictures = np.stack([look.thumbnail.ravel() for look in looks])
     squares = np.square(pictures).sum(1)
     limit = ALIKE_LEVELS**2 * THUMBNAIL**2
-    owners = [(look.frame.patient, look.frame.split) for look in looks]
-    found: dict[int, None] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    owners = np.array([numbers.setdefault((look.frame.patient, look.frame.split), len(numbers)) for look in looks])
+    found: list[int] = []
+    left = np.ones(len(looks), bool)
     for start in range(0, len(looks), 512):
-        block = pictures[start : start + 512]
-        distances = squares[start : start + 512, None] + squares[None] - 2 * block @ pictures.T
-        for row, column in zip(*np.nonzero(distances < limit), strict=True):
-            first, second = start + int(row), int(column)
-            if first < second and owners[first] != owners[second]:
-                found |= {first: None, second: None}
+        block = slice(start, start + 512)
+        distances = squares[block, None] + squares[None] - 2 * pictures[block] @ pictures.T
+        alike = (distances < limit) & (owners[block, None] != owners[None])
+        for row in np.flatnonzero(alike.any(1)):
+            index = start + int(row)
+            new = [index] * bool(left[index]) + np.flatnonzero(alike[row] & left).tolist()
+            left[new] = False
+            found += new
     return [looks[index].frame for index in found]
 
 

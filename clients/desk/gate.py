@@ -11,7 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 COOKIE, FIELD, PARAMETER = "crossprobe_desk", "csrf", "token"
-#: Of a request's body: a name and two hashes are a few hundred.
+#: Bytes of a request's body: a name and two hashes are a few hundred.
 MOST_BYTES = 8 * 1024
 MOST_FIELDS = 8
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

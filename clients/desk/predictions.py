@@ -31,7 +31,7 @@ from common.strict_text import parse_json
 
 RECORD = "prediction.json"
 VERSION = 1
-#: Of a picture in the list and of one that is looked at, in pixels; the folder has them in their own size.
+#: Sides of a picture in the list and of one that is looked at, in pixels; the folder has them in their own size.
 SMALL, LARGE = 240, 1200
 _BEGUN = ".begun-"
 

@@ -10,7 +10,7 @@ import torch
 
 from clients.export.export import Segmenter, as_predict, graph_of, in_torch, segmenter
 from clients.export.pictures import speckle
-from clients.released import Model, load_model
+from clients.released import Model
 
 #: What a live view shows, and the side of its frames in pixels.
 LIVE_FRAMES_PER_S, SIDE_PX = 30, 256
@@ -39,20 +39,19 @@ class Timing:
 
 
 def bench(
-    folder: Path,
-    model: Path,
+    model: Model,
+    exported: Path,
     small: Path | None,
     *,
-    student: bool = False,
     flips: bool,
     frames: int,
     threads: int = 2,
 ) -> list[Timing]:
-    """Time an exported model, and `small` in 8 bits, beside torch, frame after frame of 256 x 256."""
+    """Time a model as it was exported, and `small` in 8 bits, beside torch, frame after frame of 256 x 256."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ways = _ways(load_model(folder, student=student), model, small, flips=flips, threads=threads)
+        ways = _ways(model, exported, small, flips=flips, threads=threads)
         spent: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for turn in range(-WARM_UP, frames):
             image = speckle(SIDE_PX, SIDE_PX, seed=turn + WARM_UP)
@@ -76,11 +75,11 @@ def as_markdown(timings: list[Timing]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(map(str, asdict(timing).values()))} |" for timing in timings)]) + "\n"
 
 
-def _ways(trained: Model, model: Path, small: Path | None, *, flips: bool, threads: int) -> dict[str, Segmenter]:
+def _ways(model: Model, exported: Path, small: Path | None, *, flips: bool, threads: int) -> dict[str, Segmenter]:
     ways = {
-        "torch, as predict (tiles)": as_predict(trained),
-        "torch, whole": in_torch(graph_of(trained, flips=flips)),
-        "onnxruntime float32": segmenter(model, threads),
+        "torch, as predict (tiles)": as_predict(model),
+        "torch, whole": in_torch(graph_of(model, flips=flips)),
+        "onnxruntime float32": segmenter(exported, threads),
     }
     return ways if small is None else ways | {"onnxruntime int8": segmenter(small, threads)}
 

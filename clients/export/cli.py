@@ -73,12 +73,13 @@ def export(
     there = [str(file) for file in (out, card_of(out), small) if file is not None and file.exists()]
     if there and not overwrite:
         raise RunError(f"{', '.join(there)} is there already. Choose another --out, or give --overwrite.")
-    pictures = read_pictures(load_model(release).study, images, spacing_mm) if images is not None else []
-    exported = write(release, out, student=student, flips=flips, pictures=pictures)
+    model = load_model(release, student=student)
+    pictures = read_pictures(model.study, images, spacing_mm) if images is not None else []
+    exported = write(model, release, out, flips=flips, pictures=pictures)
     int8_dice = quantise(out, small, pictures) if small is not None else None
     timings = []
     if bench:
-        timings = time_it(release, out, small, student=student, flips=flips, frames=frames, threads=threads)
+        timings = time_it(model, out, small, flips=flips, frames=frames, threads=threads)
     if as_json:
         found = {"file": str(out), **asdict(exported), "int8": small and str(small), "int8_dice": int8_dice}
         print(json.dumps(found | {"timings": [asdict(timing) for timing in timings]}, indent=1))

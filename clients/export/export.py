@@ -14,7 +14,7 @@ import torch
 
 from clients.export.graph import Graph
 from clients.export.pictures import speckle
-from clients.released import Model, load_model
+from clients.released import Model
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
 from common.geometry import Placement, to_grid
@@ -137,20 +137,20 @@ class Exported:
 
 
 def export(
-    folder: Path, out: Path, *, student: bool = False, flips: bool = True, pictures: Sequence[np.ndarray] = ()
+    model: Model, folder: Path, out: Path, *, flips: bool = True, pictures: Sequence[np.ndarray] = ()
 ) -> Exported:
-    """Write a release as ONNX to `out`, and its card beside it.
+    """Write a released model as ONNX to `out`, and its card beside it.
 
     Args:
+        model: of `folder`, see `clients.released.load_model`.
         folder: a release, or the finished run that holds it.
-        student: its small, fast network instead of the whole.
         pictures: images [1, 1, H, W] on the study's grid to compare on, besides generated ones of several sizes.
 
     Raises:
-        StudyError, RunError: if the release cannot be used, the graph differs from torch by more than `TOLERANCE` (on
-            generated noise: by more than torch itself rounds), or `out` cannot be written. Nothing was written then.
+        RunError: if the release is not whole, the graph differs from torch by more than `TOLERANCE` (on generated
+            noise: by more than torch itself rounds), or `out` cannot be written. Nothing was written then.
     """
-    model, release = load_model(folder, student=student), find_release(folder)
+    release = find_release(folder)
     graph, card = graph_of(model, flips=flips), (release / CARD).read_text(encoding="utf-8")
     content = to_onnx(graph, _metadata(model.study, digest((release / WEIGHTS).read_bytes()), graph, card))
     size = model.study.image.size

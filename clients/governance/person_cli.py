@@ -17,7 +17,7 @@ app = commands(
 
 @app.callback()
 def _group() -> None:
-    """Keep `add` a command of its own while it is the only one."""
+    """Keep `add` a command: typer makes a single command the group itself, unless there is a callback."""
 
 
 @app.command(epilog=examples(EXAMPLE))

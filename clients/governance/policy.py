@@ -206,7 +206,7 @@ class Policy(BaseModel):
             )
 
     def _of_study(self, study: Study) -> Iterator[Finding]:
-        rounds = sum(1 for _ in study.rounds())
+        rounds = len(study.rounds())
         if rounds > self.max_rounds:
             yield _finding(
                 "policy-rounds",

@@ -25,7 +25,7 @@ from common.tasks import Task, TrainingTask, all_metrics
 
 #: Stands for a hash where only the length of a message counts.
 _ANY_HASH: Sha256 = "0" * 64
-#: Of a role, more than real studies have; each more adds 170 bytes to a reply.
+#: Sites of a role, more than real studies have; each more adds 170 bytes to a reply.
 _MASKED_SITES = 100
 
 

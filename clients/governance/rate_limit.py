@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-#: Of lines without their hashes: some hundred whole requests at once, and then one every half minute, which is more
-#: than a coordinator asks for who tries again and again; and about 10 GB in a year of flood.
+#: Bytes of lines without their hashes: some hundred whole requests at once, and then one every half minute, which is
+#: more than a coordinator asks for who tries again and again; and about 10 GB in a year of flood.
 BYTES, PER_HOUR = 4 << 20, 1 << 20
 
 

@@ -49,7 +49,7 @@ class Answered:
         request: SHA-256 of the request that it answered, or empty.
         reply: the bytes that answered it; empty while a private round is under way, which only the very same request
             can go on with.
-        frozen: numbers of this study that were sent and must not change, see `common.tasks.Metric`.
+        frozen: numbers of this study that were sent and must not change, see `common.metric.Metric`.
         runs: of the coordinator, in hex, that were answered since this start.
         superseded: those from before it, of which nothing is answered any more.
         survivors: sites whose sum with this one was laid bare in that round; with other ones it never is.

@@ -39,7 +39,7 @@ class Travel:
     """
 
     def __init__(self, study: Study, initial: Mapping[str, np.ndarray]) -> None:
-        self.rounds, self.initial = list(study.rounds()), initial
+        self.rounds, self.initial = study.rounds(), initial
         self.given = {half for name in study.initial for half in HALVES.get(name, (name,))}
         scoring = (r.index for r in self.rounds if r.stage.target is not None and r.stage.target.selects_release)
         #: The first round whose model can be released, and so come back.

@@ -1,7 +1,7 @@
 """The way from the thin ClientApp to the worker: gRPC over a Unix socket, plain bytes both ways.
 
 Torch-free, and without generated code: grpcio-tools wants a protobuf that Flower forbids. A message's
-own header and tensors are in its bytes, see `common.contract`.
+own header and tensors are in its bytes, see `common.messages`.
 """
 
 import os

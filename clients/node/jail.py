@@ -30,11 +30,11 @@ GIVEN_UP = (
     "this process gave up sockets but Unix ones, other programs, other processes' memory, and files but those of its "
     "software and what its command names"
 )
-#: Of a single file that a worker writes, in bytes: its ledger, after many years.
+#: Bytes of the largest file that a worker writes: its ledger, after many years.
 LARGEST_FILE = 8 << 30
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER = 4, 22, 38, 2
 
-#: Of struct seccomp_data; and what a filter says.
+#: Offsets in struct seccomp_data; and what a filter says.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06

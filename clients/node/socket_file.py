@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import SiteStateError
 
-#: Of the file, by the umask: the server's user and one group. Not even for a moment is it open to others.
+#: Takes the file's rights from all but the server's user and one group, from the moment it is there.
 UMASK = 0o117
 
 

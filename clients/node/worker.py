@@ -113,7 +113,7 @@ class Worker:
         self.accountant = Accountant() if accountant is None else accountant
         self._simulated = accountant is None
         self.study_hash = study.hash()
-        self.rounds = list(study.rounds())
+        self.rounds = study.rounds()
         self.networks = networks or Networks(study, device, site.config.mixed_precision)
         self._known_plausibility = plausibility
         self.data = Dataset(site, study, counting) if data is None else data

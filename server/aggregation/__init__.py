@@ -16,7 +16,7 @@ from server.aggregation.trimmed_mean import TrimmedMean
 class Aggregator(Protocol):
     """Takes a role's updates one by one, in any order of arrival, and gives the same bits for each order."""
 
-    #: Of the sites that were added.
+    #: Patients of the sites that were added.
     patients: int
 
     def add(self, updates: Mapping[str, np.ndarray], patients: int) -> None:

@@ -20,14 +20,14 @@ from common.options import (
     Address,
     Ca,
     Json,
-    RunFolder,
+    RunArgument,
     StudyFile,
     TensorBoard,
     commands,
     examples,
 )
 
-#: Of the commands that need or change the coordinator's signing keys.
+#: Option of the commands that need or change the coordinator's signing keys.
 SigningKeys = Annotated[
     Path | None,
     typer.Option("--keys", metavar="DIR", help=f"the coordinator's signing keys; else {KEYS_VARIABLE}"),
@@ -195,7 +195,7 @@ def run(
 
 
 @study.command(epilog=examples("crossprobe study status runs/first", "crossprobe study status runs/first --json"))
-def status(run_folder: RunFolder, as_json: Json = False, address: Address = "", ca: Ca = None) -> None:
+def status(run_folder: RunArgument, as_json: Json = False, address: Address = "", ca: Ca = None) -> None:
     """Tell which round it is, and which sites are lost."""
     from server.federation import deployment
 
@@ -222,7 +222,7 @@ def status(run_folder: RunFolder, as_json: Json = False, address: Address = "", 
 
 @study.command(epilog=examples("crossprobe study watch runs/first", "crossprobe study watch runs/first --port 8765"))
 def watch(
-    run_folder: RunFolder,
+    run_folder: RunArgument,
     port: Annotated[int, typer.Option(min=0, max=65535, help="on this machine's loopback; 0 takes a free one")] = 0,
 ) -> None:
     """Watch a run in the browser; after the run it is the report.
@@ -237,7 +237,7 @@ def watch(
 
 
 @study.command(epilog=examples("crossprobe study stop runs/first"))
-def stop(run_folder: RunFolder, address: Address = "", ca: Ca = None) -> None:
+def stop(run_folder: RunArgument, address: Address = "", ca: Ca = None) -> None:
     """Stop a run; `run --resume` goes on from its last round."""
     from server.federation import deployment
 
@@ -253,7 +253,7 @@ def stop(run_folder: RunFolder, address: Address = "", ca: Ca = None) -> None:
     )
 )
 def release(
-    run_folder: RunFolder,
+    run_folder: RunArgument,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="new folder for weights, study, card and hashes")
     ] = None,
@@ -266,13 +266,13 @@ def release(
 
     A run between hospitals signed it. One from before that is signed where the coordinator's keys are given.
     """
-    from common import run_folder as names
+    from common.run_folder import RunFolder
     from common.signing import PRIVATE_KEY, read_private_key
     from server.release import export_release
 
     own = keys or (Path(os.environ[KEYS_VARIABLE]) if os.environ.get(KEYS_VARIABLE) else None)
     key = read_private_key(own / PRIVATE_KEY) if own else None
-    folder = export_release(names.RunFolder(run_folder), out, key, audit)
+    folder = export_release(RunFolder(run_folder), out, key, audit)
     print(f"{folder}: whole, and without a number of any single site. Pass this folder on, never the run's.")
 
 

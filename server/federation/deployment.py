@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,13 +12,13 @@ from common.files import write_atomically
 from common.run_folder import RunFolder
 from common.study import load_study, read_study_of_run
 from server import history, pause
-from server.federation.flower_cli import FlowerCli
+from server.federation.flower_cli import FlowerCli, UnknownRun
 from server.history import RoundRecord
 from server.pause import Pause
 
 #: Written to a run's folder and removed before it is submitted.
 ROOM_BYTES = 2**16
-#: Of a round's deadline; a site that takes longer than this share may well miss the next one.
+#: Share of a round's deadline; a site that takes longer may well miss the next one.
 SLOW_SHARE = 0.5
 
 
@@ -86,7 +87,8 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
         write_atomically(folder.room, bytes(ROOM_BYTES))  # a full disk is told now, not by a run that cannot say so
         folder.room.unlink()
     if resume and folder.flower.exists():
-        stop(cli, out)
+        with suppress(UnknownRun):  # a SuperLink with a new database: what it never had does not write here
+            stop(cli, out)
     run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
     run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
     write_atomically(folder.flower, json.dumps(asdict(run)).encode())
@@ -142,8 +144,7 @@ def follow(cli: FlowerCli, run_id: str, out: Path, on_round: Callable[[RoundReco
 def _away(cli: FlowerCli) -> list[str]:
     """Return a sentence that names the registered sites whose SuperNode is not connected, if there are any."""
     try:
-        online = {node["node-id"] for node in cli.nodes() if node["status"] == "online"}
-        names = sorted(name for node, name in cli.names().items() if node not in online)
+        names = sorted(node.name for node in cli.nodes() if not node.online)
     except RunError:  # the SuperLink is away itself, which the run's own error tells
         return []
     if not names:
@@ -162,13 +163,13 @@ def status(cli: FlowerCli, out: Path) -> Status:
     """
     run = run_of(out)
     flower = cli.status(run.run_id)
-    online = {node["node-id"] for node in cli.nodes() if node["status"] == "online"}
+    online = {node.node_id for node in cli.nodes() if node.online}
     records = history.read(out)
     counted = [record for record in records if record.counted]
     done = counted[-1].round + 1 if counted else 0
     try:
         study = read_study_of_run(out)
-        rounds, deadline_s = len(list(study.rounds())), study.participation.deadline_s
+        rounds, deadline_s = len(study.rounds()), study.participation.deadline_s
         left_s = history.time_left(study, done, records, timedelta())
     except CrossProbeError:  # still enrolling
         rounds, deadline_s, left_s = 0, 0.0, None

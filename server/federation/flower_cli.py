@@ -15,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,19 @@ _STATUS_PATIENCE_S = 300.0
 COMPLETED = "finished:completed"
 #: One of our errors in Flower's log: where the disk is full, the ServerApp can leave no message in the run's folder.
 _LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
+
+
+class UnknownRun(RunError):
+    """A SuperLink was asked for a run that it never had."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A registered SuperNode: Flower's id of it, the name of its site, and whether it is connected now."""
+
+    node_id: str
+    name: str
+    online: bool
 
 
 def tool(name: str) -> str:
@@ -120,14 +135,26 @@ class FlowerCli:
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
-        """Return a run's status, `finished:completed` if all went well. Raises RunError."""
+        """Return a run's status, `finished:completed` if all went well.
+
+        Raises:
+            UnknownRun: if the SuperLink never had that run.
+            RunError: if it does not answer.
+        """
+        import httpx
         from flwr.proto.control_pb2 import ListRunsRequest
 
         with self._control() as control:
-            runs = control.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict
-        if not runs:
-            raise RunError(f"no answer about run {run_id}: the SuperLink at {self.address} does not know it.")
-        (run,) = runs.values()
+            try:
+                (run,) = control.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict.values()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != HTTPStatus.NOT_FOUND:
+                    raise
+                raise UnknownRun(
+                    f"the SuperLink at {self.address} does not know run {run_id}: it is another one than the run was "
+                    "started at, or lost its database. Everything up to the last round is saved in the run's folder; "
+                    "start again with --resume."
+                ) from None
         return f"{run.status.status}:{run.status.sub_status}".rstrip(":")
 
     def stop(self, run_id: str) -> None:
@@ -136,12 +163,17 @@ class FlowerCli:
         if not answer.get("success") and not self.status(run_id).startswith("finished"):
             raise RunError(f"cannot stop run {run_id}: {self._why(answer)}")
 
-    def nodes(self) -> list[dict[str, str]]:
-        """Return all registered SuperNodes with `node-id` and `status`. Raises RunError."""
-        answer = self.call("supernode", "list", _LINK)
-        if not answer.get("success"):
-            raise RunError(f"no answer about the sites: {self._why(answer)}")
-        return [{str(key): str(value) for key, value in node.items()} for node in answer.get("nodes", ())]
+    def nodes(self) -> list[Node]:
+        """Return all registered SuperNodes. Raises RunError."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with self._control() as control:
+            nodes = control.ListNodes(ListNodesRequest()).nodes_info
+        return [
+            Node(str(node.node_id), node.name, node.status == "online")
+            for node in nodes
+            if node.status != "unregistered"
+        ]
 
     def register(self, name: str, public_key: Path) -> str:
         """Bind a site's name to its public key and return its node id. Raises RunError."""
@@ -161,18 +193,6 @@ class FlowerCli:
         )
         found = _LOGGED_ERROR.findall(done.stdout)
         return found[-1] if found else ""
-
-    def names(self) -> dict[str, str]:
-        """Return node id -> name of every registered SuperNode, which `flwr supernode list` does not tell.
-
-        Raises:
-            RunError: if the SuperLink does not answer.
-        """
-        from flwr.proto.control_pb2 import ListNodesRequest
-
-        with self._control() as control:
-            nodes = control.ListNodes(ListNodesRequest()).nodes_info
-        return {str(node.node_id): node.name for node in nodes if node.status != "unregistered"}
 
     @contextmanager
     def _control(self) -> Iterator["ControlHttpClient"]:
@@ -205,10 +225,10 @@ class FlowerCli:
         Raises:
             RunError: if no key has the name, or the SuperLink keeps one.
         """
-        names = self.names()
-        nodes = [node for node, known in names.items() if known == name]
+        registered = self.nodes()
+        nodes = [node.node_id for node in registered if node.name == name]
         if not nodes:
-            known = ", ".join(sorted(set(names.values()))) or "none"
+            known = ", ".join(sorted({node.name for node in registered})) or "none"
             raise RunError(f"no key is registered as {name}, so there is nothing to take back. Registered: {known}.")
         for node in nodes:
             answer = self.call("supernode", "unregister", node, _LINK)

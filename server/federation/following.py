@@ -28,7 +28,7 @@ def run_to_its_end(
     Args:
         also: called after each round.
     """
-    total = len(list(load_study(study_file).rounds()))
+    total = len(load_study(study_file).rounds())
     before = sum(record.counted for record in history.read(out)) if resume else 0
     run_id = deployment.start(cli, study_file, out, resume=resume)
     console.print(f"run {run_id} started; it writes {out}", soft_wrap=True)

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -47,7 +47,7 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "superlink", "proxy")
 COORDINATOR = "coordinator"
 #: In the coordinator's kit, see `server.signed`.
 SIGNING = "signing"
-#: Of all services, those that a coordinator runs; a hospital runs those with its role's prefix.
+#: Services that a coordinator runs; a hospital runs those with its role's prefix.
 _COORDINATOR_SERVICES = ("superlink", "serverapp", "proxy", "console")
 
 
@@ -234,12 +234,12 @@ def write_public(path: Path, content: bytes) -> None:
     write_atomically(path, content, then=THEN, mode=PUBLIC)
 
 
-def select_services(compose: dict[str, Any], chosen: Any, *, prefix: str = "") -> dict[str, Any]:
+def select_services(compose: dict[str, Any], chosen: Callable[[str], bool], *, prefix: str = "") -> dict[str, Any]:
     """Return a compose file with only the chosen services, and the networks and volumes that they use.
 
     Args:
         chosen: says of a service's name whether it stays.
-        prefix: of a role, taken off all names; its variables then are those of `SITE_`.
+        prefix: of a role, taken off all names: `${SOURCE_X}` becomes `${SITE_X}`.
     """
     services = {name: dict(service) for name, service in compose["services"].items() if chosen(name)}
     for service in services.values():

@@ -124,7 +124,7 @@ def live_page(run: Run, now: datetime) -> str:
 
 def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[str, Any]:
     rounds = curves.rounds(state, run.records)
-    every, began = list(study.rounds()), run.round_began
+    every, began = study.rounds(), run.round_began
     again = bool(run.records) and not run.records[-1].counted  # asked again after a pause that may have been long
     traffic = tables.traffic(run.records)
     sites = sites_now(study, state, run.records, run.paused)
@@ -155,7 +155,7 @@ def _headline(run: Run, now: datetime) -> str:
         return "Ended with an error. What was saved is whole: mend the cause, then go on with --resume."
     if run.study is None or run.state is None:
         return "Sites are being enrolled; no round has begun."
-    every = list(run.study.rounds())
+    every = run.study.rounds()
     first = "The baseline first: " if run.of_baseline else ""
     if run.state.round >= len(every):
         return f"{first}all rounds are done; the model is being written.".capitalize()

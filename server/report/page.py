@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from common.files import write_atomically
 from common.metric_name import MEASURES, PREDICTORS
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
+from common.version import software_version
 from server import history
 from server.history import RoundRecord
 from server.report import csv_links, curves, spread, tables
@@ -69,18 +69,18 @@ def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[
     """Return the page that `render_report` writes."""
     study = read_study_of_run(run)
     state = load_state(RunFolder(run).checkpoint, study.hash()) or ServerState(round=0, components={})
+    records = history.read(run)
+    summary = summarise(study, state, records) if state.round >= len(study.rounds()) else None
     by_role = sorted(state.participants.items(), key=lambda item: (item[1].role != "target", item[0]))
     state = replace(state, participants=dict(by_role))  # unlabelled sites first: they are what a study is for
-    records = history.read(run)
     baseline = history.read(RunFolder(run).baseline.path)
-    summary = summarise(run) if state.round >= len(list(study.rounds())) else None
     if summary is not None and not pictures and not patients:
         pictures, patients = (drawn := kept(run)).pictures, drawn.patients
     content = {
         "study": study,
         "hash": study.hash(),
         "resolved": yaml.safe_dump(json.loads(study.resolved()), sort_keys=False),
-        "software": version("crossprobe"),
+        "software": software_version(),
         "state": state,
         "summary": summary,
         "finished": summary is not None,
@@ -202,7 +202,7 @@ def _head_trained(study: Study, state: ServerState) -> bool:
     """Return whether a round before the released one trained the infusion head: untrained, it is the average."""
     if "infusion_head" in study.initial:
         return True
-    before = list(study.rounds())[: state.released_round or 0]
+    before = study.rounds()[: state.released_round or 0]
     return any("infusion_head" in task.trains for round_ in before if (task := round_.stage.source) is not None)
 
 
@@ -213,7 +213,7 @@ def _by_site(pictures: Sequence[Example]) -> list[tuple[str, list[Example]]]:
 
 
 def _progress(study: Study, state: ServerState) -> str:
-    every = list(study.rounds())
+    every = study.rounds()
     return (
         f"Unfinished: {state.round} of {len(every)} rounds are done, the next is in stage "
         f"{every[state.round].stage.name}. Not validated: test patients are evaluated after the last round."

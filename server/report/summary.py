@@ -19,21 +19,13 @@ MIN_SCORED_ROUNDS = 4
 EXTRAS = ("wall_s", "command", "hardware", "privacy")
 
 
-def summarise(run: Path) -> dict[str, Any]:
-    """Return the summary of a finished run.
+def summarise(study: Study, state: ServerState, records: list[RoundRecord]) -> dict[str, Any]:
+    """Return the summary of a finished run, from its last state and its history.
 
     `dice` and the other measures: site -> predictor -> {mean, ci95, patients}; in [0, 1], HD95 in mm
     where the site has spacing, else in pixels. `difference_to_baseline`: paired by patient. `empty`: shares of test
     frames. A site that may not show a number (too few patients) is missing from them, not zero.
-
-    Raises:
-        RunError: if the folder holds no run, or an unfinished one.
     """
-    study = read_study_of_run(run)
-    state = load_state(RunFolder(run).checkpoint, study.hash())
-    if state is None or state.round < len(list(study.rounds())):
-        raise RunError(f"{run} holds no finished run. Continue it with --resume.")
-    records = history.read(run)
     evaluated = {
         site: entry.metrics
         for record in records
@@ -59,13 +51,26 @@ def summarise(run: Path) -> dict[str, Any]:
     }
 
 
+def summary_of(run: Path) -> dict[str, Any]:
+    """Return `summarise` of a run's folder.
+
+    Raises:
+        RunError: if the folder holds no run, or an unfinished one.
+    """
+    study = read_study_of_run(run)
+    state = load_state(RunFolder(run).checkpoint, study.hash())
+    if state is None or state.round < len(study.rounds()):
+        raise RunError(f"{run} holds no finished run. Continue it with --resume.")
+    return summarise(study, state, history.read(run))
+
+
 def write_summary(run: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write summary.json into a finished run's folder and return its content.
 
     Args:
         extra: what the run's own files do not hold, `EXTRAS`; None: as an earlier summary of this run has it.
     """
-    content = summarise(run)
+    content = summary_of(run)
     content |= _extras(RunFolder(run).summary, content["hash"]) if extra is None else extra
     write_atomically(RunFolder(run).summary, (json.dumps(content, indent=1) + "\n").encode())
     return content

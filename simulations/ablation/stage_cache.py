@@ -69,7 +69,8 @@ class StageCache:
         """Return where the state after `stages` is kept."""
         settings = self._alone(stages[0]).model_copy(update={"stages": tuple(stages)})
         place = ("pooled" if pooled else "federated") + ("" if self.device == "cpu" else f" {self.device}")
-        # A site that has no task in these stages leaves no trace in them: data sets that share the others share them.
+        # A site that has no task in these stages does not change their hash, so data sets that differ in such sites
+        # alone share these stages.
         at_work = {role for stage in stages for role in ROLES if stage.task_of(role)}
         sites = " ".join(sorted(digest for role, digest in self._sites if role in at_work))
         # a task may stand in a module that nothing else leads to

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Reconstruction:
     """What one attack got from one site.
 
     Attributes:
@@ -78,8 +77,8 @@ class Finding:
         summed: sites of whose updates the coordinator sees only the mean; 1: it sees each one.
         answer: of the site under its own policy: `answered`, or the code of its refusal.
         lifted: the numbers are from a site whose policy has no limits, since its own refused.
-        correlation: of a rebuilt image with the training image it is most like; of the image for which the next
-            number is the furthest below.
+        correlation: of a rebuilt image with the training image it is most like; the rebuilt image is the one whose
+            `correlation - other` is largest.
         other: of the same rebuilt image with its best match among all other patients: the reference.
         rebuilt: different patients with a correlation above `REBUILT`, at least `MARGIN` above any other's.
         drawn: images behind all rounds' updates, on average.
@@ -211,7 +210,7 @@ def attack_on_sums(site: Site, rounds: int, seed: int) -> Attack:
     return Attack("trap", study, rounds, SuperviseTrap)
 
 
-def run_attack(attack: Attack, *sites: Site, seed: int = 0) -> Finding:
+def run_attack(attack: Attack, *sites: Site, seed: int = 0) -> Reconstruction:
     """Return what an attack gets from a site, or from the mean over several.
 
     Where a site's own policy refuses, it is what sites without limits give.
@@ -226,7 +225,7 @@ def run_attack(attack: Attack, *sites: Site, seed: int = 0) -> Finding:
     # not the highest correlation: a mean of many images is like all of them
     best = max(found, key=lambda match: match.correlation - match.other, default=Match(0.0, "", 0.0))
     privacy = attack.study.privacy
-    return Finding(
+    return Reconstruction(
         site=" + ".join(site.config.name for site in sites),
         attack=attack.name,
         patients=attack.study.batch_size,
@@ -248,7 +247,7 @@ def rebuilt_patients(found: Sequence[Match]) -> set[str]:
 
 
 def _matches(attack: Attack, trap: Trap | None, workers: Sequence[Worker], seed: int) -> list[Match]:
-    study, rounds = attack.study, list(islice(attack.study.rounds(), attack.rounds))
+    study, rounds = attack.study, attack.study.rounds()[: attack.rounds]
     if trap is None:
         images = [match_gradient(workers[0], study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 #: Directions weaker than this share of the strongest are rounding.
 WEAKEST = 1e-3
-#: Of the search for components, and of the turns between who was drawn and what the images then are.
+#: Steps of the search for components, and turns between who was drawn and what the images then are.
 ITERATIONS, TURNS = 200, 30
 
 

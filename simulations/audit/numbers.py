@@ -118,10 +118,10 @@ def numbers(site: Site, model: Model | None, seed: int) -> Iterator[Told]:
     """
     if site.config.role == "source":
         study = hostile_study("supervise", seed=seed, **AREA)
-        question = Question("foreground_fraction", "train", study, next(iter(study.rounds())), {})
+        question = Question("foreground_fraction", "train", study, study.rounds()[0], {})
         yield from _both(site, question, _areas(site, study), seed)
     if model is not None and model.study.fused and site.patients("test", labelled=True):
-        study, closing = model.study, list(model.study.rounds())[-1]
+        study, closing = model.study, model.study.rounds()[-1]
         found = measure_patients(model.networks, study, Dataset(site, study), ("infusion",), measure_frame)["infusion"]
         truths = dict(zip(sorted(found), mean_by_patient(found, "dice"), strict=True))
         question = Question("infusion/dice/mean", "test", study, closing, model.networks.export(FUSED))

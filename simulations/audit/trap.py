@@ -7,7 +7,6 @@ image: what masked-image modelling missed, and what a segmentation that repeats 
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -145,7 +144,7 @@ def reconstruct(worker: Worker, study: Study, rounds: int = 1, trap: Trap | None
     trap = trap or trap_for(study)
     rebuilt = [
         image
-        for round_ in islice(study.rounds(), rounds)
+        for round_ in study.rounds()[:rounds]
         for image in trap.read(ask(worker, study, round_, trap.tensors), round_)
     ]
     return matches(rebuilt, worker.data)

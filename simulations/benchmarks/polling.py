@@ -24,7 +24,7 @@ from simulations.publication import origin, tell
 SITES = (2, 100, 1000)
 DEADLINE_S = 30.0
 TASK_TYPE = "flwr-serverapp"
-#: Of a coordinator, for comparison.
+#: A coordinator's line, for comparison.
 LINE_MBITS = 1000
 
 

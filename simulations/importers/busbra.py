@@ -15,9 +15,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clients.data.folders import whole_folder, write_site_files
+from clients.data.folders import write_site_files
 from clients.data.manifest import SOURCE_FRACTIONS, Fractions, Role, Split, split_of_patient
 from common.errors import CrossProbeError
+from common.files import whole_folder
 
 LICENCE = "LICENSE.txt"
 #: The published table, and those of its columns that are read; the others are diagnoses and sizes.

@@ -15,9 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from clients.data.folders import only, whole_folder, write_site_files
+from clients.data.folders import write_site_files
 from clients.data.manifest import SPLITS, Role, Split
 from clients.data.site import SiteConfig
+from common.files import refuse_other_content, whole_folder
 from simulations.phantom import formation
 from simulations.phantom.population import profile_of
 
@@ -106,7 +107,7 @@ def remove_phantom_sites(root: Path, *, but: Collection[str]) -> None:
     """
     old = [record.parent for record in sorted(root.glob(f"*/{RECORD}")) if record.parent.name not in but]
     for folder in old:
-        only(CONTENT, folder)
+        refuse_other_content(CONTENT, folder)
     for folder in old:
         shutil.rmtree(folder)
 

@@ -5,6 +5,7 @@ import io
 import re
 import stat
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from site_folder import cell, good_site, save
 from tiny import write_site
 
 from clients.data.contact_sheet import OUTLINE
+from clients.data.manifest import Split
 from clients.data.site import Site, load_site
-from clients.data.statistics import look_at, remarks
+from clients.data.statistics import Look, look_at, remarks
 from crossprobe import main
 
 
@@ -131,6 +133,26 @@ def test_one_patient_under_two_names_stands_out(tmp_path: Path) -> None:
     found = standing_out(load_site(folder))
 
     assert one(found, "nearly the same image") >= {"kept-north-train-0", "kept-north-test-0"}
+
+
+def test_images_that_are_alike_follow_each_other_and_a_patients_own_are_none(site: Site) -> None:
+    """A loop's frames are alike by nature, all pairs of them: thousands of such frames are looked at in seconds."""
+    plain = look_at(site)[0]
+
+    def look(level: float, patient: str, split: Split = "train") -> Look:
+        frame = replace(plain.frame, patient=patient, split=split)
+        return replace(plain, thumbnail=np.full((16, 16), level), frame=frame)
+
+    loop = [look(99, "a") for _ in range(1200)]
+    seen = [*loop, look(5, "b"), look(40, "c"), look(40, "d"), look(6, "b", "test"), look(40, "e")]
+    (found,) = (remark.frames for remark in remarks(seen) if remark.what.startswith("nearly the same image"))
+    assert [(frame.patient, frame.split) for frame in found] == [
+        ("b", "train"),
+        ("b", "test"),
+        ("c", "train"),
+        ("d", "train"),
+        ("e", "train"),
+    ]
 
 
 def test_saturated_black_oversized_and_mixed_images_stand_out(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from common.study import InitialWeights, Study
 from crossprobe import main
 from server.algorithm import lacking
 from server.report.page import report_page
-from server.report.summary import summarise
+from server.report.summary import summary_of
 from server.rounds import requests_of
 from server.run import run_study
 from simulations.local import LocalTransport
@@ -105,7 +105,7 @@ def test_the_teacher_is_the_released_model_and_a_round_needs_its_quorum(distille
 
 def test_the_student_is_released_evaluated_and_on_the_report(distilled: Finished, tmp_path: Path) -> None:
     run = distilled.run
-    summary = summarise(run)
+    summary = summary_of(run)
     for site in ("north", "east"):
         assert 0 <= summary["dice"][site]["student"]["mean"] <= 1
         assert summary["dice"][site]["student"]["mean"] != summary["dice"][site]["infusion"]["mean"]
@@ -117,7 +117,7 @@ def test_the_student_is_released_evaluated_and_on_the_report(distilled: Finished
 
 def test_without_a_student_nothing_speaks_of_one(finished: Finished) -> None:
     assert "student" not in (finished.run / RELEASE / CARD).read_text()
-    assert all("student" not in predictors for predictors in summarise(finished.run)["dice"].values())
+    assert all("student" not in predictors for predictors in summary_of(finished.run)["dice"].values())
     with pytest.raises(RunError, match="found none: study `tiny` has no `distil` stage"):
         load_model(finished.run, student=True)
 
@@ -161,7 +161,7 @@ def test_a_finished_model_gets_a_student_and_stays_as_it_is(
     state = run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run")
     assert same(state.released, finished.state.released)
     assert load_model(tmp_path / "run", student=True).study.hash() == of.hash()
-    before, after = summarise(finished.run)["dice"]["east"], summarise(tmp_path / "run")["dice"]["east"]
+    before, after = summary_of(finished.run)["dice"]["east"], summary_of(tmp_path / "run")["dice"]["east"]
     assert after["infusion"] == before["infusion"]
 
 

@@ -177,10 +177,10 @@ def test_noise_may_differ_as_torch_rounds_and_a_real_image_by_the_tolerance_alon
     out = tmp_path / "model.onnx"
 
     if written:
-        assert export.export(finished.run, out).largest_difference == pytest.approx(file_off)
+        assert export.export(load_model(finished.run), finished.run, out).largest_difference == pytest.approx(file_off)
     else:
         with pytest.raises(RunError, match="on the given images" if on_pictures else "on generated noise"):
-            export.export(finished.run, out, pictures=pictures)
+            export.export(load_model(finished.run), finished.run, out, pictures=pictures)
     assert out.exists() == written
 
 

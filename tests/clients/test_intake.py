@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 from recordings import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, dicom, video
 
+from clients.data.findings import SiteFolderError
 from clients.data.formats import open_recording
 from clients.data.formats.recording import Field, Pixels, Recording
 from clients.data.images import PictureError
@@ -321,6 +322,26 @@ def test_a_table_gives_patients_splits_and_masks(tmp_path: Path) -> None:
     site = load_site(tmp_path / "north")
     assert (len(site.patients("test")), len(site.patients("train"))) == (2, 8)
     assert {frame.spacing_mm for frame in site.frames} == {0.25}
+
+
+def test_a_table_names_each_image_once_however_it_writes_its_path(tmp_path: Path) -> None:
+    (tmp_path / "shots").mkdir()
+    for name in "ab":
+        (tmp_path / "shots" / f"{name}.png").write_bytes(b"")
+    table = tmp_path / "list.csv"
+    table.write_text(f"image;patient\n./a.png;P1\n{tmp_path}/shots/b.png;P2\n")
+    assert [(source.name, source.patient) for source in find_sources(tmp_path / "shots", table=table)] == [
+        ("a.png", "P1"),
+        ("b.png", "P2"),
+    ]
+    for again in ("a.png", "x/../a.png"):  # of two patients: whose is it?
+        (tmp_path / "shots" / "x").mkdir(exist_ok=True)
+        table.write_text(f"image;patient\na.png;P1\nb.png;P2\n{again};P3\n")
+        with pytest.raises(SiteFolderError) as caught:
+            find_sources(tmp_path / "shots", table=table)
+        (finding,) = caught.value.findings
+        assert (finding.code, finding.where) == ("duplicate-row", "list.csv line 4")
+        assert "found it in line 2 too" in finding.message
 
 
 def test_a_loop_gives_frames_of_one_video_and_not_more_than_asked_for(tmp_path: Path) -> None:

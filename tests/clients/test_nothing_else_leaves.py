@@ -33,7 +33,7 @@ def traces(folder: Path) -> set[bytes]:
 
 def test_every_task_sends_exactly_the_tensors_it_trains(distilled: Finished) -> None:
     study, networks, seen = distilled.study, initial_networks(distilled.study), set()
-    rounds = list(study.rounds())
+    rounds = study.rounds()
     for asked, sent, answered, reply in exchanged(distilled):
         role: Role = "target" if asked.task in ("self_supervise", "self_train", "distil") else "source"
         if asked.task in ("score", "evaluate"):

@@ -24,7 +24,7 @@ from common.messages import EnrolReply, EnrolRequest, pack, unpack
 from common.networks import initial_networks
 from common.seeds import derive_seed
 from common.study import Study
-from server.report.summary import summarise
+from server.report.summary import summary_of
 from server.run import run_study
 from simulations.local import LocalTransport
 
@@ -220,7 +220,7 @@ def test_a_private_run_scores_nothing_and_evaluates_only_where_the_study_says_so
 ) -> None:
     of = private(evaluation=evaluation, rounds=1)
     run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run")
-    summary = summarise(tmp_path / "run")
+    summary = summary_of(tmp_path / "run")
     assert {round_.stage.name for round_ in of.rounds()} == stages
     assert summary["patients"] == {"north": 8, "east": 8}
     assert bool(summary["dice"]) == (evaluation == "outside")

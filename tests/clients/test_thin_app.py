@@ -1,6 +1,6 @@
 """The thin ClientApp: bytes to the worker's socket and back, fixed refusals, and no torch."""
 
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -97,7 +97,8 @@ def test_a_slow_worker_is_a_refusal_before_the_message_expires(
 
 def test_in_a_simulation_the_app_takes_and_gives_signed_messages_alone(tmp_path: Path, pair: Sequence[Path]) -> None:
     file = write_study(tmp_path / "study.yaml")
-    simulation = {"study": str(file), "sites": os.pathsep.join(map(str, pair))}
+    folders = [shutil.copytree(folder, tmp_path / f"12:30 {folder.name}") for folder in pair]  # as a download is named
+    simulation = {"study": str(file), "sites": "\n".join(map(str, folders))}
     keys = Keys.simulated(STUDY)
     for place, name in enumerate(("north", "east")):
         where = {"run_config": simulation, "partition-id": str(place)}

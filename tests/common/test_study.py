@@ -217,7 +217,7 @@ def test_the_hash_covers_the_content_of_initial_weights_and_not_their_path() -> 
 
 
 def test_rounds_are_numbered_over_the_whole_study_and_within_their_stage() -> None:
-    rounds = list(study().rounds())
+    rounds = study().rounds()
     assert [r.index for r in rounds] == list(range(7))
     assert [(r.stage.name, r.step) for r in rounds] == [
         ("pretrain", 0),
@@ -252,7 +252,7 @@ def test_a_request_carries_what_its_task_needs() -> None:
         for task in carried[stage]:
             assert set(of.components_of(task)) == fused
     with_baseline = study(initial={"baseline": {"file": "x", "sha256": "0" * 64}})
-    evaluate = list(with_baseline.rounds())[-1].stage.target
+    evaluate = with_baseline.rounds()[-1].stage.target
     assert set(with_baseline.components_of(evaluate)) == fused | {"baseline.encoder", "baseline.decoder"}
 
 
@@ -339,7 +339,7 @@ def test_only_a_study_that_distils_has_a_student() -> None:
     assert "student" in distilling().predictors
     assert baseline_of(distilling()).student is None
     for of, has in ((study(), False), (distilling(), True)):
-        evaluate = list(of.rounds())[-1].stage.target
+        evaluate = of.rounds()[-1].stage.target
         assert (set(STUDENT) <= set(of.components_of(evaluate))) == has
         assert any(name.startswith("student/") for name in of.metrics_of(evaluate, "target")) == has
 

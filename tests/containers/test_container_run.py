@@ -45,7 +45,7 @@ def test_the_released_tensors_are_the_simulations_bit_for_bit(story: Story, tmp_
 
 
 def test_the_engine_was_restarted_in_mid_run_and_every_round_counted(story: Story) -> None:
-    rounds = len(list(load_study(STUDY).rounds()))
+    rounds = len(load_study(STUDY).rounds())
     assert 0 < story.rounds_at_restart < rounds
     assert [record.round for record in history.read(story.run_folder) if record.counted] == list(range(rounds))
     assert (story.run_folder / "report.html").stat().st_size > 10_000
@@ -68,7 +68,7 @@ def test_a_hospital_sees_its_data_its_question_and_what_left(story: Story, name:
         for e in read_ledger(story.kits[name].folder / "state" / "ledger.jsonl")
         if e["task"] and e["direction"] == "out"
     ]
-    assert len({entry["round"] for entry in done}) == len(list(load_study(STUDY).rounds()))
+    assert len({entry["round"] for entry in done}) == len(load_study(STUDY).rounds())
 
 
 def test_an_image_holds_no_tests_and_nothing_to_build_against(story: Story) -> None:

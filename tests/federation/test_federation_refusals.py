@@ -14,7 +14,7 @@ from tiny import write_study
 
 from common.signing import SITES
 from server.federation.authority import make_authority, make_server_certificate
-from server.federation.flower_cli import FlowerCli
+from server.federation.flower_cli import FlowerCli, UnknownRun
 
 pytestmark = pytest.mark.federation
 
@@ -79,16 +79,21 @@ def test_a_key_cannot_be_registered_twice(federation: Federation) -> None:
     assert "has its site already" in done.stderr
 
 
+def test_a_run_that_the_superlink_never_had_is_told_from_one_that_is_away(federation: Federation) -> None:
+    with pytest.raises(UnknownRun, match="does not know run 7"):
+        FlowerCli(federation.address, federation.coordinator / "ca.crt").status("7")
+
+
 def test_a_stolen_key_is_barred_by_its_sites_name(federation: Federation) -> None:
     cli = FlowerCli(federation.address, federation.coordinator / "ca.crt")
     federation.register("east")
-    assert sorted(cli.names().values()) == ["east", "north"]
+    assert sorted(node.name for node in cli.nodes()) == ["east", "north"]
     running = federation.start("east", "supernode")
-    wait_until(lambda: [node["status"] for node in cli.nodes()].count("online") == 1, "east is online")
+    wait_until(lambda: [node.name for node in cli.nodes() if node.online] == ["east"], "east is online")
     done = federation.console("study", "unregister", "east")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("unregistered east: node ")
-    assert list(cli.names().values()) == ["north"]
+    assert [node.name for node in cli.nodes()] == ["north"]
     assert "east.pub" not in [file.name for file in (federation.signing_keys / SITES).iterdir()]
     wait_until(lambda: running.poll() is not None, "a running SuperNode gives up", 90.0)
     federation.processes.pop("east-supernode")
@@ -187,8 +192,7 @@ def test_a_hospital_reaches_the_superlink_through_the_proxy(proxy: int, federati
     federation.start("north", "supernode", {federation.address: f"127.0.0.1:{proxy}"})
 
     def online() -> bool:
-        nodes = FlowerCli(federation.address, federation.coordinator / "ca.crt").nodes()
-        return "online" in [node["status"] for node in nodes]
+        return any(node.online for node in FlowerCli(federation.address, federation.coordinator / "ca.crt").nodes())
 
     # The SuperLink refuses the same key for about a minute after its SuperNode went away.
     wait_until(online, federation.log("north", "supernode").read_text()[-500:], 60.0)

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 app = ClientApp()
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-#: Of Linux: flags of `unshare`.
+#: Linux's flags of `unshare`.
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _MOST_PROCESSES = 700
 

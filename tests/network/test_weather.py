@@ -16,7 +16,7 @@ from common.run_folder import RunFolder
 
 pytestmark = [pytest.mark.network, pytest.mark.skipif(bool(missing()), reason=missing())]
 
-#: Of the study's rounds: pretrain, refine four times, score, evaluate.
+#: Weather of the study's rounds: pretrain, refine four times, score, evaluate.
 WEATHER = {
     0: Weather(delay_s=0.3),
     1: Weather(loss=0.05),

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import RunError
 from server.federation.deployment import follow
-from server.federation.flower_cli import FlowerCli
+from server.federation.flower_cli import FlowerCli, Node
 
 
 class Failed:
@@ -19,13 +19,10 @@ class Failed:
     def follow(self, *_: Any) -> None:
         raise RunError("needs 1 target site(s), found 0")
 
-    def nodes(self) -> list[dict[str, str]]:
+    def nodes(self) -> list[Node]:
         if not self.there:
             raise RunError("nobody answers")
-        return [{"node-id": node, "status": "online" if node in self.online else "offline"} for node in ("1", "2")]
-
-    def names(self) -> dict[str, str]:
-        return {"1": "north", "2": "east"}
+        return [Node("1", "north", "north" in self.online), Node("2", "east", "east" in self.online)]
 
 
 def said(cli: Failed, out: Path) -> str:
@@ -35,11 +32,11 @@ def said(cli: Failed, out: Path) -> str:
 
 
 def test_it_names_who_is_not_connected(tmp_path: Path) -> None:
-    text = said(Failed({"1"}), tmp_path)
+    text = said(Failed({"north"}), tmp_path)
     assert text.startswith("needs 1 target site(s), found 0")
     assert "not connected now: east. There," in text
 
 
 def test_where_all_are_connected_or_nobody_can_be_asked_the_runs_own_error_stands_alone(tmp_path: Path) -> None:
-    assert said(Failed({"1", "2"}), tmp_path) == "needs 1 target site(s), found 0"
+    assert said(Failed({"north", "east"}), tmp_path) == "needs 1 target site(s), found 0"
     assert said(Failed(set(), there=False), tmp_path) == "needs 1 target site(s), found 0"

@@ -1,16 +1,23 @@
-"""Flower's programs are found where this Python keeps its scripts, wherever that is."""
+"""Flower's programs are found wherever this Python keeps them; a SuperLink that is away or new does not end a run."""
 
+import http.server
+import json
 import socket
 import sys
 import sysconfig
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tiny import write_study
 
 from common.errors import RunError
-from server.federation import flower_cli
-from server.federation.flower_cli import FlowerCli, flower_environment, tool
+from common.run_folder import RunFolder
+from server.federation import deployment, flower_cli
+from server.federation.flower_cli import FlowerCli, UnknownRun, flower_environment, tool
 
 
 def program(folder: Path, name: str = "flwr") -> Path:
@@ -60,3 +67,48 @@ def test_a_superlink_that_stays_away_is_waited_for_and_then_it_is_said_how_to_go
             cli.follow("1", tmp_path, lambda: looks.append(None))
     assert looks
     assert time.monotonic() - began >= 0.2
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A SuperLink that answers all questions with one HTTP status; its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_run_goes_on_at_a_superlink_that_never_had_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlowerCli, "submit", lambda self, config: "2")
+    study, run = write_study(tmp_path / "study.yaml"), RunFolder(tmp_path / "run")
+    run.make()
+
+    def resume(status: int) -> str:
+        run.flower.write_text(json.dumps({"run_id": "1", "address": "localhost:1", "ca": ""}))
+        with answering(status) as address:
+            return deployment.start(FlowerCli(address, None, tmp_path), study, run.path, resume=True)
+
+    assert resume(404) == "2"
+    assert deployment.run_of(run.path).run_id == "2"
+    with pytest.raises(RunError, match="answers with HTTP 403"):  # it may have it: two would write one checkpoint
+        resume(403)
+    assert deployment.run_of(run.path).run_id == "1"
+
+
+def test_a_superlink_that_never_had_a_run_says_so_and_how_to_go_on(tmp_path: Path) -> None:
+    with answering(404) as address, pytest.raises(UnknownRun, match=r"does not know run 7(.|\n)*--resume"):
+        FlowerCli(address, None, tmp_path).status("7")

@@ -179,9 +179,7 @@ def test_a_run_under_masks_ends_with_the_plain_model_also_after_a_restart(
         run_study(SECURE, Falls(few[1]), tmp_path / "secure")
     masked = run_study(SECURE, LocalTransport(few[1]), tmp_path / "secure", resume=True)
     assert same(masked.components, state.components)
-    assert [record.counted for record in read(RunFolder(tmp_path / "secure").path)] == [True] * len(
-        list(SECURE.rounds())
-    )
+    assert [record.counted for record in read(RunFolder(tmp_path / "secure").path)] == [True] * len(SECURE.rounds())
 
 
 def forged(reply: bytes, **changes: object) -> bytes:

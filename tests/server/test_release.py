@@ -1,5 +1,7 @@
 """The released folder: whole, the same each time, without a number of a site; and what is refused of a changed one."""
 
+import errno
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ from private import private
 from safetensors.numpy import load_file, save
 from tiny import one_stage
 
-from common.errors import RunError
+from common.errors import CrossProbeError, RunError
 from common.networks import initial_networks
 from common.release import CARD, RELEASE, SIGNATURE, STUDY, SUMS, WEIGHTS, find_release, sums_of
 from common.run_folder import RunFolder
@@ -149,6 +151,56 @@ def test_nothing_is_exported_over_another_folder_or_from_a_changed_release(
     assert main(["study", "release", str(run), "--out", str(tmp_path / "new")]) == 1
     assert "model.safetensors: expected SHA-256" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_is_full_leaves_no_half_release(
+    finished: Finished, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the card, the signature and the list of hashes may be written already."""
+    synced, whole = os.fsync, contents(run / RELEASE)
+
+    def fsync(descriptor: int) -> None:
+        if CARD in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced(descriptor)
+
+    key, folder = key_of(b"c" * 32), RunFolder(run)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", fsync)
+        for write in (
+            lambda: write_release(folder, finished.study, replace(finished.state, round=99), key),
+            lambda: export_release(folder, tmp_path / "passed-on"),
+        ):
+            with pytest.raises(CrossProbeError, match="No space left"):
+                write()
+    assert contents(run / RELEASE) == whole
+    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in finished.run.iterdir())
+    assert not (tmp_path / "passed-on").exists()
+    assert export_release(folder, tmp_path / "passed-on", key) == tmp_path / "passed-on"
+    assert contents(tmp_path / "passed-on").keys() == {*FILES, SIGNATURE}
+
+
+def test_a_finished_run_that_is_resumed_without_the_key_stays_signed(finished: Finished, run: Path) -> None:
+    key = key_of(b"c" * 32)
+    for of, state, signed in (
+        (key, finished.state, True),
+        (None, finished.state, True),
+        (None, replace(finished.state, round=99), False),  # another card, so the signature is not of it
+    ):
+        write_release(RunFolder(run), finished.study, state, of)
+        assert (run / RELEASE / SIGNATURE).exists() == signed
+        assert find_release(run, key.public_key() if signed else None) == run / RELEASE
+
+
+def test_nothing_of_somebody_else_in_a_release_is_passed_on_or_removed(
+    finished: Finished, run: Path, tmp_path: Path
+) -> None:
+    (run / RELEASE / "patients.csv").write_text("A. B.")
+    export_release(RunFolder(run), tmp_path / "passed-on")
+    assert contents(tmp_path / "passed-on").keys() == FILES
+    with pytest.raises(CrossProbeError, match=r"found patients\.csv; .*move these away"):
+        write_release(RunFolder(run), finished.study, finished.state)
+    assert contents(run / RELEASE).keys() == {*FILES, "patients.csv"}
 
 
 def test_a_signed_release_is_taken_and_one_that_was_changed_or_signed_by_another_is_not(

@@ -132,6 +132,23 @@ def test_a_last_line_of_history_cut_short_is_written_again(finished: Finished, t
     ends_like_the_undisturbed_run(tmp_path, finished)
 
 
+@pytest.mark.parametrize(
+    "content", [b"{", b'{"round": 1}', b"7", b"\xff", b'{"round": 1, "sites": {"north": 3}}', b"\0"]
+)
+def test_a_line_of_history_that_is_no_record_is_named(content: bytes, finished: Finished, tmp_path: Path) -> None:
+    whole = RunFolder(finished.run).history.read_bytes()
+    first, *others = whole.splitlines(keepends=True)
+    RunFolder(tmp_path).history.write_bytes(first + content + b"\n" + b"".join(others))
+    with pytest.raises(RunError, match=r"history\.jsonl line 2: expected the record of a round"):
+        history.read(tmp_path)
+    RunFolder(tmp_path).history.write_bytes(whole + content)
+    if content in (b"{", b"\xff", b"\0"):  # cut short, or never brought to the disk
+        assert history.read(tmp_path) == history.read(finished.run)
+    else:
+        with pytest.raises(RunError, match="expected the record of a round"):
+            history.read(tmp_path)
+
+
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(finished: Finished, tmp_path: Path) -> None:
     run_study(finished.study, transport(finished), tmp_path)
     ends_like_the_undisturbed_run(tmp_path, finished)

@@ -177,7 +177,7 @@ def test_initial_weights_that_do_not_fit_are_named(case: str, finished: Finished
 
 
 def replies(**changes: Any) -> Callable[[bytes], bytes]:
-    fields = {"study": study().hash(), "site": "x", "role": "target", "patients": 6, "labelled_test": True}
+    fields = {"study": study().hash(), "site": "east", "role": "target", "patients": 6, "labelled_test": True}
 
     def reply(request: bytes) -> bytes:
         return pack(EnrolReply.model_validate(fields | {"request": digest(request), "software": "1"} | changes))
@@ -194,6 +194,7 @@ def replies(**changes: Any) -> Callable[[bytes], bytes]:
         (replies(study="0" * 64), "not-a-reply"),
         (replies(request="0" * 64), "old-reply"),
         (replies(patients=0), "no-patients"),
+        (replies(site="west"), "other-name: its site.yaml names it west"),
     ],
 )
 def test_a_role_without_sites_stops_the_run_before_it_starts_and_says_why(
@@ -234,6 +235,11 @@ def test_a_site_of_a_million_patients_is_the_average_unless_the_study_caps_what_
     assert same(honest, boasted) == (cap is not None)
     apart, own = (max(np.abs(x[n] - known).max() for n, known in alone.components.items()) for x in (honest, boasted))
     assert (own < apart / 100) == (cap is None)
+
+
+def test_all_roles_that_are_short_are_named_at_once() -> None:
+    with pytest.raises(RunError, match=r"needs 1 source site\(s\), found 0, needs 1 target site\(s\), found 0:"):
+        enrol(study(), LocalTransport([]))
 
 
 def test_roles_that_a_study_does_not_need_are_not_waited_for(pair: Sequence[Path]) -> None:

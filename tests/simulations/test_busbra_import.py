@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clients.data.folders import FolderInUseError
 from clients.data.site import load_site
 from common.errors import CrossProbeError
+from common.files import FolderInUseError
 from simulations.importers import busbra
 from simulations.importers.busbra import SUBSET_SITES, DataSetError, import_busbra, role_of
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.data.folders import FolderInUseError
 from clients.data.site import load_site, read_image, read_mask
+from common.files import FolderInUseError
 from crossprobe import main
 from simulations.phantom import formation, sites
 from simulations.phantom.devices import PROFILES

@@ -82,7 +82,7 @@ def fabricate(
     run.mkdir(parents=True)
     content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
     RunFolder(run).study.write_text(yaml.safe_dump(content, sort_keys=False))
-    for round_ in list(study.rounds())[:done]:
+    for round_ in study.rounds()[:done]:
         sites = {}
         for site, participant in participants.items():
             task = round_.stage.task_of(participant.role)

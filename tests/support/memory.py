@@ -21,7 +21,7 @@ COLOURS = {
     "serverapp": "#1c2229",
     "proxy": "#68737d",
 }
-#: Of the report's chart of rounds.
+#: Height of the report's chart of rounds.
 PLOT_HEIGHT = 192
 #: The report's ink on its ground, for a picture that stands alone.
 _STYLE = (

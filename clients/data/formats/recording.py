@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 #: A minute at 60 frames a second, more than any loop that a scanner keeps.
 MAX_FRAMES = 3600
-#: Of all frames together: half a minute of 1280 x 960 at 60 a second. Every one is decoded, and looked at.
+#: Pixels of all frames together: half a minute of 1280 x 960 at 60 a second. Every one is decoded, and looked at.
 MAX_PIXELS_OF_ALL = 2**31
 #: Channels that differ by more are colour; JPEG alone makes grey differ by a few levels.
 COLOUR_LEVELS = 40

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from clients.data.findings import Finding, SiteFolderError
-from clients.data.folders import FolderInUseError, whole_folder, write_site_files
+from clients.data.folders import write_site_files
 from clients.data.formats import open_recording
 from clients.data.formats.recording import Pixels, Recording, b_mode
 from clients.data.images import Grey, Mask, PictureError, check_depth, check_mask_size
@@ -26,6 +26,7 @@ from clients.data.intake.view import Novelty, bright, field_of_view
 from clients.data.manifest import Role
 from clients.data.site import read_config
 from common.errors import CrossProbeError
+from common.files import FolderInUseError, whole_folder
 
 #: Frames that are taken from one loop at most: a long one is still one patient.
 MOST_FRAMES = 20

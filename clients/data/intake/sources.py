@@ -131,7 +131,16 @@ def _rows(folder: Path, table: Path) -> dict[str, Source]:
     findings: list[Finding] = []
     lines = read_table(table, COLUMNS, ("image",), findings, code="table")
     root = folder.resolve()
-    found = {line.cells["image"].replace("\\", "/"): _source(root, table, line, findings) for line in lines}
+    found: dict[str, Source] = {}
+    line_of: dict[str, int] = {}
+    for line in lines:
+        source = _source(root, table, line, findings)
+        found[source.name] = source
+        if (first := line_of.setdefault(source.name, line.number)) != line.number:
+            message = f"expected each image once, found it in line {first} too"
+            findings.append(
+                Finding("duplicate-row", f"{table.name} line {line.number}", message, "Remove one of the rows")
+            )
     if findings:
         raise SiteFolderError(findings)
     return found
@@ -163,4 +172,5 @@ def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> S
         message = f"expected one of {', '.join(SPLITS)} or an empty cell, found {cells['split']!r}"
         findings.append(Finding("bad-split", where, message, "Correct it, or leave it empty"))
     outlines = outlines_of(folder / mask) if mask else None
-    return Source(folder / image, image, cells["patient"], cells["device"], spacing, split, outlines)
+    name = Path(os.path.relpath(folder / image, folder)).as_posix()  # however the row writes it
+    return Source(folder / image, name, cells["patient"], cells["device"], spacing, split, outlines)

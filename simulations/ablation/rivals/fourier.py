@@ -27,7 +27,7 @@ from common.stage import Stage
 from common.study import Study
 from common.tasks import Supervise
 
-#: Of the paper's 0.01, 0.05 and 0.09 the middle one: at 64 pixels 0.01 is the image's mean alone, which standardising
+#: The middle one of the paper's 0.01, 0.05 and 0.09: at 64 pixels 0.01 is the image's mean alone, which standardising
 #: takes away again.
 BETA = 0.05
 

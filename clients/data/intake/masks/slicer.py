@@ -14,7 +14,7 @@ from clients.data.formats import nrrd
 from clients.data.formats.recording import reading
 from clients.data.images import Mask, PictureError
 
-#: Of the file, in which its header's first segment is named.
+#: Bytes at the file's beginning, in which its header's first segment is named.
 HEAD_BYTES = 64 * 1024
 _LABEL = re.compile(r"(Segment\d+)_LabelValue")
 _OFFSET = "Segmentation_ReferenceImageExtentOffset"

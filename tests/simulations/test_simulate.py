@@ -1,0 +1,60 @@
+"""A comparison that goes on keeps what is finished, of the same study."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from tiny import Between
+
+from common.errors import RunError
+from common.study import Study, load_study
+from server.run import run_study
+from simulations import simulate as module
+from simulations.simulate import simulate
+
+
+class InProcess:
+    """A simulation in this process, which remembers what it trained."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+
+    def __call__(self) -> "InProcess":
+        return self
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, study: Path, sites: Sequence[Path], out: Path, *, resume: bool, on_poll: Any) -> None:
+        trained = load_study(study)
+        run_study(trained, Between(tiny.workers(trained, sites)), out, resume=resume)
+        self.trained.append(trained.name)
+
+
+def test_what_is_finished_is_kept_unless_it_is_another_studys(
+    pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = InProcess()
+    monkeypatch.setattr(module, "Simulation", simulation)
+    for written in ("write_summary", "draw_examples", "keep", "render_report"):
+        monkeypatch.setattr(module, written, lambda *_: {})
+
+    def trains(branch: str) -> Study:
+        return tiny.one_stage(source={"task": "supervise", "trains": [branch], "steps": 1})
+
+    study, out = trains("source_branch"), tmp_path / "out"
+    once = [f"{study.name}-baseline", study.name]
+    simulate(study, pair, out)
+    assert simulation.trained == once
+    simulate(study, pair, out, resume=True)
+    assert simulation.trained == once  # both are finished
+    with pytest.raises(RunError, match=r"baseline/checkpoint holds a run of another study"):
+        simulate(study.model_copy(update={"seed": study.seed + 1}), pair, out, resume=True)
+    with pytest.raises(RunError, match=r"out/checkpoint holds a run of another study"):
+        simulate(trains("target_branch"), pair, out, resume=True)  # its baseline is the same
+    assert simulation.trained == once
