@@ -83,7 +83,8 @@ def simulate(
     """Train baseline and study on Flower's simulation engine and return the summary.
 
     Writes the study's run into `out` and the baseline's into `out/baseline`. With `resume`, what is
-    finished is kept and the rest goes on from its last checkpoint.
+    finished is kept and the rest goes on from its last checkpoint. A study that learns from no label, such as one that
+    only distils, has no baseline.
 
     Args:
         command: as the user typed it; the summary keeps it beside the hardware and the time.
@@ -96,24 +97,28 @@ def simulate(
     folder = RunFolder(out)
     if not resume:
         folder.refuse_a_run()
-    baseline = baseline_of(study)
-    total = len(baseline.rounds()) + len(study.rounds())
+    baseline = baseline_of(study) if study.supervised_steps() else None
+    before = len(baseline.rounds()) if baseline else 0
+    total = before + len(study.rounds())
     with Simulation() as simulation:
-        for trained, run in ((baseline, folder.baseline), (study, folder)):
-            if trained is study:
-                study = trained = against_baseline(study, folder.baseline.model)
+
+        def train(trained: Study, run: RunFolder, before: int) -> None:
             if resume and run.model.exists():
                 load_state(run.checkpoint, trained.hash())  # another study's run is not what this one is compared with
-                continue
+                return
 
-            def poll(run: RunFolder = run, trained: Study = trained) -> None:
-                before = 0 if trained is baseline else len(baseline.rounds())
+            def poll() -> None:
                 counted = [record for record in history.read(run.path) if record.counted]
                 on_progress(Progress(trained.name, before + len(counted), total, counted[-1] if counted else None))
 
             _write_study(trained, run)
             simulation.run(run.study_input, folders, run.path, resume=resume, on_poll=poll)
             poll()
+
+        if baseline is not None:
+            train(baseline, folder.baseline, 0)
+            study = against_baseline(study, folder.baseline.model)
+        train(study, folder, before)
     write_summary(out)
     keep(out, draw_examples(study, out, sites))
     extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware()}
@@ -123,7 +128,7 @@ def simulate(
     return summary
 
 
-def privacy_spent(study: Study, baseline: Study) -> dict[str, Any]:
+def privacy_spent(study: Study, baseline: Study | None) -> dict[str, Any]:
     """Return what a site of each role spends at most, of this study alone and with its baseline, for the summary.
 
     The same patients train both. A simulated site's cap counts only the study at hand.
@@ -141,7 +146,7 @@ def privacy_spent(study: Study, baseline: Study) -> dict[str, Any]:
     return {
         "privacy": {
             "delta": privacy.delta,
-            "epsilon_at_most": {"study": epsilon(study), "with_baseline": epsilon(baseline, study)},
+            "epsilon_at_most": {"study": epsilon(study), "with_baseline": epsilon(*filter(None, (baseline, study)))},
         }
     }
 

@@ -58,3 +58,15 @@ def test_what_is_finished_is_kept_unless_it_is_another_studys(
     with pytest.raises(RunError, match=r"out/checkpoint holds a run of another study"):
         simulate(trains("target_branch"), pair, out, resume=True)  # its baseline is the same
     assert simulation.trained == once
+
+
+def test_a_study_that_learns_from_no_label_runs_without_a_baseline(
+    pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = InProcess()
+    monkeypatch.setattr(module, "Simulation", simulation)
+    study = tiny.one_stage(target={"task": "self_supervise", "trains": ["projector"], "steps": 1})
+    summary = simulate(study, pair, tmp_path / "out")
+    assert simulation.trained == [study.name]
+    assert not any(summary["difference_to_baseline"].values())
+    assert study.name in (tmp_path / "out/report.html").read_text()
