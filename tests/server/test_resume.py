@@ -21,7 +21,7 @@ from common.messages import digest
 from common.run_folder import RunFolder
 from server import history
 from server.run import run_study
-from server.state import load_state
+from server.state import load_state, save_state
 from server.transport import Failure
 
 ROUNDS = 7
@@ -114,6 +114,17 @@ def test_killed_while_a_file_is_written(
         run_study(finished.study, transport(finished), tmp_path)
     monkeypatch.undo()
     ends_like_the_undisturbed_run(tmp_path, finished)
+
+
+def test_what_a_killed_process_left_unfinished_goes_with_the_next_checkpoint(
+    finished: Finished, tmp_path: Path
+) -> None:
+    (tmp_path / ".round-00001.safetensors.k1ll3d.part").write_bytes(b"half of it")
+    save_state(tmp_path, finished.state, finished.study.hash())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"round-{finished.state.round:05d}.safetensors",
+        "state.json",
+    ]
 
 
 def test_killed_twice(finished: Finished, tmp_path: Path) -> None:
