@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.data.manifest import Role, Split
 from clients.governance.ledger import read, verify
 from clients.governance.state import State
+from common.components import Role, Split
 from common.errors import RunError
 from common.files import write_atomically
 from common.study import load_study

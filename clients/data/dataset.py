@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 
 from clients.data.findings import Finding, SiteFolderError
 from clients.data.frames import Frame, read_image, read_mask
-from clients.data.site import Site, Split
+from clients.data.site import Site
 from clients.governance.cohorts import Counting, everyone, spaced
+from common.components import Split
 from common.geometry import Placement, placement, to_grid
 from common.study import ImageGrid, Study
 

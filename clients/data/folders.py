@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from clients.data.manifest import COLUMNS, Role
+from clients.data.manifest import COLUMNS
+from common.components import Role
 
 
 def write_site_files(folder: Path, *, name: str, role: Role, rows: Iterable[Mapping[str, object]]) -> None:

@@ -22,7 +22,8 @@ from clients.data.images import (
     decode_mask,
     png_size,
 )
-from clients.data.manifest import SPACING_MM, Role, Row, Split
+from clients.data.manifest import SPACING_MM, Row
+from common.components import Role, Split
 
 SMALLEST_SIDE_PX = 16
 #: What an ultrasound image can show, long side. Beyond, spacing_mm was most likely given in another unit.

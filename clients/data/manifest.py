@@ -7,14 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from clients.data.findings import Finding
 from clients.data.pseudonyms import personal
 from clients.data.table import Line, decimal, read_table
-
-Split = Literal["train", "calibrate", "val", "test"]
-Role = Literal["source", "target"]
+from common.components import Role, Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 COLUMNS = ("image", "mask", "patient", "video", "frame", "device", "spacing_mm", "split")

@@ -13,27 +13,14 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clients.data.findings import Finding, SiteFolderError, remedy_of
-from clients.data.frames import FileChecker, Frame, read_image, read_mask
-from clients.data.manifest import Role, Split, assign_splits, check_rows, read_manifest
+from clients.data.frames import FileChecker, Frame
+from clients.data.manifest import assign_splits, check_rows, read_manifest
 from clients.governance.policy import Policy
+from common.components import Role, Split
 from common.errors import CrossProbeError
 from common.messages import SITE_NAME
 from common.plain_words import problems
 from common.strict_text import TextError, read_yaml
-
-__all__ = [
-    "Finding",
-    "Frame",
-    "Role",
-    "Site",
-    "SiteConfig",
-    "SiteFolderError",
-    "Split",
-    "check_site",
-    "load_site",
-    "read_image",
-    "read_mask",
-]
 
 OnProgress = Callable[[int, int], None]
 _ONE_A_LINE = "Write one `key: value` a line, each key once"

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clients.data.findings import Finding
-from clients.data.site import Site, Split
+from clients.data.site import Site
+from common.components import Split
 from common.stage import Stage
 from common.study import Study
 from common.tasks import Task, TrainingTask

@@ -23,10 +23,11 @@ from torch import nn
 
 from clients.data.dataset import Dataset, by_patient, tiles
 from clients.data.frames import Frame, read_mask
-from clients.data.site import Split, load_site
+from clients.data.site import load_site
 from clients.learning.training import MAX_GRADIENT_NORM, averaging, follow
 from common.artefact_settings import Artefact
 from common.augment import augment
+from common.components import Split
 from common.files import write_atomically
 from common.geometry import from_grid, standardise
 from common.infusion import without_small_parts

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clients.data.dataset import Dataset
-from clients.data.site import Site, Split
+from clients.data.site import Site
 from clients.governance.cohorts import Cohorts, Counting, everyone
 from clients.governance.state import State
 from clients.learning.evaluate import measure_patients
@@ -25,7 +25,7 @@ from clients.learning.plausibility import Plausibility
 from clients.learning.scoring import mean_area, visible_widths
 from clients.node.worker import Worker
 from clients.released import Model
-from common.components import FUSED, Tensors
+from common.components import FUSED, Split, Tensors
 from common.metrics import mean_by_patient, measure_frame
 from common.simulated import simulated_secret
 from common.stage import Round

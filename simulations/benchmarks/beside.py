@@ -16,8 +16,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from clients.data.manifest import Split
-from common.components import Role
+from common.components import Role, Split
 from common.options import Seed, only
 from simulations.benchmarks import systems
 from simulations.benchmarks.systems import Ran

@@ -17,10 +17,9 @@ from typing import Annotated
 import typer
 import yaml
 
-from clients.data.manifest import Split
 from clients.governance.ledger import read as read_ledger
 from clients.governance.state import State
-from common.components import Role
+from common.components import Role, Split
 from common.options import Seed, only
 from server import history
 from server.federation import deployment

@@ -18,8 +18,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from clients.data.manifest import Split
 from clients.node.simulated import KEPT_SITES
+from common.components import Split
 from common.options import Seed, only
 from common.run_folder import RunFolder
 from common.study import read_study_of_run

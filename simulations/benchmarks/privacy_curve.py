@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import read_mask
-from clients.data.manifest import Split
 from clients.data.site import Site
 from clients.node.simulated import open_worker
+from common.components import Split
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import bootstrap_interval, frame_dice

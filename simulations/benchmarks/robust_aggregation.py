@@ -23,9 +23,9 @@ from torch import Tensor
 
 from clients.data.dataset import Dataset, Sample
 from clients.data.frames import Frame
-from clients.data.manifest import Split
 from clients.data.site import load_site
 from clients.node.worker import Worker
+from common.components import Split
 from common.errors import RunError
 from common.infusion import predict_maps
 from common.messages import EnrolReply, pack, unpack

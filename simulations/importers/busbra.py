@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clients.data.folders import write_site_files
-from clients.data.manifest import SOURCE_FRACTIONS, Fractions, Role, Split, split_of_patient
+from clients.data.manifest import SOURCE_FRACTIONS, Fractions, split_of_patient
+from common.components import Role, Split
 from common.errors import CrossProbeError
 from common.files import whole_folder
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clients.data.manifest import Role, Split
+from common.components import Role, Split
 from simulations.phantom.sites import remove_phantom_sites, write_phantom_site
 
 #: Patients by split, for each role; a target has no use for `calibrate` and `val` without labels.

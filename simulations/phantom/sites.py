@@ -16,8 +16,9 @@ from typing import Any
 from PIL import Image
 
 from clients.data.folders import write_site_files
-from clients.data.manifest import SPLITS, Role, Split
+from clients.data.manifest import SPLITS
 from clients.data.site import SiteConfig
+from common.components import Role, Split
 from common.files import refuse_other_content, whole_folder
 from simulations.phantom import formation
 from simulations.phantom.population import profile_of

@@ -16,9 +16,9 @@ from site_folder import cell, good_site, save
 from tiny import write_site
 
 from clients.data.contact_sheet import OUTLINE
-from clients.data.manifest import Split
 from clients.data.site import Site, load_site
 from clients.data.statistics import Look, look_at, remarks
+from common.components import Split
 from crossprobe import main
 
 

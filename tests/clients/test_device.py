@@ -8,7 +8,8 @@ import yaml
 from hospital import hospital
 from tiny import request, study, write_site
 
-from clients.data.site import SiteFolderError, load_site
+from clients.data.findings import SiteFolderError
+from clients.data.site import load_site
 from clients.node.device import check_device
 from common.errors import SiteStateError
 from common.networks import Networks

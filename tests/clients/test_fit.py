@@ -10,7 +10,8 @@ from hospital import with_policy
 from tiny import study, write_site, write_study
 
 from clients.data.dataset import Dataset
-from clients.data.site import Site, SiteFolderError, load_site
+from clients.data.findings import SiteFolderError
+from clients.data.site import Site, load_site
 from clients.governance.fit import kept_back, misfits
 from clients.governance.proposal import propose
 from common.components import Role

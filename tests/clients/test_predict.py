@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 from tiny import study, write_site
 
-from clients.data.site import SiteFolderError
+from clients.data.findings import SiteFolderError
 from clients.predict import find_inputs, predict
 from clients.released import Model
 from common.components import FUSED

@@ -23,8 +23,10 @@ from site_folder import (
     write_rows,
 )
 
+from clients.data.findings import SiteFolderError
+from clients.data.frames import read_image, read_mask
 from clients.data.manifest import SOURCE_FRACTIONS, split_of_patient
-from clients.data.site import SiteFolderError, load_site, read_image, read_mask
+from clients.data.site import load_site
 
 
 @pytest.mark.parametrize("role", ["source", "target"])

@@ -24,10 +24,10 @@ from site_folder import (
     write_rows,
 )
 
-from clients.data.findings import EXAMPLES
+from clients.data.findings import EXAMPLES, SiteFolderError
 from clients.data.images import PictureError, decode_grey
 from clients.data.pseudonyms import personal as looks_personal
-from clients.data.site import SiteFolderError, check_site, load_site
+from clients.data.site import check_site, load_site
 from crossprobe import main
 
 

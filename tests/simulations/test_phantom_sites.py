@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.data.site import load_site, read_image, read_mask
+from clients.data.frames import read_image, read_mask
+from clients.data.site import load_site
 from common.files import FolderInUseError
 from crossprobe import main
 from simulations.phantom import formation, sites

@@ -23,8 +23,8 @@ from clients.data.intake.identity import pseudonym
 from clients.data.intake.marks import find_marks
 from clients.data.intake.sources import Source
 from clients.data.intake.view import Novelty, bright, field_of_view
-from clients.data.manifest import Role
 from clients.data.site import read_config
+from common.components import Role
 from common.errors import CrossProbeError
 from common.files import FolderInUseError, whole_folder
 
