@@ -21,17 +21,15 @@ from safetensors.numpy import load, save
 
 from common.components import Role, Tensors
 from common.errors import ContractError
+from common.names import NAME, STAGE_NAME, Sha256
 from common.tasks import TASK_NAME
 
 MAGIC = b"XPRB"
 MAX_HEADER_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 30
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
-STAGE_NAME = r"^[a-z0-9_-]{1,40}$"
 Hex = r"^([0-9a-f]{2})*$"
-SiteName = Annotated[str, Field(pattern=SITE_NAME)]
+SiteName = Annotated[str, Field(pattern=NAME)]
 #: Shares and seeds of masks, see `common.masking`: site -> hex.
 Shares = dict[SiteName, Annotated[str, Field(pattern=Hex, max_length=200)]]
 Seeds = dict[SiteName, Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]]
@@ -99,7 +97,7 @@ class EnrolReply(Header):
     kind: Literal["enrolled"] = Field(default="enrolled", description="which of these messages it is")
     study: Sha256 = Field(description="hash of the study")
     request: Sha256 = Field(description="hash of the request that is answered")
-    site: str = Field(pattern=SITE_NAME, description="your site's name")
+    site: str = Field(pattern=NAME, description="your site's name")
     role: Role = Field(description="source or target")
     patients: int = Field(
         ge=0,

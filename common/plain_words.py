@@ -10,6 +10,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from common.names import WORDS
+
 #: What a value should have been, by the part of pydantic's code before `_type`, `_parsing` and their like.
 _KINDS = {
     "string": "text",
@@ -29,12 +31,6 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
     "multiple_of": ("multiple_of", "a multiple of"),
-}
-#: What the names in a study and a site.yaml look like.
-_PATTERNS = {
-    r"^[a-z0-9][a-z0-9-]{0,62}$": "lower-case letters, digits and hyphens, at most 63",
-    r"^[a-z0-9_-]{1,40}$": "lower-case letters, digits, hyphens and underscores, at most 40",
-    r"^[0-9a-f]{64}$": "a SHA-256 in hex, 64 digits",
 }
 
 
@@ -108,7 +104,7 @@ def _expected(code: str, context: dict[str, Any], message: str) -> str:
     if code == "union_tag_not_found":
         return f"the key {context['discriminator']}"
     if code == "string_pattern_mismatch":
-        return _PATTERNS.get(context["pattern"], f"text of the form {context['pattern']}")
+        return WORDS.get(context["pattern"], f"text of the form {context['pattern']}")
     if code in ("too_short", "too_long", "string_too_short", "string_too_long"):
         words = "at least" if code.endswith("short") else "at most"
         return f"{words} {context.get('min_length', context.get('max_length'))} entries or letters"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from common.components import COMPONENTS, ROLES, Role
+from common.names import STAGE_NAME
 from common.settings import Settings
 from common.tasks import AnyTask, Distil, Task, TrainingTask, unset
 
@@ -25,7 +26,7 @@ class Stage(Settings):
         aggregator: how the updates of one role's sites become one, see `server.aggregation`.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$")
+    name: str = Field(pattern=STAGE_NAME)
     rounds: int = Field(ge=1, le=10_000)
     source: AnyTask | None = None
     target: AnyTask | None = None

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from common.components import BASELINE, BRANCH_PARTS, COMPONENTS, HALVES, ROLES, STUDENT, Role, branches_of
 from common.errors import StudyError
 from common.masking import LEAST_SITES
-from common.messages import Sha256
 from common.metric_name import PREDICTORS
+from common.names import NAME, Sha256
 from common.network_settings import BasicUNet, Network
 from common.privacy import Privacy
 from common.run_folder import RunFolder
@@ -143,7 +143,7 @@ class Study(Settings):
             single site's, see `common.masking`. Each needs a quorum of three sites.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    name: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0, lt=2**31)
     image: ImageGrid = ImageGrid()
     network: Network = BasicUNet()

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from common.errors import ContractError, RunError
 from common.files import private_folder, write_atomically
-from common.messages import SITE_NAME, Refusal, unpack
+from common.messages import Refusal, unpack
+from common.names import NAME
 from common.options import KEYS_VARIABLE
 from common.signing import (
     PRIVATE_KEY,
@@ -52,7 +53,7 @@ def admit(folder: Path, name: str, file: Path) -> Ed25519PublicKey:
         RunError: if the file holds no such key, the name is none, or another key is there under it.
     """
     key = read_public_key(file)
-    if not re.fullmatch(SITE_NAME, name):
+    if not re.fullmatch(NAME, name):
         raise RunError(f"`{name}` is no site's name: expected small letters, digits and hyphens, as in its site.yaml.")
     own = folder / SITES / f"{name}.pub"
     if own.exists() and read_public_key(own) != key:
@@ -72,7 +73,7 @@ def expel(folder: Path, name: str) -> None:
     """Take a site's public key away, if there is one. Raises RunError."""
     own = folder / SITES / f"{name}.pub"
     try:
-        if re.fullmatch(SITE_NAME, name):
+        if re.fullmatch(NAME, name):
             own.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot remove {own}: {error.strerror}. Remove it by hand.") from None

@@ -26,14 +26,14 @@ PROFILES = ("lumify_like", "telemed_like", "handheld_dev", "cart_dev", "wireless
 
 def _probes(values: list[str] | None) -> list[str] | None:
     """Refuse what is neither `PROFILE` nor `NAME=PROFILE`. Raises BadParameter."""
-    from common.messages import SITE_NAME
+    from common.names import NAME
     from simulations.phantom.population import DRAWN
 
     for text in values or ():
         name, equals, profile = text.rpartition("=")
         if profile not in PROFILES and not DRAWN.fullmatch(profile):
             raise typer.BadParameter(f"expected a profile of {', '.join(PROFILES)}, or drawn-N; found {profile!r}")
-        if equals and not re.fullmatch(SITE_NAME, name):
+        if equals and not re.fullmatch(NAME, name):
             raise typer.BadParameter(f"expected a name of small letters, digits and hyphens; found {name!r}")
     return values
 

@@ -18,7 +18,7 @@ from clients.data.manifest import assign_splits, check_rows, read_manifest
 from clients.governance.policy import Policy
 from common.components import Role, Split
 from common.errors import CrossProbeError
-from common.messages import SITE_NAME
+from common.names import NAME
 from common.plain_words import problems
 from common.strict_text import TextError, read_yaml
 
@@ -28,7 +28,7 @@ _ONE_A_LINE = "Write one `key: value` a line, each key once"
 
 def check_name(name: str) -> str:
     """The name, if a site may have it. Raises CrossProbeError."""
-    if not re.fullmatch(SITE_NAME, name):
+    if not re.fullmatch(NAME, name):
         raise CrossProbeError(
             f"expected a site's name of lower-case letters, digits and hyphens, found {name!r}. Give one with --name."
         )
@@ -40,7 +40,7 @@ class SiteConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str = Field(pattern=SITE_NAME)
+    name: str = Field(pattern=NAME)
     role: Role
     # CPU threads the worker may use; one, since a hospital's machine has other work to do.
     threads: int = Field(default=1, ge=1)

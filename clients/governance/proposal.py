@@ -15,7 +15,8 @@ from clients.governance.limits import Setting, settings_of
 from clients.node.worker import evaluates
 from common.components import ROLES, Role, component_of
 from common.masking import least_summed
-from common.messages import Sha256, TaskReply, pack
+from common.messages import TaskReply, pack
+from common.names import Sha256
 from common.networks import Networks
 from common.privacy import Privacy
 from common.secret_sharing import SHARE_BYTES

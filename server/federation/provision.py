@@ -26,6 +26,7 @@ from common.components import ROLES, Role
 from common.errors import RunError
 from common.files import PUBLIC, private_folder, write_atomically
 from common.fingerprint import fingerprint
+from common.names import NAME
 from common.signing import PRIVATE_KEY, PUBLIC_KEY, SITES, make_keys, read_public_key, text_of
 from common.study import Study
 from common.version import software_version
@@ -63,7 +64,7 @@ def parse_site(text: str) -> KitSite:
     """Return the site of a text `NAME:ROLE`. Raises RunError."""
     name, _, role = text.partition(":")
     for known in ROLES:
-        if role == known and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name) and name not in (COORDINATOR, "ca"):
+        if role == known and re.fullmatch(NAME, name) and name not in (COORDINATOR, "ca"):
             return KitSite(name, known)
     raise RunError(
         f"a site is NAME:ROLE, with a name of small letters, digits and dashes and the role {' or '.join(ROLES)}; "

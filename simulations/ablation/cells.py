@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from common.baseline import baseline_of
 from common.files import write_atomically
+from common.names import NAME
 from common.run_folder import RunFolder
 from common.settings import Settings, read_settings
 from common.study import Study, load_study
@@ -42,7 +43,7 @@ class DataSet(Settings):
         sites: site folders, relative to the configuration's file; the same patients for every seed.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    name: str = Field(pattern=NAME)
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     sites: tuple[Path, ...] = ()
@@ -88,7 +89,7 @@ class Ablation(Settings):
         variants: names; where left out all of them but `variants.RIVALS`.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    name: str = Field(pattern=NAME)
     study: Path
     seeds: tuple[int, ...] = Field(min_length=1)
     data: tuple[DataSet, ...] = Field(min_length=1)
