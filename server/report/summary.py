@@ -10,6 +10,7 @@ from common.metric_name import MEASURES, PREDICTORS, MetricName
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
+from server.algorithm import weighted
 from server.history import RoundRecord
 from server.state import ServerState, load_state
 
@@ -46,7 +47,7 @@ def summarise(study: Study, state: ServerState, records: list[RoundRecord]) -> d
         "bytes": {"to_sites": state.bytes_to_sites, "from_sites": state.bytes_from_sites},
         "rounds": len(records),
         "released_round": state.released_round,
-        "label_free_score": _score(study, state, records),
+        "label_free_score": _score(state, records),
         "problems": _problems(records),
     }
 
@@ -129,20 +130,14 @@ def _empty(evaluated: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _score(study: Study, state: ServerState, records: list[RoundRecord]) -> dict[str, Any]:
+def _score(state: ServerState, records: list[RoundRecord]) -> dict[str, Any]:
     """Return how the label-free score went and how it relates to Dice on the sources' validation patients."""
     rounds: list[dict[str, Any]] = []
     pairs: list[tuple[float, float]] = []
     for record in records:
         if record.score is None or not record.counted:
             continue
-        known = [
-            (s.metrics["val_dice"], state.participants[site].patients)
-            for site, s in record.sites.items()
-            if "val_dice" in s.metrics
-        ]
-        total = sum(patients for _, patients in known)
-        dice = sum(value * patients for value, patients in known) / total if total else None
+        dice = weighted(state.participants, {site: own.metrics for site, own in record.sites.items()}, "val_dice")
         if dice is not None:
             pairs.append((record.score, dice))
         rounds.append({"round": record.round, "score": record.score, "source_val_dice": dice})
