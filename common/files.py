@@ -135,7 +135,9 @@ def check_apart(images: Path, out: Path) -> None:
     """Raises RunError if the output would be read as input the next time, or overwrite it."""
     folder, target = images.resolve(), out.resolve()
     if images.is_dir() and (target.is_relative_to(folder) or folder.is_relative_to(target)):
-        raise RunError(f"expected --out apart from the images, found {out} within {images} or around it. Give another.")
+        raise RunError(
+            f"expected the output apart from the images, found {out} within {images} or around it. Give another."
+        )
 
 
 def private_folder(folder: Path) -> None:

@@ -108,7 +108,6 @@ def init(state_folder: StateFolder, as_json: Json = False) -> None:
     from common.fingerprint import fingerprint
 
     if (state_folder / "secret").exists():
-        State(state_folder)
         state, made = State(state_folder), False
         text = f"{state_folder} is a site's state folder already; nothing was changed"
     else:

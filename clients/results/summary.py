@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.spreadsheet import plain_cell
+
 #: Dice of the two branches' masks below which a person should look again. A rule of thumb that nobody has validated:
 #: branches that found the same structure usually agree far better.
 LOOK_AGAIN_DICE = 0.7
@@ -71,6 +73,5 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        name = f"'{row.image}" if row.image.startswith(("=", "+", "-", "@")) else row.image
-        writer.writerow(asdict(row) | {"image": name})
+        writer.writerow(asdict(row) | {"image": plain_cell(row.image)})
     path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")  # names as they are on the disk

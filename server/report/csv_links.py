@@ -9,11 +9,9 @@ from typing import Any
 
 from common.components import ROLES
 from common.metric_name import MEASURES
+from common.spreadsheet import plain_cell
 from server.report.curves import RoundNumbers
 from server.report.tables import Attendance, Problem, Traffic
-
-#: What a spreadsheet takes for the beginning of a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def data_uri(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -27,7 +25,7 @@ def data_uri(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
+        return plain_cell(value)
     return round(value, 5) if isinstance(value, float) else value
 
 

@@ -391,7 +391,7 @@ def test_the_source_is_neither_within_the_new_folder_nor_around_it(
 ) -> None:
     for out in (archive / "site", archive, archive.parent):
         assert main(["site", "new", str(archive), str(out), "--role", "target"]) == 1
-        assert "apart from SRC" in capsys.readouterr().err
+        assert "apart from the images" in capsys.readouterr().err
 
 
 def test_a_file_that_fails_midway_is_on_no_sheet_and_in_no_count(

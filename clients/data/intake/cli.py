@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from common.errors import CrossProbeError
+from common.files import check_apart
 from common.options import Json, finite
 
 
@@ -64,9 +65,8 @@ def new(
     from clients.data.manifest import SPACING_MM
     from clients.data.site import check_name, check_site
 
-    inside, outside = source.resolve(), out.resolve()
-    if outside.is_relative_to(inside) or inside.is_relative_to(outside):
-        raise CrossProbeError(f"expected OUT apart from SRC, found {out} within it or around it. Give another.")
+    check_apart(source, out)
+    outside = out.resolve()
     if spacing_mm is not None and not SPACING_MM[0] <= spacing_mm <= SPACING_MM[1]:
         raise CrossProbeError(f"expected --spacing-mm from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}.")
     plain = unicodedata.normalize("NFKD", outside.name).encode("ascii", "ignore").decode().lower()
