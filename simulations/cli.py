@@ -15,13 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from common.options import MAX_SEED, Json, Overwrite, Seed, StudyFile, TensorBoard, commands, examples, several, typed
+from simulations.phantom.devices import PROFILES
 from simulations.show import counter, progress_bar, simulate_and_show
 
 if TYPE_CHECKING:
     from common.study import Study
-
-#: Here by name, so that help and completion need none of the simulator's imports.
-PROFILES = ("lumify_like", "telemed_like", "handheld_dev", "cart_dev", "wireless_held_out", "laptop_held_out")
 
 
 def _probes(values: list[str] | None) -> list[str] | None:

@@ -26,8 +26,6 @@ from clients.governance.state import State
 from common.options import MAX_SEED
 from common.study import Study
 from crossprobe import COMMANDS, app, main
-from simulations.cli import PROFILES
-from simulations.phantom import devices
 
 ROOT = Path(__file__).parent.parent
 HEAD = "HEAD-FROM-THE-COORDINATOR"
@@ -198,10 +196,6 @@ def test_the_shell_completes_commands_actions_and_options() -> None:
     assert completed("crossprobe site d") == {"desk", "desk-forward", "disclosure", "dry-run"}
     assert completed("crossprobe phantom out --so") == {"--source"}
     assert completed("crossprobe phantom out --source l") == {"lumify_like", "laptop_held_out"}
-
-
-def test_the_commands_profiles_are_the_simulators() -> None:
-    assert tuple(devices.PROFILES) == PROFILES
 
 
 @pytest.mark.parametrize("name", ["demo", "rehearse"])

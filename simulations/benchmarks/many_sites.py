@@ -4,7 +4,6 @@ Every site has a tiny patient set of its own folder; all train one branch for on
 a round costs beside the training. Plain Flower takes the same steps from the same folders and sends the same tensors.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -140,7 +139,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="crossprobe-many-") as temporary:
         root, console = Path(temporary), Console(stderr=True)
         study = root / "study.yaml"
-        study.write_text(yaml.safe_dump(json.loads(json.dumps(STUDY))))
+        study.write_text(yaml.safe_dump(STUDY))
         folders = write_sites(root / "sites", sites, seed)
         console.print(f"{FEW} sites")
         few = crossprobe(study, folders[:FEW], root / "few", ROUNDS)

@@ -224,5 +224,4 @@ PROFILES: dict[str, DeviceProfile] = {
 """Profiles by name: the study pair `lumify_like` and `telemed_like`, two for development
 (`*_dev`) and two on which nothing may be tuned (`*_held_out`)."""
 
-DEVELOPMENT = ("handheld_dev", "cart_dev")
 HELD_OUT = ("wireless_held_out", "laptop_held_out")
