@@ -87,9 +87,9 @@ class Simulation:
             return True
         return False
 
-    def tail(self, lines: int = 15) -> str:
+    def tail(self) -> str:
         """Return the end of Flower's log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
 
     def run(
         self,

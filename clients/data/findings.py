@@ -32,14 +32,14 @@ def one_line(text: str) -> str:
 EXAMPLES = 3
 
 
-def grouped(findings: Sequence[Finding], examples: int = EXAMPLES) -> Iterator[str]:
-    """Yield the lines to show: up to `examples` findings of each code, and how many more there are."""
+def grouped(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield the lines to show: up to `EXAMPLES` findings of each code, and how many more there are."""
     counts = Counter(finding.code for finding in findings)
     for code, count in counts.items():
         own = [finding for finding in findings if finding.code == code]
-        yield from map(str, own[:examples])
-        if count > examples:
-            yield f"{code}: and {count - examples} more like these, {count} together."
+        yield from map(str, own[:EXAMPLES])
+        if count > EXAMPLES:
+            yield f"{code}: and {count - EXAMPLES} more like these, {count} together."
 
 
 def remedy_of(error: OSError) -> str:

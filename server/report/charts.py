@@ -36,12 +36,12 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def axis_over(values: Sequence[float], *, intervals: int = 5) -> Axis:
-    """Return an axis with round ticks that holds all values and little else, in at most about `intervals` steps."""
+def axis_over(values: Sequence[float]) -> Axis:
+    """Return an axis with round ticks that holds all values and little else, in at most about five steps."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
-    raw = (high - low) / intervals
+    raw = (high - low) / 5
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -213,9 +213,9 @@ def _site(
     return SiteNow(name, participant, state, why, last.round, own.seconds)
 
 
-def read_patiently(run: Path, tries: int = 3) -> Run:
-    """Return `Run.read`, once more where the server was just replacing the checkpoint. Raises as it does."""
-    for _ in range(tries - 1):
+def read_patiently(run: Path) -> Run:
+    """Return `Run.read`, up to twice more where the server was just replacing the checkpoint. Raises as it does."""
+    for _ in range(2):
         try:
             return Run.read(run)
         except (CrossProbeError, OSError):

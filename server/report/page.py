@@ -28,7 +28,7 @@ from server.report.conclusions import (
     score_sentence,
 )
 from server.report.dots import Pair, paired_chart
-from server.report.drawn import Example, PatientDice, kept
+from server.report.drawn import Drawn, Example, PatientDice, kept
 from server.report.environment import environment
 from server.report.summary import summarise
 from server.state import ServerState, load_state
@@ -49,23 +49,20 @@ GLOSSARY = {
 }
 
 
-def render_report(run: Path, pictures: Sequence[Example] = (), patients: Sequence[PatientDice] = ()) -> Path:
-    """Write `report.html` into a run's folder and return its path. The same files give the same bytes.
+def render_report(run: Path) -> Path:
+    """Write `report.html` into a run's folder, finished or not, and return its path.
 
-    Args:
-        run: folder of a run, finished or not.
-        pictures, patients: examples to show and Dice by patient, where the caller may read the images; else those
-            that a simulation kept, see `server.report.drawn`.
+    The same files give the same bytes. What a simulation drew of the images is in it, see `server.report.drawn`.
 
     Raises:
         RunError: if the folder holds no run, its checkpoint is damaged or the report cannot be written.
         StudyError: if its study is damaged.
     """
-    write_atomically(RunFolder(run).report, report_page(run, pictures, patients).encode())
+    write_atomically(RunFolder(run).report, report_page(run).encode())
     return RunFolder(run).report
 
 
-def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[PatientDice] = ()) -> str:
+def report_page(run: Path) -> str:
     """Return the page that `render_report` writes."""
     study = read_study_of_run(run)
     state = load_state(RunFolder(run).checkpoint, study.hash()) or ServerState(round=0, components={})
@@ -74,8 +71,7 @@ def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[
     by_role = sorted(state.participants.items(), key=lambda item: (item[1].role != "target", item[0]))
     state = replace(state, participants=dict(by_role))  # unlabelled sites first: they are what a study is for
     baseline = history.read(RunFolder(run).baseline.path)
-    if summary is not None and not pictures and not patients:
-        pictures, patients = (drawn := kept(run)).pictures, drawn.patients
+    drawn = Drawn() if summary is None else kept(run)
     content = {
         "study": study,
         "hash": study.hash(),
@@ -85,8 +81,8 @@ def report_page(run: Path, pictures: Sequence[Example] = (), patients: Sequence[
         "summary": summary,
         "finished": summary is not None,
         "many": len(state.participants) > spread.MANY_SITES,
-        "pictures": _by_site(pictures),
-        "patient_charts": _patient_charts(patients),
+        "pictures": _by_site(drawn.pictures),
+        "patient_charts": _patient_charts(drawn.patients),
     }
     content |= _results(study, state, records, summary)
     content |= _course(study, state, records, RunFolder(run).baseline.path, baseline)

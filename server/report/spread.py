@@ -15,6 +15,8 @@ from server.state import Participant
 
 #: Sites up to which each has its own rows and charts; beyond, a reader looks at roles.
 MANY_SITES = 40
+#: Of those, how many are named: at each end of the ranking, and of those that lack replies.
+RANKED, TROUBLED = 3, 20
 
 #: Site -> predictor -> what the summary says of a measure.
 Matrix = Mapping[str, Mapping[str, Any]]
@@ -84,15 +86,15 @@ def role_charts(matrix: Matrix, participants: Mapping[str, Participant], predict
     return charts
 
 
-def ranked(conclusions: Sequence[Conclusion], *, each: int = 3) -> list[Ranked]:
-    """Return of each role the `each` best and worst sites and the median one, by the released model's Dice."""
+def ranked(conclusions: Sequence[Conclusion]) -> list[Ranked]:
+    """Return of each role the `RANKED` best and worst sites and the median one, by the released model's Dice."""
     found = []
     for role in ROLES[::-1]:
         known = [conclusion for conclusion in conclusions if conclusion.role == role and conclusion.dice is not None]
         own = sorted(known, key=lambda conclusion: (-(conclusion.dice or 0.0), conclusion.site))
         last = len(own) - 1
         names = {0: "best", last: "worst", last // 2: "median"}
-        chosen = {*range(min(each, len(own))), *range(max(0, len(own) - each), len(own)), *([last // 2] if own else [])}
+        chosen = {*range(len(own))[:RANKED], *range(len(own))[-RANKED:], *([last // 2] if own else [])}
         found += [Ranked(f"{names.get(i, i + 1)} of {len(own)}", own[i]) for i in sorted(chosen)]
     return found
 
@@ -126,7 +128,7 @@ def presence(rows: Sequence[Attendance]) -> list[Presence]:
     return found
 
 
-def troubled(rows: Sequence[Attendance], most: int = 20) -> list[Attendance]:
-    """Return up to `most` sites whose replies did not all count, those that lack most first."""
+def troubled(rows: Sequence[Attendance]) -> list[Attendance]:
+    """Return up to `TROUBLED` sites whose replies did not all count, those that lack most first."""
     lacking = [row for row in rows if row.ok < row.asked]
-    return sorted(lacking, key=lambda row: (row.ok - row.asked, row.site))[:most]
+    return sorted(lacking, key=lambda row: (row.ok - row.asked, row.site))[:TROUBLED]

@@ -10,6 +10,8 @@ from common.metrics import bootstrap_interval
 
 #: A true difference of this many half-widths of a 95 % interval is found in 80 % of studies: (1.96 + 0.84) / 1.96.
 DETECTABLE = 1.43
+#: Of the bootstrap over patients and training runs.
+DRAWS = 2000
 #: patient -> Dice in [0, 1], frames averaged; one mapping a seed.
 BySeed = Sequence[Mapping[str, float]]
 
@@ -78,15 +80,15 @@ def difference(row: BySeed, reference: BySeed, *, same_patients: bool) -> Differ
     return Difference(float(np.mean(means)), low, high, means, p, len(values), median, gaining, *runs)
 
 
-def _over_runs(groups: Sequence[np.ndarray], means: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+def _over_runs(groups: Sequence[np.ndarray], means: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean of the groups' means, patients and training runs both redrawn.
 
     Few runs redrawn vary less than new ones would, by (n - 1) / n in variance: that is put right. Each run's mean
     holds some of the patients' chance too, which then counts twice: the interval is rather too wide.
     """
     patients, runs, values = np.random.default_rng(0), np.random.default_rng(1), np.array(means)
-    drawn = np.mean([own[patients.integers(0, len(own), (draws, len(own)))].mean(1) for own in groups], axis=0)
-    luck = values[runs.integers(0, len(values), (draws, len(values)))].mean(1) - values.mean()
+    drawn = np.mean([own[patients.integers(0, len(own), (DRAWS, len(own)))].mean(1) for own in groups], axis=0)
+    luck = values[runs.integers(0, len(values), (DRAWS, len(values)))].mean(1) - values.mean()
     low, high = np.quantile(drawn + luck * np.sqrt(len(values) / (len(values) - 1)), [0.025, 0.975])
     return float(low), float(high)
 

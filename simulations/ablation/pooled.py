@@ -65,7 +65,7 @@ def train_pooled(
         decay = max(task.average for task in tasks)
         average = [p.detach().clone() for p in parameters] if decay else []
         for own_step in range(max(task.steps for task in tasks)):
-            _step(stage, optimizer, groups, contexts, step, own_step)
+            _step(stage, optimizer, groups, contexts, own_step)
             follow(average, parameters, averaging(decay, own_step))
         networks.requires_grad_(False)
         for parameter, own in zip(parameters, average or parameters, strict=True):
@@ -107,7 +107,6 @@ def _step(
     optimizer: torch.optim.Optimizer,
     groups: Mapping[str, list[nn.Parameter]],
     contexts: Mapping[Role, list[_Site]],
-    round_step: int,
     step: int,
 ) -> None:
     """Take one optimizer step; a role whose task has fewer steps a round rests when it has done them."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from common.baseline import baseline_of
+from common.components import BRANCH_PARTS
 from common.errors import StudyError
 from common.stage import Stage
 from common.study import Study
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from clients.data.dataset import Dataset
 
 Where = Literal["federated", "pooled", "oracle"]
-HALVES = ("encoder", "decoder")
-BOTH = tuple(f"{branch}.{half}" for branch in ("source_branch", "target_branch") for half in HALVES)
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,14 @@ def _baseline(study: Study) -> list[Stage]:
     return list(baseline_of(study).stages)
 
 
-def _two(study: Study, rounds: int = 10) -> list[Stage]:
-    """Return one stage in which both branches share the study's supervised steps, rounded up to whole rounds.
+def _two(study: Study) -> list[Stage]:
+    """Return one stage in which both branches share the study's supervised steps, rounded up to ten whole rounds.
 
     The two models differ by their first weights and by the views that they see.
     """
     task = next(stage.source for stage in study.stages if isinstance(stage.source, Supervise))
-    steps = -(-(study.supervised_steps() // 2) // rounds)
-    return [Stage(name="supervise", rounds=rounds, source=task.model_copy(update={"trains": BOTH, "steps": steps}))]
+    steps = -(-(study.supervised_steps() // 2) // 10)
+    return [Stage(name="supervise", rounds=10, source=task.model_copy(update={"trains": BRANCH_PARTS, "steps": steps}))]
 
 
 def _without_refine(study: Study) -> Study:

@@ -25,12 +25,12 @@ class TileTrap:
     All filters of `mim_decoder.mix` are the same random one and differ in their bias, the threshold. A value belongs to
     one position of one image, so what a gate lets through is a tile of stride x stride pixels. All that is out of
     the ordinary is the last normalisation's scale, which brings the gradient near AdamW's eps.
-
-    Args:
-        reach: thresholds lie evenly in +- this; in it were the values of all images, breast and phantom wrist.
     """
 
-    def __init__(self, study: Study, reach: float = 0.6) -> None:
+    #: Thresholds lie evenly in +- this; in it were the values of all images, breast and phantom wrist.
+    REACH = 0.6
+
+    def __init__(self, study: Study) -> None:
         self.study = study
         networks = initial_networks(study)
         decoder, factor = networks.mim_decoder, small(study)
@@ -38,7 +38,7 @@ class TileTrap:
         with torch.no_grad():
             decoder.mix.weight[:] = decoder.mix.weight[:1].clone()
             assert decoder.mix.bias is not None
-            decoder.mix.bias[:] = -factor * torch.linspace(-reach, reach, decoder.mix.out_channels)
+            decoder.mix.bias[:] = -factor * torch.linspace(-self.REACH, self.REACH, decoder.mix.out_channels)
             for parameter in encoder.down_4.convs.conv_1.adn.N.parameters():
                 parameter *= factor
             assert decoder.out.bias is not None
@@ -67,11 +67,13 @@ class GatedTrap:
     The deepest level has to be 2 x 2, so that a 3 x 3 convolution sees all of an image from anywhere.
 
     Args:
-        reach: thresholds lie evenly in +- this; in 4 were the numbers of all images, breast and phantom wrist.
         scale: of the gradient; far below AdamW's eps its step is linear, and what several sites send adds up.
     """
 
-    def __init__(self, study: Study, reach: float = 4.0, scale: float | None = None) -> None:
+    #: Thresholds lie evenly in +- this; in it were the numbers of all images, breast and phantom wrist.
+    REACH = 4.0
+
+    def __init__(self, study: Study, scale: float | None = None) -> None:
         self.study, side = study, study.image.size // study.network.stride
         assert side == 2
         networks = initial_networks(study)
@@ -79,12 +81,12 @@ class GatedTrap:
         carry_through(encoder)
         self.positions = side * side
         self.gates = decoder.mix.out_channels // self.positions
-        thresholds = torch.linspace(-reach, reach, self.gates)
+        thresholds = torch.linspace(-self.REACH, self.REACH, self.gates)
         with torch.no_grad():
             features = encoder(noise(study.image.size))[-1][0].flatten(1)
             group = len(features) // GROUPS
             # at its own position a gate's argument is `value - threshold`, elsewhere below 0 for every image
-            wanted = 4 * reach * (torch.eye(self.positions) - 1)
+            wanted = 4 * self.REACH * (torch.eye(self.positions) - 1)
             taps = wanted @ torch.linalg.pinv(features[group:])
             decoder.mix.weight.zero_()
             decoder.mix.weight[:, 0], decoder.mix.weight[:, 1] = 1.0, -1.0

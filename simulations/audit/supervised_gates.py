@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from common.components import HALVES, Tensors
 from common.networks import initial_networks
-from common.study import Round, Study
+from common.stage import Round
+from common.study import Study
+from simulations.audit.gates import GatedTrap
 from simulations.audit.step import gradient_of, small
 from simulations.audit.trap import SuperviseTrap, image_of
 from simulations.audit.weights import ANCHOR, GROUPS, carry, carry_through, noise, pass_number
@@ -25,13 +27,9 @@ UNDO = 1 / 1.1
 
 
 class GatedSuperviseTrap:
-    """One gate a threshold. The deepest level has to be 2 x 2, so that a 3 x 3 convolution sees all of an image.
+    """One gate a threshold. The deepest level has to be 2 x 2, so that a 3 x 3 convolution sees all of an image."""
 
-    Args:
-        reach: thresholds lie evenly in +- this; in 4 were the numbers of all images, breast and phantom wrist.
-    """
-
-    def __init__(self, study: Study, reach: float = 4.0) -> None:
+    def __init__(self, study: Study) -> None:
         self.study = study
         assert study.image.size // study.network.stride == 2
         networks = initial_networks(study)
@@ -45,7 +43,7 @@ class GatedSuperviseTrap:
             _lift(level, last=level is decoder.upcat_1)
         last, final = decoder.upcat_1.convs, decoder.final_conv
         self.group = final.in_channels // GROUPS
-        self.rows = _gates(last.conv_1, reach)
+        self.rows = _gates(last.conv_1)
         with torch.no_grad():
             final.weight.zero_()
             final.weight[0, 0], final.weight[0, 1] = 0.5, -0.5
@@ -100,7 +98,7 @@ def _lift(level: Any, *, last: bool) -> None:
 
 
 @torch.no_grad()
-def _gates(layer: Any, reach: float) -> Tensor:
+def _gates(layer: Any) -> Tensor:
     """Make gates of all groups of the last layer but the first; return their channels, by threshold.
 
     A gate's mirror image beside it keeps the group's mean, and four anchors its deviation, the same for all images.
@@ -108,7 +106,7 @@ def _gates(layer: Any, reach: float) -> Tensor:
     conv, norm = layer.conv, layer.adn.N
     group = conv.out_channels // GROUPS
     gates = torch.tensor([c for c in range(group, 4 * group, 2) if c % group >= 4])
-    thresholds = torch.linspace(-reach, reach, len(gates))
+    thresholds = torch.linspace(-GatedTrap.REACH, GatedTrap.REACH, len(gates))
     conv.weight[group:] = 0
     for sign, channels in ((1.0, gates), (-1.0, gates + 1)):
         conv.weight[channels, group, 1, 1] = sign * UNDO

@@ -150,9 +150,9 @@ def name(rng: Rng) -> str:
     return os.fsdecode(cut) if cut not in (b".", b"..") else "x"
 
 
-def _png(height: int, width: int, depth: int = 8, colour: int = 0, rows: bytes = b"") -> bytes:
+def _png(height: int, width: int, rows: bytes = b"") -> bytes:
     parts = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(rows, 9)),
         (b"IEND", b""),
     ]

@@ -146,12 +146,12 @@ def video(suffix: str) -> bytes:
         return Path(f"{folder}/a.{suffix}").read_bytes()
 
 
-def coco(name: str = "scan.png") -> dict[str, Any]:
+def coco() -> dict[str, Any]:
     """A COCO file of one image."""
     polygon = [20, 12, 44, 12, 44, 30, 20, 30]
     runs = {"size": [HEIGHT, WIDTH], "counts": [20 * HEIGHT, 5, HEIGHT * (WIDTH - 20) - 5]}
     return {
-        "images": [{"id": 1, "file_name": name, "height": HEIGHT, "width": WIDTH}],
+        "images": [{"id": 1, "file_name": "scan.png", "height": HEIGHT, "width": WIDTH}],
         "annotations": [
             {"image_id": 1, "category_id": 1, "segmentation": [polygon]},
             {"image_id": 1, "category_id": 1, "segmentation": runs},

@@ -29,6 +29,8 @@ MOST_S, MOST_MIB = 30.0, 1024.0
 STUCK_S = 120.0
 #: More than `MOST_MIB`, so that what takes too much is seen, and is stopped before the machine is in need.
 _DATA_BYTES, _FILE_BYTES = 2**32, 2**30
+#: Cases that one process takes.
+BATCH = 25
 #: What a case may leave behind, see `Case`.
 OUTPUT = ("out", "out.key", "out-before-after.png")
 
@@ -50,13 +52,13 @@ class Ended:
     mib: float = 0.0
 
 
-def run_cases(seed: int, numbers: Sequence[int], batch: int = 25) -> Iterator[Ended]:
+def run_cases(seed: int, numbers: Sequence[int]) -> Iterator[Ended]:
     """Run the cases; a process takes some of them, one after the other, and a new one follows it if it dies."""
     warm()  # here once, instead of in every process
     left = list(numbers)
     while left:
         with tempfile.TemporaryDirectory(prefix="crossprobe-fuzz-") as folder:
-            done = list(_in_child(seed, left[:batch], Path(folder)))
+            done = list(_in_child(seed, left[:BATCH], Path(folder)))
         yield from done
         left = left[len(done) :]
 

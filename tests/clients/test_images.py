@@ -21,7 +21,7 @@ from common.metrics import mean_by_patient, measure_frame
 from common.networks import initial_networks
 from common.run_folder import RunFolder
 from common.study import Study
-from server.report.drawn import Drawn, Example
+from server.report.drawn import Drawn, Example, keep
 from server.report.page import render_report
 from server.state import ServerState, fused_tensors, save_state
 from simulations.examples import _networks, _worth_a_look, draw_examples
@@ -119,7 +119,8 @@ def test_site_without_test_labels_gets_pictures_without_truth(untrained: tuple[S
 def test_neither_patient_nor_file_name_reaches_the_page(
     untrained: tuple[Study, Path], sites: list[Site], examples: list[Example]
 ) -> None:
-    html = render_report(untrained[1], examples).read_text(encoding="utf-8")
+    keep(untrained[1], Drawn(examples))
+    html = render_report(untrained[1]).read_text(encoding="utf-8")
     assert html.count("data:image/webp;base64,") == 6 * 8
     for site in sites:
         for frame in site.frames:

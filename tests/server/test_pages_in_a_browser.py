@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.baseline import baseline_of
 from server.history import SiteRecord
-from server.report.drawn import Example, PatientDice
+from server.report.drawn import Drawn, Example, PatientDice, keep
 from server.report.live import Run, live_page
 from server.report.page import report_page
 from server.watch import WatchServer
@@ -46,7 +46,8 @@ def whole_report(folder: Path) -> str:
     panels = [(f"Infusion over truth, outlines {i}", picture()) for i in range(8)]
     pictures = [Example(site, one.role, "patient 1", {"infusion": 0.7}, panels) for site, one in SITES.items()]
     dice = {"baseline": [0.1 * i for i in range(10)], "infusion": [0.5] * 10}
-    return report_page(run, pictures, [PatientDice(site, one.role, dice) for site, one in SITES.items()])
+    keep(run, Drawn(pictures, [PatientDice(site, one.role, dice) for site, one in SITES.items()]))
+    return report_page(run)
 
 
 def many_report(folder: Path) -> str:

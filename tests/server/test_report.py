@@ -23,7 +23,7 @@ from server.history import SiteRecord
 from server.report.charts import axis_over
 from server.report.conclusions import average_sentence, score_sentence
 from server.report.drawn import Drawn, Example, PatientDice, keep
-from server.report.page import render_report, report_page
+from server.report.page import render_report
 from server.report.summary import write_summary
 from server.state import Participant
 
@@ -152,7 +152,8 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     participants = {"north": SOURCE, hostile: TARGET}
     run = fabricate(tmp_path / "run", participants, {hostile: evaluation((0.05, 0.02, 0.08))}, changes=refused)
     picture = Example(hostile, "target", hostile, {hostile: 0.5}, [(hostile, b"png")])
-    html = render_report(run, [picture]).read_text(encoding="utf-8")
+    keep(run, Drawn([picture]))
+    html = page(run)
     assert "<script" not in html
     assert html.count("&lt;script&gt;") > 5
 
@@ -258,7 +259,8 @@ def test_one_dot_a_patient_beside_the_baselines_sorted_by_it(tmp_path: Path) -> 
     run = fabricate(tmp_path / "run", evaluated={"east": evaluation((0.05, 0.02, 0.08))})
     assert "One dot a patient" not in page(run)
     patients = [PatientDice("east", "target", {"baseline": [0.8, 0.5, 0.6], "infusion": [0.7, 0.9, 0.65]})]
-    html = report_page(run, patients=patients)
+    keep(run, Drawn(patients=patients))
+    html = page(run)
     assert re.findall(r"<title>baseline ([\d.]+), released model ([\d.]+)</title>", html) == [
         ("50.0", "90.0"),
         ("60.0", "65.0"),
@@ -266,7 +268,8 @@ def test_one_dot_a_patient_beside_the_baselines_sorted_by_it(tmp_path: Path) -> 
     ]
     assert "east, 3 test patients" in html
     alone = [PatientDice("east", "target", {"infusion": [0.7, 0.9]})]
-    assert "One dot a patient" not in report_page(run, patients=alone)
+    keep(run, Drawn(patients=alone))
+    assert "One dot a patient" not in page(run)
 
 
 def test_the_baselines_curve_time_and_bytes_are_its_own(tmp_path: Path) -> None:
