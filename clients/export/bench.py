@@ -2,7 +2,7 @@
 slows all of them alike, and their ratio can be trusted where the seconds cannot."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +67,6 @@ def bench(
     found = {way: 1e3 * np.array(pairs) for way, pairs in spent.items()}
     of_predict = float(np.median(found[next(iter(ways))][:, 0]))
     return [_timing(way, pairs, of_predict) for way, pairs in found.items()]
-
-
-def as_markdown(timings: list[Timing]) -> str:
-    """Return timings as the table of docs/export.md."""
-    lines = ["| way | frames/s | times predict | p50 ms | p95 ms | p99 ms | CPU ms |", "| --- |" + " --- |" * 6]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, asdict(timing).values()))} |" for timing in timings)]) + "\n"
 
 
 def _ways(model: Model, exported: Path, small: Path | None, *, flips: bool, threads: int) -> dict[str, Segmenter]:

@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clients.data.dataset import Dataset
-from clients.node.worker import Worker
 from common.components import HALVES, Tensors
 from common.networks import initial_networks
 from common.stage import Round
 from common.study import Study
-from simulations.audit.ask import ask, training_task
 from simulations.audit.similarity import Gallery, Match
 from simulations.audit.step import filled, gradient_of, small
 from simulations.audit.weights import GROUPS, blind, carry, carry_through, noise
@@ -120,31 +118,9 @@ def image_of(derivative: Tensor) -> Tensor:
     return derivative * seen + step * inside
 
 
-def trap_for(study: Study) -> Trap:
-    """Return the trap for the task of a study's first stage."""
-    return SuperviseTrap(study) if training_task(study).task == "supervise" else MimTrap(study)
-
-
 def matches(rebuilt: Sequence[Tensor], *of: Dataset) -> list[Match]:
     """Return the best match of each rebuilt image or tile, all of one size, among sites' training images."""
     if not rebuilt:
         return []
     gallery = Gallery(*of).cut(rebuilt[0].shape[-1])
     return [gallery.match(image) for image in rebuilt]
-
-
-def reconstruct(worker: Worker, study: Study, rounds: int = 1, trap: Trap | None = None) -> list[Match]:
-    """Return how like the site's images is what each of the first rounds' replies gives away.
-
-    Only messages go to the worker; its images are read afterwards, to compare.
-
-    Raises:
-        Refused: if the site refuses.
-    """
-    trap = trap or trap_for(study)
-    rebuilt = [
-        image
-        for round_ in study.rounds()[:rounds]
-        for image in trap.read(ask(worker, study, round_, trap.tensors), round_)
-    ]
-    return matches(rebuilt, worker.data)

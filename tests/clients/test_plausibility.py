@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hospital import with_policy
+from reconstruction import reconstruct
 from tiny import answer, refusal, request, study, workers
 
 from clients.learning.plausibility import concentration, likeness
@@ -15,7 +16,7 @@ from common.networks import initial_networks
 from common.study import Study, parse_study
 from server.run import run_study
 from simulations.audit.ask import Refused
-from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
+from simulations.audit.trap import MimTrap, SuperviseTrap
 from simulations.local import LocalTransport
 
 FIRST = "source_branch.encoder/conv_0.conv_0.conv.weight"

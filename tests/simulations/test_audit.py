@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from finished import Finished
 from hospital import with_policy
+from reconstruction import reconstruct
 from tiny import one_stage, workers, write_site
 
 from clients.data.site import Site, load_site
@@ -29,7 +30,7 @@ from simulations.audit.page import BEGIN, END, publish, tables
 from simulations.audit.shadows import calibrated, shadow_membership
 from simulations.audit.similarity import Match
 from simulations.audit.supervised_gates import GatedSuperviseTrap
-from simulations.audit.trap import MimTrap, SuperviseTrap, reconstruct
+from simulations.audit.trap import MimTrap, SuperviseTrap
 from simulations.local import LocalTransport
 
 ROOT = Path(__file__).parents[2]
