@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,13 +31,12 @@ from common.signing import PUBLIC_KEY, read_public_key, text_of
 from common.study import load_study
 from server.federation.flower_cli import FlowerCli, flower_environment, tool
 from server.federation.provision import COORDINATOR, SIGNING, KitSite, provision
+from simulations.processes import end_group, free_port, listens
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 60.0
 #: How a person, a service manager or a closed terminal ends a command.
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: What a process may take to end after SIGTERM, and after SIGKILL, in seconds.
-_END_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 
 
 @functools.cache
@@ -49,29 +47,6 @@ def namespaces() -> bool:
         and shutil.which("nsenter") is not None
         and subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode == 0
     )
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens at."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    """Whether somebody listens at a port of loopback."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def wait_until(true: Callable[[], object], what: str, patience_s: float = READY_S) -> None:
-    """Wait until something is true. Raises RunError with `what` was waited for."""
-    deadline = time.monotonic() + patience_s
-    while not true():
-        if time.monotonic() > deadline:
-            raise RunError(f"not within {patience_s:.0f} s: {what}.")
-        time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -236,15 +211,7 @@ class LocalFederation:
 
     def end(self, key: str, sig: int) -> None:
         """Send a signal to a service's group; what does not end within 15 s is killed."""
-        process = self.processes.pop(key)
-        for (_, patience), each in zip(_END_S, (sig, signal.SIGKILL), strict=True):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, each)
-            deadline = time.monotonic() + patience
-            while _alive(process) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            if not _alive(process):
-                return
+        end_group(self.processes.pop(key), ((sig, 15.0), (signal.SIGKILL, 5.0)))
 
     def log(self, kit: str, service: str) -> Path:
         """The file that a service's output goes to."""
@@ -300,12 +267,3 @@ class LocalFederation:
             return str(self.data[kit])
         found = re.match(r"\$\{\w+_KIT:-[^}]*\}/([^:]+):", volume)
         return str(self.kits / kit / found.group(1)) if found else ""
-
-
-def _alive(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,14 +17,9 @@ from pathlib import Path
 from common.errors import RunError
 from server.app import END_WITH
 from server.federation.flower_cli import FlowerCli, tool
+from simulations.processes import end_group, free_port, listens
 
 _START_S = 60.0
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class Simulation:
@@ -40,7 +34,7 @@ class Simulation:
     def __enter__(self) -> "Simulation":
         self._home = tempfile.TemporaryDirectory(prefix="crossprobe-flwr-")
         home = Path(self._home.name)
-        self.port = _free_port()
+        self.port = free_port()
         self.cli = FlowerCli(f"127.0.0.1:{self.port}", None, home)
         self.env = {
             **self.cli.environment,
@@ -65,7 +59,7 @@ class Simulation:
                 preexec_fn=_end_with_parent,
             )
         deadline = time.monotonic() + _START_S
-        while not self._answers():
+        while not listens(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 tail = self.tail()
                 self.__exit__()
@@ -74,18 +68,13 @@ class Simulation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        end_session(self._process)
+        end_group(self._process)
         self._home.cleanup()
 
     @property
     def pid(self) -> int:
         """The SuperLink's process id, which is the id of the session that holds every process it started, Ray's too."""
         return self._process.pid
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-            return True
-        return False
 
     def tail(self) -> str:
         """Return the end of Flower's log."""
@@ -127,28 +116,7 @@ class Simulation:
         self.cli.follow(self.cli.submit(config, federation=federation), out, poll, self.tail)
 
 
-def end_session(leader: subprocess.Popen) -> None:
-    """End a process that leads a session of its own, and every process it started: asked first, then killed."""
-    for sig, patience in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(leader.pid, sig)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and _group_alive(leader):
-            time.sleep(0.1)
-        if not _group_alive(leader):
-            break
-
-
 def _end_with_parent() -> None:
     """Ask Linux to end this process when the one that started it is killed: Flower would train on, unseen."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
-
-
-def _group_alive(process: subprocess.Popen) -> bool:
-    process.poll()  # collects the leader, so that the group can become empty
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -16,7 +16,8 @@ from common.errors import RunError
 from server import history
 from simulations.benchmarks.memory import watched
 from simulations.benchmarks.plain_flower import Work
-from simulations.flower import Simulation, end_session
+from simulations.flower import Simulation
+from simulations.processes import end_group
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What a command holds -> what the process does.
@@ -122,7 +123,7 @@ def _child(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            end_session(process)
+            end_group(process)
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, list[float]]:

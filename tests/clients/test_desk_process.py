@@ -25,6 +25,7 @@ from clients.desk.gate import Gate
 from clients.desk.server import serving
 from clients.governance.state import State
 from common.errors import RunError, SiteStateError
+from simulations.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(ROOT / "crossprobe.py"), "site"]
@@ -36,12 +37,6 @@ def eventually(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with sockets.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @pytest.fixture

@@ -18,9 +18,11 @@ from container_story import (
     take_down,
 )
 from engine import engine, missing, serving, serving_wheels
-from federation import free_port, wait_until
+from processes import wait_until
 from questions import RESOLVER, Questions
 from shipped_code import Doorbell, attack
+
+from simulations.processes import free_port
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from federation import Federation, wait_until
+from federation import Federation
+from processes import wait_until
 from tiny import content, write_site, write_study
 
 from common.run_folder import RunFolder

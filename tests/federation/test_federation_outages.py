@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from disks import MOUNTS, read_only, small_disk
-from federation import Federation, listens, wait_until
+from federation import Federation
+from processes import wait_until
 from tiny import content, write_study
 
 from common.run_folder import RunFolder
@@ -18,6 +19,7 @@ from common.study import load_study
 from server import pause
 from server.pause import Pause
 from server.state import load_state
+from simulations.processes import listens
 
 pytestmark = pytest.mark.faults
 

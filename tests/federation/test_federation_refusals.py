@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from federation import Federation, free_port, listens, wait_until
+from federation import Federation
+from processes import wait_until
 from tiny import write_study
 
 from common.signing import SITES
 from server.federation.authority import make_authority, make_server_certificate
 from server.federation.flower_cli import FlowerCli, UnknownRun
+from simulations.processes import free_port, listens
 
 pytestmark = pytest.mark.federation
 

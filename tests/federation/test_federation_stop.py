@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from federation import Federation, wait_until
+from federation import Federation
+from processes import wait_until
 from tiny import content, workers, write_study
 
 from common.run_folder import RunFolder

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from disks import MOUNTS, full, small_disk
-from federation import Federation, listens, wait_until
+from federation import Federation
+from processes import wait_until
 from tiny import content, refusal, request, write_study
 
 from clients.governance.ledger import verify
@@ -24,6 +25,7 @@ from common.messages import TaskReply, TaskRequest, digest, pack, unpack
 from common.run_folder import RunFolder
 from common.signing import seal, unseal
 from common.study import load_study
+from simulations.processes import listens
 
 pytestmark = pytest.mark.faults
 

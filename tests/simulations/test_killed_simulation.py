@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-from processes import processes_of
+from processes import processes_of, wait_until
 from tiny import write_study
 
 from server import history
@@ -33,17 +31,8 @@ def test_a_killed_simulation_ends_all_that_it_started(pair: Sequence[Path], tmp_
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         home = process.stdout.readline().strip()
-        wait_until(lambda: len(history.read(run)) >= 2, 180)
+        wait_until(lambda: len(history.read(run)) >= 2, "two rounds", 180)
         assert processes_of(home)
         os.kill(process.pid, signal.SIGKILL)
-    wait_until(lambda: not processes_of(home), 60)
+    wait_until(lambda: not processes_of(home), "all ended")
     assert 2 <= len(history.read(run)) < 5000
-
-
-def wait_until(condition: object, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    assert callable(condition)
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail("it did not happen in time")
-        time.sleep(0.2)

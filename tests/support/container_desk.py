@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
-from federation import wait_until
 from kits import Inside, Kit, under
+from processes import wait_until
 
 
 @dataclass

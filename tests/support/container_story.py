@@ -10,11 +10,12 @@ from typing import Any
 
 from container_desk import Desk
 from engine import Engine
-from federation import free_port, wait_until
 from kits import Inside, Kit
+from processes import wait_until
 from questions import RESOLVER, Questions
 
 from server import history
+from simulations.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "configs" / "rehearsal.yaml"

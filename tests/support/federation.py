@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from processes import wait_until
 from tiny import Between, Change, workers
 
 from clients.governance.ledger import read as read_ledger
@@ -23,9 +24,7 @@ from common.study import load_study
 from server import history
 from server.history import RoundRecord
 from server.run import run_study
-from simulations.federation import LocalFederation, free_port, listens, namespaces, wait_until
-
-__all__ = ["NAMESPACES", "Federation", "free_port", "listens", "wait_until"]
+from simulations.federation import LocalFederation, namespaces
 
 #: What a SuperNode says once the SuperLink took it.
 ACCEPTED = "SuperNode ID:"

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import wire
-from federation import ACCEPTED, Federation, free_port
+from federation import ACCEPTED, Federation
 from name_server import NameServer
 from tiny import content
 from wire import Wire
 
 from server.federation.provision import COORDINATOR
+from simulations.processes import free_port
 
 #: As what hospitals know the coordinator; a name of its certificate.
 PROXY = "proxy"

@@ -1,5 +1,7 @@
-"""Which processes a test left behind."""
+"""Which processes a test left behind, and waiting for those that go on."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -13,3 +15,11 @@ def processes_of(marker: str) -> set[int]:
         except OSError:  # it ended while we looked, or is another user's
             continue
     return found
+
+
+def wait_until(true: Callable[[], object], what: str, patience_s: float = 60.0) -> None:
+    """Wait until something is true; where it does not come true, the test fails with `what` was waited for."""
+    deadline = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"
+        time.sleep(0.2)
