@@ -59,7 +59,7 @@ MAPS = ("source_branch", "target_branch", "average", "infusion", "weight")
 
 
 def predict_maps(
-    networks: Networks, study: Study, image: Tensor, valid: Tensor, names: Sequence[str] = MAPS
+    networks: Networks, study: Study, image: Tensor, valid: Tensor, names: Sequence[str]
 ) -> dict[str, Tensor]:
     """Return predictors' foreground probability, and the infusion's `weight`, for one image.
 

@@ -107,7 +107,7 @@ def received_views(context: TaskContext) -> dict[Frame, Views]:
         sample = context.data.sample(frame)
         shifted = device_shift(sample.image[None, None], generator, SCORE_STRENGTH)[0, 0]
         maps = [
-            predict_maps(context.networks, context.study, image, sample.valid)["infusion"] * sample.valid
+            predict_maps(context.networks, context.study, image, sample.valid, ["infusion"])["infusion"] * sample.valid
             for image in (sample.image, shifted)
         ]
         views[frame] = Views(*maps)
@@ -130,8 +130,8 @@ def fused_dice(context: TaskContext) -> Numbers:
     values = []
     for frame in context.data.counted_overview("val", SCORED_PATIENTS):
         sample = context.data.sample(frame)
-        maps = predict_maps(context.networks, context.study, sample.image, sample.valid)
-        values.append(frame_dice(from_grid(maps["infusion"], sample.place).numpy(), read_mask(frame)))
+        p = predict_maps(context.networks, context.study, sample.image, sample.valid, ["infusion"])["infusion"]
+        values.append(frame_dice(from_grid(p, sample.place).numpy(), read_mask(frame)))
     return {"val_dice": Measured(sum(values) / len(values), len(values))} if values else {}
 
 

@@ -63,7 +63,7 @@ def objective(context: TaskContext, student_view: Callable[..., View] = view) ->
 
     def says(frame: Frame) -> Tensor:
         sample = context.data.sample(frame)
-        return predict_maps(teacher, study, sample.image, sample.valid)[predictor] * sample.valid
+        return predict_maps(teacher, study, sample.image, sample.valid, [predictor])[predictor] * sample.valid
 
     # On the whole image, and the same of a frame each time until it is made anew.
     taught = {

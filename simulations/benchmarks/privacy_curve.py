@@ -83,7 +83,7 @@ def dice_of_patients(study: Study, site: Site, model: Path) -> np.ndarray:
         own = []
         for frame in frames:
             sample = data.sample(frame)
-            found = predict_maps(networks, study, sample.image, sample.valid)["source_branch"]
+            found = predict_maps(networks, study, sample.image, sample.valid, ["source_branch"])["source_branch"]
             own.append(frame_dice(from_grid(found, sample.place).numpy(), read_mask(frame)))
         values.append(sum(own) / len(own))
     return np.array(values)

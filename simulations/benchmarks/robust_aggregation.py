@@ -185,7 +185,7 @@ def measure(rule: str, cap: int | None, attack: Attack, folders: list[Path], see
         for worker in honest:
             for frame in worker.site.frames_of("test"):
                 sample = change(worker.data.labelled(frame))
-                found = predict_maps(networks, study, sample.image, sample.valid)["source_branch"]
+                found = predict_maps(networks, study, sample.image, sample.valid, ["source_branch"])["source_branch"]
                 values.append(frame_dice(found.numpy(), _mask(sample.truth)))
         return np.array(values)
 

@@ -53,6 +53,6 @@ def test_what_a_network_says_of_padding_pushes_no_part_out(monkeypatch: pytest.M
     valid = torch.ones(32, 32, dtype=torch.bool)
     valid[:, 26:] = False
     of = study(smallest_part=0.2)
-    found = predict_maps(initial_networks(of), of, torch.rand(32, 32), valid)["average"]
+    found = predict_maps(initial_networks(of), of, torch.rand(32, 32), valid, ["average"])["average"]
     assert int((found > 0.5).sum()) == 16
     assert (found[4:8, 4:8] > 0.5).all()
