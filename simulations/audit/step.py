@@ -1,12 +1,11 @@
 """The gradient behind an update: one AdamW step, undone."""
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clients.learning.training import annealed
 from common.stage import Round
 from common.study import Study
 from simulations.audit.ask import training_task
@@ -22,8 +21,7 @@ def gradient_of(update: np.ndarray, study: Study, round_: Round) -> Tensor:
     attacker sees to that size by the scale of his weights.
     """
     task = training_task(study)
-    cosine = 0.5 * (1 + math.cos(math.pi * round_.learning_rate_progress(task, 0)))
-    rate = task.learning_rate * (0.1 + 0.9 * cosine)
+    rate = task.learning_rate * annealed(round_.learning_rate_progress(task, 0))
     share = torch.from_numpy(-update.astype(np.float64) / rate).clamp(-1 + 1e-7, 1 - 1e-7)
     return EPS * share / (1 - share.abs())
 
