@@ -47,19 +47,20 @@ class Charge:
     steps: int
 
 
-def charge_of(study: Study, round_: Round, task: Task, id_: str) -> Charge | None:
+def charge_of(study: Study, study_hash: str, round_: Round, task: Task, id_: str) -> Charge | None:
     """Return what a task costs, or None for one that costs nothing: no privacy, or no training."""
     privacy = study.privacy
     if privacy is None or not isinstance(task, TrainingTask):
         return None
     rate = privacy.sample_rate(study.batch_size)
-    return Charge(id_, study.hash(), round_.index, rate, privacy.noise_multiplier, task.steps)
+    return Charge(id_, study_hash, round_.index, rate, privacy.noise_multiplier, task.steps)
 
 
 def charges_of(study: Study, role: Role) -> list[Charge]:
     """Return what each round of a study costs a site of `role`, in order."""
     tasks = [(round_, round_.stage.task_of(role)) for round_ in study.rounds()]
-    charges = [charge_of(study, round_, task, f"planned {round_.index}") for round_, task in tasks if task is not None]
+    study_hash = study.hash()
+    charges = [charge_of(study, study_hash, own, task, f"planned {own.index}") for own, task in tasks if task]
     return [charge for charge in charges if charge is not None]
 
 

@@ -1,6 +1,7 @@
 """What a study would do at a site and what would leave it, as plain data: the text that a hospital approves."""
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import prod
@@ -9,9 +10,10 @@ import numpy as np
 
 from clients.data.findings import Finding
 from clients.data.site import Site
-from clients.governance.accountant import Accountant, charges_of, smaller_cap
+from clients.governance.accountant import Accountant, Charge, charges_of, smaller_cap
 from clients.governance.fit import misfits
 from clients.governance.limits import Setting, settings_of
+from clients.governance.policy import Policy
 from clients.node.worker import evaluates
 from common.components import ROLES, Role, component_of
 from common.masking import least_summed
@@ -139,7 +141,7 @@ def propose(
     accountant = accountant or Accountant()
     config = site.config
     policy, shapes = config.policy, Networks(study)
-    stages = []
+    charges, stages = charges_of(study, config.role), []
     for round_ in study.rounds():
         task = round_.stage.task_of(config.role)
         if task is None or round_.step > 0:
@@ -157,7 +159,7 @@ def propose(
                     round_, task, shapes.shapes(task.trains), metrics, masked=study.masks(task, config.role)
                 ),
                 metrics=metrics,
-                epsilon=_epsilon_of_stage(study, config.role, round_.stage, accountant),
+                epsilon=_epsilon_of_stage(study, round_.stage, charges, accountant),
             )
         )
     tensors: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -178,7 +180,7 @@ def propose(
         labelled_test=evaluates(site, study),
         quorum={str(role): least for role, least in quorum.items()},
         summed=summed,
-        budget=_budget(study, site, accountant),
+        budget=_budget(study, policy, charges, accountant),
         warnings=tuple(_warnings(config.role, quorum, summed)),
         findings=(
             *policy.findings(study, config.role, today=today, sent_bytes={s.stage: s.sent_bytes for s in stages}),
@@ -187,9 +189,11 @@ def propose(
     )
 
 
-def _epsilon_of_stage(study: Study, role: Role, stage: Stage, accountant: Accountant) -> tuple[float, float] | None:
+def _epsilon_of_stage(
+    study: Study, stage: Stage, charges: Sequence[Charge], accountant: Accountant
+) -> tuple[float, float] | None:
     rounds = {round_.index for round_ in study.rounds() if round_.stage.name == stage.name}
-    until = [charge for charge in charges_of(study, role) if charge.round <= max(rounds)]
+    until = [charge for charge in charges if charge.round <= max(rounds)]
     first = [charge for charge in until if charge.round <= min(rounds)]
     if study.privacy is None or not any(charge.round in rounds for charge in until):
         return None
@@ -197,20 +201,23 @@ def _epsilon_of_stage(study: Study, role: Role, stage: Stage, accountant: Accoun
     return accountant.epsilon(delta, *first), accountant.epsilon(delta, *until)
 
 
-def _budget(study: Study, site: Site, accountant: Accountant) -> Budget | None:
+def _budget(study: Study, policy: Policy, charges: Sequence[Charge], accountant: Accountant) -> Budget | None:
     privacy = study.privacy
     if privacy is None:
         return None
-    charges, cap = charges_of(study, site.config.role), smaller_cap(privacy, site.config.policy.epsilon_cap)
-    spent = [accountant.epsilon(privacy.delta, *charges[:count]) for count in range(len(charges) + 1)]
+    cap = smaller_cap(privacy, policy.epsilon_cap)
+
+    def after(rounds: int) -> float:
+        return accountant.epsilon(privacy.delta, *charges[:rounds])
+
     return Budget(
         settings=privacy,
         cap=cap,
-        before=spent[0],
+        before=after(0),
         alone=Accountant().epsilon(privacy.delta, *charges),
-        after=spent[-1],
+        after=after(len(charges)),
         rounds=len(charges),
-        rounds_in_cap=sum(epsilon <= cap for epsilon in spent[1:]),
+        rounds_in_cap=bisect_right(range(1, len(charges) + 1), cap, key=after),
         unbounded=len(accountant.unbounded),
     )
 

@@ -211,7 +211,9 @@ class Worker:
         self.networks.load(request.tensors)
         if isinstance(task, TrainingTask):
             self._check_plausible(request, round_, task, received)
-        charge = charge_of(self.study, round_, task, derive(self.secret, "charge", request.sha256).hex())
+        charge = charge_of(
+            self.study, self.study_hash, round_, task, derive(self.secret, "charge", request.sha256).hex()
+        )
         if charge is not None and privacy is not None:
             if self._simulated:
                 earlier = charges_of(self.study, self.site.config.role)
