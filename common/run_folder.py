@@ -1,21 +1,4 @@
-"""A run's folder: the name of every file in it, once, and who may write it.
-
-study.yaml          the resolved study with its hash
-input.yaml          the study as a simulation hands it to its processes
-checkpoint/         the server's state after the last round, see `server.state`
-history.jsonl       a line a round, see `server.history`
-paused.json         which sites a round waits for, see `server.pause`
-survivors.json      whose updates the present round sums under masks, see `server.survivors`
-release/            the final model with study, card and hashes, see `common.release`; it alone may be passed on
-summary.json        what was found, for machines
-report.html         the same for people
-drawn.json          the report's pictures, where the sites' folders were at hand, see `server.report.drawn`
-error.txt           why the ServerApp ended, where it did not end well
-nodes.json          Flower's node behind each site's name
-flower.json         which Flower run writes the folder, and where
-run.lock            held by the process that writes
-baseline/           a simulation's run of the baseline, a folder like this
-"""
+"""A run's folder: the name of every file in it, once, and who may write it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -27,100 +10,60 @@ from common.files import exclusive, private_folder
 from common.release import RELEASE, WEIGHTS
 
 
+class _In:
+    """A file or folder of a run, by its place in the run's folder."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __get__(self, run: "RunFolder", owner: type["RunFolder"]) -> Path:
+        return run.path / self.place
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run. Coordinator's eyes only: it holds numbers of single sites, so its mode is 0700."""
 
     path: Path
 
-    @property
-    def study(self) -> Path:
-        """The resolved study with its hash."""
-        return self.path / "study.yaml"
-
-    @property
-    def study_input(self) -> Path:
-        """The study as a simulation hands it to its processes."""
-        return self.path / "input.yaml"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder of the server's state."""
-        return self.path / "checkpoint"
-
-    @property
-    def state(self) -> Path:
-        """The state file of the checkpoint: a folder that has it holds a run."""
-        return self.checkpoint / "state.json"
-
-    @property
-    def history(self) -> Path:
-        """One line a round."""
-        return self.path / "history.jsonl"
-
-    @property
-    def paused(self) -> Path:
-        """There while a round waits for sites."""
-        return self.path / "paused.json"
-
-    @property
-    def survivors(self) -> Path:
-        """Whose updates the present round sums under masks."""
-        return self.path / "survivors.json"
-
-    @property
-    def release(self) -> Path:
-        """The folder of the final model, the only one without numbers of single sites."""
-        return self.path / RELEASE
-
-    @property
-    def model(self) -> Path:
-        """The final model, written last."""
-        return self.release / WEIGHTS
-
-    @property
-    def summary(self) -> Path:
-        """What was found, for machines."""
-        return self.path / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        """What was found, for people."""
-        return self.path / "report.html"
-
-    @property
-    def drawn(self) -> Path:
-        """The report's pictures."""
-        return self.path / "drawn.json"
-
-    @property
-    def error(self) -> Path:
-        """The ServerApp's last words, where it did not end well."""
-        return self.path / "error.txt"
-
-    @property
-    def nodes(self) -> Path:
-        """Site name -> Flower's node id."""
-        return self.path / "nodes.json"
-
-    @property
-    def flower(self) -> Path:
-        """The Flower run that writes the folder."""
-        return self.path / "flower.json"
-
-    @property
-    def room(self) -> Path:
-        """Written and removed before a run is submitted: a full disk is told at once."""
-        return self.path / ".room"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that writes."""
-        return self.path / "run.lock"
+    #: The resolved study with its hash.
+    study = _In("study.yaml")
+    #: The study as a simulation hands it to its processes.
+    study_input = _In("input.yaml")
+    #: The folder of the server's state after the last round, see `server.state`.
+    checkpoint = _In("checkpoint")
+    #: The state file of the checkpoint: a folder that has it holds a run.
+    state = _In("checkpoint/state.json")
+    #: One line a round, see `server.history`.
+    history = _In("history.jsonl")
+    #: Which sites a round waits for, there for as long as it does, see `server.pause`.
+    paused = _In("paused.json")
+    #: Whose updates the present round sums under masks, see `server.survivors`.
+    survivors = _In("survivors.json")
+    #: The folder of the final model with study, card and hashes, see `common.release`; it alone may be passed on.
+    release = _In(RELEASE)
+    #: The final model, written last.
+    model = _In(f"{RELEASE}/{WEIGHTS}")
+    #: What was found, for machines.
+    summary = _In("summary.json")
+    #: What was found, for people.
+    report = _In("report.html")
+    #: The report's pictures, where the sites' folders were at hand, see `server.report.drawn`.
+    drawn = _In("drawn.json")
+    #: The ServerApp's last words, where it did not end well.
+    error = _In("error.txt")
+    #: Flower's node id behind each site's name.
+    nodes = _In("nodes.json")
+    #: Which Flower run writes the folder, and where.
+    flower = _In("flower.json")
+    #: Written and removed before a run is submitted: a full disk is told at once.
+    room = _In(".room")
+    #: Held by the process that writes.
+    lock = _In("run.lock")
 
     @property
     def baseline(self) -> "RunFolder":
-        """A simulation's run of the baseline."""
+        """A simulation's run of the baseline, a folder like this."""
         return RunFolder(self.path / "baseline")
 
     def make(self) -> None:
