@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +16,11 @@ from common.errors import RunError
 from common.files import PRIVATE, write_atomically
 from common.run_folder import RunFolder
 from common.study import Study
+
+#: Share of a round's deadline; a site that takes longer may well miss the next one.
+SLOW_SHARE = 0.5
+SiteState = Literal["in", "slow", "lost", "refused"]
+_STATES: dict[str, SiteState] = {"failed": "lost", "refused": "refused", "late": "slow"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,21 @@ class RoundRecord:
 
 
 _RECORD = TypeAdapter(RoundRecord)
+
+
+def state_of(own: SiteRecord, deadline_s: float) -> tuple[SiteState, str]:
+    """Return how a site does by its last round, and why where that is not well.
+
+    It is `in` (its reply counted), `slow` (late, or after half the deadline), `lost` (its reply never came) or
+    `refused` (it said no, or its reply broke the contract).
+
+    Args:
+        deadline_s: of a round; 0 where nothing tells it.
+    """
+    state = _STATES.get(own.status, "in")
+    if state == "in" and own.seconds > SLOW_SHARE * deadline_s > 0:
+        return "slow", "its last reply took more than half the deadline"
+    return state, own.detail
 
 
 def losses(record: RoundRecord) -> dict[str, float]:

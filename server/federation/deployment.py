@@ -18,8 +18,6 @@ from server.pause import Pause
 
 #: Written to a run's folder and removed before it is submitted.
 ROOM_BYTES = 2**16
-#: Share of a round's deadline; a site that takes longer may well miss the next one.
-SLOW_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class SiteStatus:
     """How a site does.
 
     Attributes:
-        state: `connected`, `slow` (answered its last round late or after half the deadline), `lost` (its
-            SuperNode is offline, or its last reply never came) or `refused` (it said no, see `detail`).
+        state: `connected`, or as `server.history.state_of` has it; `lost` where its SuperNode is offline.
+        detail: why it is not well.
         loss: of the last round in which it told one.
     """
 
@@ -173,8 +171,9 @@ def status(cli: FlowerCli, out: Path) -> Status:
         left_s = history.time_left(study, done, records, timedelta())
     except CrossProbeError:  # still enrolling
         rounds, deadline_s, left_s = 0, 0.0, None
-    names = sorted({name for record in records for name in record.sites} | nodes_of(out).keys())
-    sites = {name: _site(name, records, nodes_of(out).get(name), online, deadline_s) for name in names}
+    nodes = nodes_of(out)
+    names = sorted({name for record in records for name in record.sites} | nodes.keys())
+    sites = {name: _site(name, records, nodes.get(name), online, deadline_s) for name in names}
     message = RunFolder(out).error
     error = message.read_text(encoding="utf-8") if message.exists() else ""
     stage = records[-1].stage if records else "enrolment"
@@ -193,17 +192,13 @@ def nodes_of(out: Path) -> dict[str, str]:
 
 
 def _site(name: str, records: list[RoundRecord], node: str | None, online: set[str], deadline_s: float) -> SiteStatus:
+    offline = node is not None and node not in online
     last = next((record for record in reversed(records) if name in record.sites), None)
-    seen = last.sites[name] if last else None
-    state = "connected"
-    if (node is not None and node not in online) or (seen is not None and seen.status == "failed"):
-        state = "lost"
-    elif seen is not None and seen.status == "refused":
-        state = "refused"
-    elif seen is not None and (seen.status == "late" or seen.seconds > SLOW_SHARE * deadline_s > 0):
-        state = "slow"
-    if seen is None or last is None:
-        return SiteStatus(state, None, 0.0, "")
+    if last is None:
+        return SiteStatus("lost" if offline else "connected", None, 0.0, "")
+    seen = last.sites[name]
+    state, why = history.state_of(seen, deadline_s)
     told = (record.sites[name].metrics.get("loss") for record in reversed(records) if name in record.sites)
     loss = next((value for value in told if value is not None), None)
-    return SiteStatus(state, last.round, seen.seconds, seen.detail, loss)
+    shown = "lost" if offline else "connected" if state == "in" else state
+    return SiteStatus(shown, last.round, seen.seconds, why, loss)

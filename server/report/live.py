@@ -12,7 +12,6 @@ from common.errors import CrossProbeError
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history, pause
-from server.federation.deployment import SLOW_SHARE
 from server.history import RoundRecord
 from server.pause import Pause
 from server.report import curves, tables
@@ -25,7 +24,7 @@ TEMPLATE = "live.html.j2"
 #: Beyond its deadline a round still aggregates and saves; a run that is silent for longer has most likely ended.
 SILENT_S = 120.0
 
-SiteState = Literal["in", "slow", "lost", "paused", "refused", "not asked yet"]
+SiteState = Literal[history.SiteState, "paused", "not asked yet"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class SiteNow:
     """How a site does, as far as the run's folder tells.
 
     Attributes:
-        state: `in` (its last reply counted), `slow` (late, or after half the deadline), `lost` (its last reply never
-            came), `refused` (it said no, or its reply broke the contract), `paused` (the run waits for it).
+        state: as `server.history.state_of` has it, or `paused` (the run waits for it).
         why: of a state that is not `in`.
     """
 
@@ -196,20 +194,9 @@ def _site(
     if last is None:
         return SiteNow(name, participant, "not asked yet", "", None, 0.0)
     own = last.sites[name]
-    state: SiteState
-    why = own.detail
     if name in away:
-        state, why = "paused", away[name]
-    elif own.status == "failed":
-        state = "lost"
-    elif own.status == "refused":
-        state = "refused"
-    elif own.status == "late":
-        state = "slow"
-    elif own.seconds > SLOW_SHARE * deadline_s:
-        state, why = "slow", "its last reply took more than half the deadline"
-    else:
-        state = "in"
+        return SiteNow(name, participant, "paused", away[name], last.round, own.seconds)
+    state, why = history.state_of(own, deadline_s)
     return SiteNow(name, participant, state, why, last.round, own.seconds)
 
 
