@@ -5,13 +5,13 @@ own header and tensors are in its bytes, see `common.messages`.
 """
 
 import os
-import socket
 import time
 from pathlib import Path
 
 import grpc
 
 from clients.node.refusals import refusal
+from clients.node.socket_file import listens
 from common.errors import SiteStateError
 from common.messages import MAX_MESSAGE_BYTES, pack
 
@@ -87,12 +87,10 @@ def ask(path: Path, payload: bytes, timeout_s: float, *, connect_s: float = CONN
 
 def _listening(path: Path) -> bool:
     """Whether a process listens at a socket. gRPC's own way of finding out costs 0.2 s a message."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(path))
-        except OSError:
-            return False
-    return True
+    try:
+        return listens(path)
+    except OSError:
+        return False
 
 
 def answers(path: Path, timeout_s: float = 5.0) -> bool:

@@ -24,7 +24,7 @@ def remove_stale(socket: Path) -> None:
     try:
         if not stat.S_ISSOCK(socket.lstat().st_mode):
             raise SiteStateError(f"{socket} is not a socket. Choose another path for it; nothing was removed.")
-        if _listens(socket):
+        if listens(socket):
             raise SiteStateError(
                 f"another process already listens at {socket}. Stop it first; two would answer the same messages."
             )
@@ -45,13 +45,17 @@ def give_to(socket: Path, group: str) -> None:
         raise SiteStateError(f"cannot give {socket} to the group `{group}`: {error.strerror}.") from None
 
 
-def _listens(path: Path) -> bool:
-    """Return whether a process accepts connections at a socket, busy or not; after a killed one none does."""
+def listens(path: Path) -> bool:
+    """Return whether a process accepts connections at a socket, busy or not; after a killed one none does.
+
+    Raises:
+        OSError: if that cannot be told, such as of a file that is no socket.
+    """
     with socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM) as client:
         client.setblocking(False)
         try:
             client.connect(str(path))
-        except ConnectionRefusedError:
+        except (FileNotFoundError, ConnectionRefusedError):
             return False
         except BlockingIOError:  # so many wait that no more fit
             return True

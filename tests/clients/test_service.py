@@ -1,5 +1,6 @@
 """The worker's process behind its socket: real gRPC, real signals, and nothing that crashes it."""
 
+import contextlib
 import os
 import signal
 import socket as sockets
@@ -196,6 +197,15 @@ def test_a_worker_that_is_down_gives_a_refusal_in_time(tmp_path: Path) -> None:
         mute.bind(str(tmp_path / "mute.sock"))
         mute.listen()
         assert refusal(ask(tmp_path / "mute.sock", ENROL, 0.5)).code in ("worker-timeout", "worker-unreachable")
+    with contextlib.ExitStack() as waiting, sockets.socket(sockets.AF_UNIX) as full:
+        full.bind(str(tmp_path / "full.sock"))
+        full.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # until no more fit
+                client = waiting.enter_context(sockets.socket(sockets.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(tmp_path / "full.sock"))
+        assert refusal(ask(tmp_path / "full.sock", ENROL, 0.5)).code in ("worker-timeout", "worker-unreachable")
     assert time.monotonic() - begun < 10
 
 
