@@ -1,7 +1,6 @@
 """What a model card says of an audit: the worst of all attacked sites, none of them named."""
 
 from collections.abc import Sequence
-from math import sqrt
 
 from common.audit_record import AuditRecord, Reconstruction
 
@@ -47,9 +46,11 @@ def _reconstruction(record: AuditRecord) -> list[str]:
 def _worst(rows: Sequence[Reconstruction]) -> str:
     if not rows:
         return ""
+    from scipy.stats import binomtest  # slow to import, and most cards have no audit
+
     row = max(rows, key=lambda row: row.rebuilt / row.drawn)
-    low, high = wilson(row.rebuilt, row.drawn)
-    return f"{row.attack}: {row.rebuilt} of {row.drawn} [{100 * low:.0f}, {100 * high:.0f} %]"
+    interval = binomtest(row.rebuilt, row.drawn).proportion_ci(method="wilson")
+    return f"{row.attack}: {row.rebuilt} of {row.drawn} [{100 * interval.low:.0f}, {100 * interval.high:.0f} %]"
 
 
 def _membership(record: AuditRecord) -> list[str]:
@@ -76,11 +77,3 @@ def _numbers(record: AuditRecord) -> list[str]:
             f"- `{name}`, by the difference of two studies: told of {worst.told} of {worst.attacked} single patients."
         )
     return lines
-
-
-def wilson(count: int, of: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927)."""
-    z, share = 1.959964, count / of
-    middle, half = share + z * z / (2 * of), z * sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    scale = 1 + z * z / of
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

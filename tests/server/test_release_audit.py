@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from finished import Finished
-from scipy.stats import binomtest
 
 from common.audit_record import AuditRecord
 from common.messages import digest
@@ -16,7 +15,7 @@ from common.run_folder import RunFolder
 from common.signing import read_public_key
 from common.simulated import simulated_coordinator_key
 from crossprobe import main
-from server.audit_card import audited, wilson
+from server.audit_card import audited
 from server.release import export_release
 
 
@@ -147,9 +146,3 @@ def test_each_threshold_fails_the_audit_by_itself(record: dict[str, Any]) -> Non
         failed = AuditRecord.model_validate(record | change)
         (failure,) = failed.failures()
         assert f"**It failed:**\n- {failure}" in audited(failed)
-
-
-@pytest.mark.parametrize(("count", "of"), [(0, 4), (2, 4), (4, 4), (27, 128), (1, 512)])
-def test_the_interval_of_a_share_is_that_of_wilson(count: int, of: int) -> None:
-    expected = binomtest(count, of).proportion_ci(method="wilson")
-    assert wilson(count, of) == pytest.approx((expected.low, expected.high), abs=1e-6)
