@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def _per_image(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted mean of [B, 1, H, W] within each image, [B]."""
+def mean_within(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean of [B, 1, H, W] within each image, [B]; 0 where no pixel counts."""
     return (values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6)
 
 
@@ -23,7 +23,7 @@ def dice_cross_entropy(logits: Tensor, truth: Tensor, weight: Tensor, soft: Tens
             is least for a mask that is larger than theirs.
     """
     probability = truth if soft is None else soft
-    cross_entropy = _per_image(F.binary_cross_entropy_with_logits(logits, probability, reduction="none"), weight)
+    cross_entropy = mean_within(F.binary_cross_entropy_with_logits(logits, probability, reduction="none"), weight)
     soft_dice = DiceLoss(reduction="none", smooth_nr=1.0, smooth_dr=1.0)
     dice = soft_dice(torch.sigmoid(logits) * weight, truth * weight).flatten(1).mean(1)
     return cross_entropy + dice
@@ -31,7 +31,7 @@ def dice_cross_entropy(logits: Tensor, truth: Tensor, weight: Tensor, soft: Tens
 
 def reconstruction(predicted: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
     """Mean squared error on the hidden pixels of each image, [B] (MAE, arXiv 2111.06377, eq. in 3)."""
-    return _per_image((predicted - image).square(), hidden)
+    return mean_within((predicted - image).square(), hidden)
 
 
 def dense_contrast(first: Tensor, second: Tensor, usable: Tensor, temperature: float) -> Tensor:

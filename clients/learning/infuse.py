@@ -14,6 +14,7 @@ from clients.learning.scoring import fused_dice
 from clients.learning.training import Loss, Objective, TaskContext
 from clients.learning.view import labelled_tiles, view
 from common.infusion import fuse
+from common.losses import mean_within
 from common.tasks import Infuse
 
 
@@ -30,11 +31,8 @@ def objective(context: TaskContext) -> Objective:
             source, target = networks.source_branch(seen.x), networks.target_branch(seen.x)
         fusion = fuse(networks.infusion_head, source, target)
 
-        def mean_within(values: Tensor) -> Tensor:
-            return (values * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp(min=1)
-
         def cross_entropy(p: Tensor) -> Tensor:
-            return mean_within(F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth, reduction="none"))
+            return mean_within(F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth, reduction="none"), valid)
 
         intersection = (fusion.infusion * truth * valid).sum((1, 2, 3))
         size = ((fusion.infusion + truth) * valid).sum((1, 2, 3))
@@ -45,7 +43,7 @@ def objective(context: TaskContext) -> Objective:
             + dice
             + cross_entropy(fusion.source_branch)
             + cross_entropy(fusion.target_branch)
-            + task.shrinkage * mean_within((2 * (fusion.weight - study.source_share)).square())
+            + task.shrinkage * mean_within((2 * (fusion.weight - study.source_share)).square(), valid)
         )
         mean_weight = (fusion.weight.detach() * valid).sum() / valid.sum().clamp(min=1)
         return Loss(total, {"mean_weight": float(mean_weight)})

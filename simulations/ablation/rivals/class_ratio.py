@@ -25,6 +25,7 @@ from clients.learning.view import view
 from common.artefact_settings import Artefacts
 from common.components import BRANCH_PARTS, FUSED, Role, branches_of
 from common.errors import StudyError
+from common.losses import mean_within
 from common.metric import LOSS, SCORE, Metric
 from common.tasks import TrainingTask
 
@@ -62,7 +63,7 @@ def weighted_entropy(logits: Tensor, valid: Tensor, foreground_weight: float) ->
     p = logits.sigmoid()
     foreground, background = p * F.logsigmoid(logits), (1 - p) * F.logsigmoid(-logits)
     pixels = -(foreground_weight * foreground + (1 - foreground_weight) * background)
-    return (pixels * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp(min=1)
+    return mean_within(pixels, valid)
 
 
 def ratio_divergence(logits: Tensor, valid: Tensor, ratio: float) -> Tensor:
