@@ -19,7 +19,7 @@ from clients.data.formats.recording import Field, Pixels, Recording
 from clients.data.images import PictureError
 from clients.data.intake import intake
 from clients.data.intake.before_after import BeforeAfter
-from clients.data.intake.identity import pseudonym, site_key
+from clients.data.intake.identity import pseudonym, pseudonym_key
 from clients.data.intake.intake import Rules, take_in
 from clients.data.intake.sources import find_sources
 from clients.data.intake.view import MOST_SIDE, Novelty, bright, field_of_view
@@ -156,19 +156,19 @@ def test_frames_that_show_the_same_are_told_from_new_ones() -> None:
 
 
 def test_a_key_is_made_once_kept_private_and_gives_names_that_do_not_tell(tmp_path: Path) -> None:
-    key = site_key(tmp_path / "key")
+    key = pseudonym_key(tmp_path / "key")
 
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
-    assert site_key(tmp_path / "key") == key
+    assert pseudonym_key(tmp_path / "key") == key
     assert pseudonym(key, "patient", "4711 ") == pseudonym(key, "patient", "4711")
-    assert pseudonym(key, "patient", "4711") != pseudonym(site_key(tmp_path / "other"), "patient", "4711")
+    assert pseudonym(key, "patient", "4711") != pseudonym(pseudonym_key(tmp_path / "other"), "patient", "4711")
     assert pseudonym(key, "patient", "4711") != pseudonym(key, "video", "4711")
     (tmp_path / "key").chmod(0o644)
     with pytest.raises(SiteStateError, match="chmod 600"):
-        site_key(tmp_path / "key")
+        pseudonym_key(tmp_path / "key")
     (tmp_path / "other").write_bytes(b"short")
     with pytest.raises(SiteStateError, match="expected 32 bytes, found 5"):
-        site_key(tmp_path / "other")
+        pseudonym_key(tmp_path / "other")
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def new(
     """
     from clients.data.findings import grouped
     from clients.data.intake.before_after import BeforeAfter
-    from clients.data.intake.identity import site_key
+    from clients.data.intake.identity import pseudonym_key
     from clients.data.intake.intake import Rules, take_in
     from clients.data.intake.sources import find_sources
     from clients.data.manifest import SPACING_MM
@@ -71,7 +71,7 @@ def new(
         raise CrossProbeError(f"expected --spacing-mm from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}.")
     plain = unicodedata.normalize("NFKD", outside.name).encode("ascii", "ignore").decode().lower()
     site_name = check_name(name or re.sub("[^a-z0-9]+", "-", plain).strip("-")[:63])
-    secret = site_key(key or outside.with_name(f"{outside.name}.key"))
+    secret = pseudonym_key(key or outside.with_name(f"{outside.name}.key"))
     sources = find_sources(source, table=table, pattern=patient_pattern, masks=masks)
     pictures = BeforeAfter()
     with Progress(console=Console(stderr=True), transient=True) as bar:

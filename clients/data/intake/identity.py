@@ -13,7 +13,7 @@ KEY_BYTES = 32
 HEX_DIGITS = 12
 
 
-def site_key(path: Path) -> bytes:
+def pseudonym_key(path: Path) -> bytes:
     """The key in a file; a new one is made and kept there, readable by its owner alone, if there is none.
 
     The same key gives the same patient the same name in the next import. Whoever has it and a list of ids can find
