@@ -5,34 +5,35 @@ ablation kept: in the last stage a target's pseudo-labels are replaced by masks 
 one, and the fold is measured. A bound beside a table; it chooses nothing.
 """
 
-import argparse
 import json
-import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 
 from clients.data.dataset import Dataset
 from clients.data.site import Site
 from clients.governance.policy import Policy
 from clients.learning.evaluate import measure_patients
 from clients.learning.training import TaskContext, perform
-from clients.node.simulated import simulated_secret
 from common.components import Role, Tensors
 from common.files import write_atomically
 from common.metrics import frame_dice
 from common.networks import Networks
+from common.options import Seed, StudyFile, only
+from common.simulated import simulated_secret
 from common.stage import Round
 from common.study import Study, load_study
 from server.algorithm import begun
 from server.state import ServerState
 from simulations.ablation.comparison import difference
 from simulations.ablation.stage_cache import StageCache
-from simulations.simulate import hardware, open_sites
+from simulations.publication import origin
+from simulations.simulate import open_sites
 
 #: The released model without a head, and the first branch, which the last stage leaves as it was.
 RELEASED, FIRST = "average", "source_branch"
@@ -61,54 +62,54 @@ def trained(study: Study, state: ServerState, data: dict[Role, Dataset]) -> Tens
     return components
 
 
-def main(arguments: Sequence[str]) -> Path:
-    """Train and measure every fold, and write and return the file with means and intervals."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.ablation.cross_fitted", description=__doc__)
-    parser.add_argument("study", type=Path, help="the method; its last stage is the one that gets masks")
-    parser.add_argument("--source", type=Path, required=True, help="labelled site folder")
-    parser.add_argument("--target", type=Path, required=True, help="site folder whose test patients have masks")
-    parser.add_argument("--stages", type=Path, required=True, help="folder `stages` of an ablation, trained or not")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    asked = parser.parse_args(arguments)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)  # not after an hour
+def main(
+    study_file: StudyFile,
+    source: Annotated[Path, typer.Option(metavar="DIR", help="labelled site folder")],
+    target: Annotated[Path, typer.Option(metavar="DIR", help="site folder whose test patients have masks")],
+    stages: Annotated[Path, typer.Option(metavar="DIR", help="folder `stages` of an ablation, trained or not")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write")],
+    seed: Seed = 0,
+    folds: Annotated[int, typer.Option(min=2)] = 4,
+) -> None:
+    """Train the last stage of STUDY with true masks and write what it wins, means and intervals over all folds."""
+    out.parent.mkdir(parents=True, exist_ok=True)  # not after an hour
     torch.set_num_threads(1)
-    study = load_study(asked.study).model_copy(update={"seed": asked.seed})
-    cache = StageCache(study, open_sites([asked.source, asked.target], study), asked.stages)
-    source, target = cache.sites
+    study = load_study(study_file).model_copy(update={"seed": seed})
+    cache = StageCache(study, open_sites([source, target], study), stages)
+    labelled, unlabelled = cache.sites
     state = cache.train(study.stages[:-1])
-    patients = target.patients("test", labelled=True)
+    patients = unlabelled.patients("test", labelled=True)
     found: dict[str, dict[str, float]] = {RELEASED: {}, FIRST: {}}
-    for fold in range(asked.folds):
-        held = set(patients[fold :: asked.folds])
-        labelled = Dataset(without_fold(target, held), study)
+    for fold in range(folds):
+        held = set(patients[fold::folds])
+        taught = Dataset(without_fold(unlabelled, held), study)
         networks = Networks(study)
-        networks.load(trained(study, state, {"source": cache.data[source.config.name], "target": labelled}))
-        frames = tuple(frame for frame in target.frames if frame.patient in held)
+        networks.load(trained(study, state, {"source": cache.data[labelled.config.name], "target": taught}))
+        frames = tuple(frame for frame in unlabelled.frames if frame.patient in held)
         measured = measure_patients(
             networks,
             study,
-            Dataset(replace(target, frames=frames), study),
+            Dataset(replace(unlabelled, frames=frames), study),
             tuple(found),
             lambda p, y, _: frame_dice(p, y),
         )
         for row, own in measured.items():
             found[row] |= {patient: float(np.mean(values)) for patient, values in own.items()}
-        print(f"fold {fold + 1} of {asked.folds}", file=sys.stderr)
+        print(f"fold {fold + 1} of {folds}", file=sys.stderr)
     gain = difference([found[RELEASED]], [found[FIRST]], same_patients=True)
     content = {
-        "command": shlex.join(["python", "-m", "simulations.ablation.cross_fitted", *arguments]),
-        "study": asked.study.name,
-        "seed": asked.seed,
-        "folds": asked.folds,
-        "hardware": hardware(),
+        **origin("simulations.ablation.cross_fitted", seed),
+        "study": study_file.name,
+        "folds": folds,
         "dice": {row: float(np.mean(list(own.values()))) for row, own in found.items()},
         "difference": gain.as_json(),
     }
-    write_atomically(asked.out, (json.dumps(content, indent=1) + "\n").encode())
-    return asked.out
+    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    only(
+        main,
+        "python -m simulations.ablation.cross_fitted configs/busbra-teacher.yaml --source runs/busbra/ge-logiq7 "
+        "--target runs/busbra/toshiba-aplio300 --stages runs/ablation-busbra-teacher-2/stages --out oracle.json",
+    )

@@ -6,19 +6,17 @@ scanners (leave one scanner out). Weights as they are and averaged, predictions 
 target's labels have no part in it.
 """
 
-import argparse
 import copy
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import torch
+import typer
 from torch import nn
 
 from clients.data.dataset import Dataset, by_patient, tiles
@@ -34,9 +32,10 @@ from common.infusion import without_small_parts
 from common.losses import dice_cross_entropy
 from common.metrics import frame_dice
 from common.networks import Branch, initial_networks
+from common.options import Seed, StudyFile, only
 from common.seeds import derive_seed
 from common.study import Study, load_study
-from simulations.simulate import hardware
+from simulations.publication import origin
 
 LEARNING_RATE, WARMUP = 1e-3, 9
 #: Decay of the averaged weights, and the share below which a part is small.
@@ -107,29 +106,33 @@ def course(
     return rows
 
 
-def main(arguments: Sequence[str]) -> Path:
-    """Run the course that the arguments ask for, and write and return its file."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.ablation.source_only", description=__doc__)
-    parser.add_argument("study", type=Path, help="for its grid, network, augmentation and batch size")
-    parser.add_argument("--source", type=Path, required=True, help="site folder to train on")
-    parser.add_argument("--other", type=Path, action="append", default=[], help="labelled site folder; repeat")
-    parser.add_argument("--artefacts", type=float, default=0.0, help="strength of the whole bank (default: none)")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--every", type=int, default=400, help="steps between measurements")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    asked = parser.parse_args(arguments)
+def main(
+    study_file: StudyFile,
+    source: Annotated[Path, typer.Option(metavar="DIR", help="site folder to train on")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write")],
+    other: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="labelled site folder; repeat")] = None,
+    artefacts: Annotated[float, typer.Option(min=0, max=1, help="strength of the whole bank")] = 0.0,
+    steps: Annotated[int, typer.Option(min=1)] = 1600,
+    every: Annotated[int, typer.Option(min=1, help="steps between measurements")] = 400,
+    seed: Seed = 0,
+) -> None:
+    """Train on one labelled probe alone and write its Dice along the way.
+
+    Of STUDY only grid, network, augmentation and batch size count.
+    """
     torch.set_num_threads(1)
-    study = load_study(asked.study).model_copy(update={"seed": asked.seed})
-    kinds: dict[Artefact, float] = dict.fromkeys(get_args(Artefact), asked.artefacts) if asked.artefacts else {}
+    study = load_study(study_file).model_copy(update={"seed": seed})
+    kinds: dict[Artefact, float] = dict.fromkeys(get_args(Artefact), artefacts) if artefacts else {}
     begun = time.process_time()
-    rows = course(study, asked.source, asked.other, kinds, steps=asked.steps, every=asked.every)
-    command = shlex.join(["python", "-m", "simulations.ablation.source_only", *arguments])
-    found = {"command": command, "seed": asked.seed, "artefacts": asked.artefacts, "hardware": hardware()}
+    rows = course(study, source, other or (), kinds, steps=steps, every=every)
+    found = {**origin("simulations.ablation.source_only", seed), "artefacts": artefacts}
     found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), "rows": rows}
-    write_atomically(asked.out, (json.dumps(found, indent=1) + "\n").encode())
-    return asked.out
+    write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    only(
+        main,
+        "python -m simulations.ablation.source_only configs/busbra.yaml --source runs/busbra/ge-logiq7 "
+        "--other runs/busbra/ge-logiq5 --out docs/results/source-only/plain.json",
+    )

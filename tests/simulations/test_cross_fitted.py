@@ -51,8 +51,8 @@ def test_every_patient_is_measured_once_and_by_a_model_that_never_saw_its_masks(
 
     monkeypatch.setattr(cross_fitted, "trained", trained)
     monkeypatch.setattr(cross_fitted, "measure_patients", measured)
-    command = [str(study), "--source", str(north), "--target", str(east), "--stages", str(tmp_path / "stages")]
-    out = cross_fitted.main([*command, "--folds", "2", "--out", str(tmp_path / "oracle.json")])
+    out = tmp_path / "oracle.json"
+    cross_fitted.main(study, source=north, target=east, stages=tmp_path / "stages", out=out, folds=2)
     everyone = set(load_site(east).patients("test", labelled=True))
     assert [own for taught_, own in seen if taught_ & own] == []
     assert [taught_ | own for taught_, own in seen] == [everyone, everyone]

@@ -31,19 +31,10 @@ def test_it_is_measured_on_no_patient_of_its_training(folders: Sequence[Path]) -
 
 def test_a_course_learns_repeats_and_names_nobody(folders: Sequence[Path]) -> None:
     north, south, root = folders
-    command = [
-        str(root / "study.yaml"),
-        "--source",
-        str(north),
-        "--other",
-        str(south),
-        "--steps",
-        "24",
-        "--every",
-        "12",
-    ]
-    command += ["--artefacts", "0.3"]
-    found = [json.loads(main([*command, "--out", str(root / f"{n}.json")]).read_text()) for n in (1, 2)]
+    outs = [root / f"{n}.json" for n in (1, 2)]
+    for out in outs:
+        main(root / "study.yaml", source=north, out=out, other=[south], artefacts=0.3, steps=24, every=12)
+    found = [json.loads(out.read_text()) for out in outs]
     assert found[0]["rows"] == found[1]["rows"]
     rows = {(row["step"], row["site"], row["weights"]): row["dice"] for row in found[0]["rows"]}
     assert len(rows) == 2 * 2 * 2
