@@ -86,13 +86,13 @@ def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> It
     """
     work = None
     try:
-        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        found = _content(folder)
         if found and not overwrite:
             raise FolderInUseError(
                 f"expected {folder} to be empty or not to exist, found content; give another folder, or replace what "
                 "this command wrote there with --overwrite"
             )
-        refuse_other_content(names, folder)
+        _refuse_others(found, names, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Beside the folder, for a rename is atomic only within one file system.
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
@@ -123,7 +123,14 @@ def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> It
 
 def refuse_other_content(names: Collection[str], folder: Path) -> None:
     """Check that a folder, if it exists, holds nothing but `names`. Raises FolderInUseError."""
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    _refuse_others(_content(folder), names, folder)
+
+
+def _content(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def _refuse_others(found: set[str], names: Collection[str], folder: Path) -> None:
     if strange := sorted(found.difference(names)):
         raise FolderInUseError(
             f"expected nothing but {', '.join(names)} in {folder}, found {', '.join(strange)}; "

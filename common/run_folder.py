@@ -42,7 +42,7 @@ class RunFolder:
     survivors = _In("survivors.json")
     #: The folder of the final model with study, card and hashes, see `common.release`; it alone may be passed on.
     release = _In(RELEASE)
-    #: The final model, written last.
+    #: The final model, there once the release is whole.
     model = _In(f"{RELEASE}/{WEIGHTS}")
     #: What was found, for machines.
     summary = _In("summary.json")

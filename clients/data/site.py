@@ -21,6 +21,7 @@ from common.errors import CrossProbeError
 from common.names import NAME
 from common.plain_words import problems
 from common.strict_text import TextError, read_yaml
+from common.study import Study
 
 OnProgress = Callable[[int, int], None]
 _ONE_A_LINE = "Write one `key: value` a line, each key once"
@@ -72,6 +73,10 @@ class Site:
     def patients(self, split: Split, labelled: bool | None = None) -> list[str]:
         """The patients behind `frames_of`, sorted, each once."""
         return sorted({frame.patient for frame in self.frames_of(split, labelled)})
+
+    def declared_in(self, study: Study) -> int:
+        """How many training patients the site tells a study that it has, see `Policy.declared_in`."""
+        return self.config.policy.declared_in(study, len(self.patients("train")))
 
     @property
     def has_spacing(self) -> bool:

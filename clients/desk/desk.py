@@ -243,12 +243,7 @@ class Desk:
         cases = []
         for study_hash, study in found.items():
             approval = approvals.get(study_hash)
-            try:
-                declared = self.state.answered(study_hash).declared
-            except SiteStateError:
-                declared = 0  # the study's page tells what is damaged
-            today = datetime.now(UTC).date()
-            proposal = propose(study, site, today=today, accountant=accountant, declared=declared) if site else None
+            proposal = self._proposal(study_hash, study, site, accountant) if site else None
             void = tuple(approval.void(site.config)) if approval and site else ()
             cases.append(Case(study, proposal, approval, void))
         return cases, problems
@@ -264,6 +259,13 @@ class Desk:
     def stale(self) -> bool:
         """Whether site.yaml or manifest.csv is not as it was when the data were checked."""
         return self.checked is not None and self.checked.files != self._files()
+
+    def _proposal(self, study_hash: str, study: Study, site: Site, accountant: Accountant) -> Proposal:
+        try:
+            declared = self.state.answered(study_hash).declared
+        except SiteStateError:
+            declared = 0  # the study's page tells what is damaged
+        return propose(study, site, today=datetime.now(UTC).date(), accountant=accountant, declared=declared)
 
     def _site(self) -> Site:
         if self.checked is None or self.checked.site is None:

@@ -121,7 +121,7 @@ def approve(
             "signing keys, compare their fingerprints with these hospitals, and give it with --site-keys."
         )
     answered = state.answered(study.hash())
-    patients = answered.declared or config.policy.declared_in(study, len(site.patients("train")))
+    patients = answered.declared or site.declared_in(study)
     approval = Approval(
         by=by,
         when=datetime.now(UTC).isoformat(timespec="seconds"),

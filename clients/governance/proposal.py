@@ -176,7 +176,7 @@ def propose(
         rounds=sum(stage.rounds for stage in stages),
         stages=tuple(stages),
         tensors=tensors,
-        patients=declared or policy.declared_in(study, len(site.patients("train"))),
+        patients=declared or site.declared_in(study),
         labelled_test=evaluates(site, study),
         quorum={str(role): least for role, least in quorum.items()},
         summed=summed,

@@ -69,7 +69,7 @@ def enrolment(
         request=request.sha256,
         site=site.config.name,
         role=site.config.role,
-        patients=site.config.policy.declared_in(study, len(site.patients("train"))),
+        patients=site.declared_in(study),
         labelled_test=evaluates(site, study, counting),
         software=software_version(),
         mask_key=masker.mask_key() if masker and site.config.role in study.secure_aggregation else None,
@@ -118,7 +118,7 @@ class Worker:
         self._known_plausibility = plausibility
         self.data = Dataset(site, study, counting) if data is None else data
         self.masker = masker or Masker(site.config.name, self.study_hash, secret, site_key(secret))
-        declared = site.config.policy.declared_in(study, len(site.patients("train")))
+        declared = site.declared_in(study)
         self.patients = declared if patients is None else patients
 
     def handle(self, payload: bytes) -> bytes:

@@ -211,15 +211,21 @@ def test_a_malformed_masked_reply_costs_its_sender_alone(
     assert same(masked.components, once(plain, Wire(plain, silent=["d"]))[0].components)
 
 
-def test_a_site_that_helps_wrongly_stops_the_sum_and_spoils_none(secure: Sequence[Worker]) -> None:
+def lying(part: str, value: str) -> Callable[[str, bytes], bytes]:
+    """What `d` makes of its help: each share, or each seed, is this value."""
+
     def lie(site: str, reply: bytes) -> bytes:
         header = unpack(reply)[0]
         if site != "d" or not isinstance(header, UnmaskReply):
             return reply
-        return forged(reply, shares=dict.fromkeys(header.shares, "0" * 63 + "7"))
+        return forged(reply, **{part: dict.fromkeys(getattr(header, part), value)})
 
+    return lie
+
+
+def test_a_site_that_helps_wrongly_stops_the_sum_and_spoils_none(secure: Sequence[Worker]) -> None:
     wire = Wire(secure)
-    wire.change = lie
+    wire.change = lying("shares", "0" * 63 + "7")
     state, record = once(secure, wire)
     assert not record.counted
     assert "bad-share" in record.sites["c"].detail
@@ -227,28 +233,16 @@ def test_a_site_that_helps_wrongly_stops_the_sum_and_spoils_none(secure: Sequenc
 
 
 def test_a_seed_of_another_length_is_no_help_and_ends_no_run(secure: Sequence[Worker]) -> None:
-    def lie(site: str, reply: bytes) -> bytes:
-        header = unpack(reply)[0]
-        if site != "d" or not isinstance(header, UnmaskReply):
-            return reply
-        return forged(reply, seeds=dict.fromkeys(header.seeds, "07" * 15))
-
     wire = Wire(secure, silent=["c"])
-    wire.change = lie
+    wire.change = lying("seeds", "07" * 15)
     _, record = once(secure, wire)
     assert not record.counted
     assert "no help with the sum from d" in record.sites["e"].detail
 
 
 def test_a_sum_that_a_site_spoiled_does_not_count_and_leaves_the_model_alone(secure: Sequence[Worker]) -> None:
-    def lie(site: str, reply: bytes) -> bytes:
-        header = unpack(reply)[0]
-        if site != "d" or not isinstance(header, UnmaskReply):
-            return reply
-        return forged(reply, seeds=dict.fromkeys(header.seeds, "07" * 16))
-
     wire = Wire(secure, silent=["c"])
-    wire.change = lie
+    wire.change = lying("seeds", "07" * 16)
     state, record = once(secure, wire)
     assert not record.counted
     assert "absurd-norm" in record.sites["e"].detail
