@@ -34,8 +34,9 @@ def _ask_worker(payload: bytes, context: Context, timeout_s: float) -> bytes:
         return ask(Path(str(socket)), payload, timeout_s)
     from clients.node.simulated import answer, cached_worker
 
-    folder = str(context.run_config["sites"]).split("\n")[int(partition)]
-    return answer(cached_worker(str(context.run_config["study"]), folder), payload)
+    config = context.run_config
+    folder = str(config["sites"]).split("\n")[int(partition)]
+    return answer(cached_worker(str(config["study"]), folder, int(config["threads"])), payload)
 
 
 @app.query()

@@ -25,6 +25,15 @@ StudySeed = Annotated[
 ]
 #: Folder of the checkout, from whatever folder a command is called.
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=256,
+        show_default="the cores, shared among the sites that train",
+        help="CPU threads of each site; another number gives other bits, 1 those of a hospital that set none",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")]
 
 app = commands()
@@ -40,6 +49,7 @@ def demo(
         Path, typer.Option("--study", metavar="STUDY", help="study file (YAML)", show_default="configs/demo.yaml")
     ] = CONFIGS / "demo.yaml",
     seed: StudySeed = None,
+    threads: Threads = None,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
@@ -61,7 +71,7 @@ def demo(
             overwrite=True,
             on_site=lambda name: counter(bar, f"phantom {name}"),
         )
-    simulate_and_show(study, folders, out, resume=resume, command=typed(context), as_json=as_json)
+    simulate_and_show(study, folders, out, threads=threads, resume=resume, command=typed(context), as_json=as_json)
 
 
 @app.command(
@@ -79,6 +89,7 @@ def simulate(
         Path | None, typer.Option(metavar="RUN", help="run folder (default: runs/NAME of the study)")
     ] = None,
     seed: StudySeed = None,
+    threads: Threads = None,
     resume: Resume = False,
     tensorboard: TensorBoard = None,
     as_json: Json = False,
@@ -90,7 +101,14 @@ def simulate(
     study = _seeded_study(study_file, seed)
     out = out or Path("runs") / study.name
     simulate_and_show(
-        study, sites, out, resume=resume, command=typed(context), as_json=as_json, tensorboard=tensorboard
+        study,
+        sites,
+        out,
+        threads=threads,
+        resume=resume,
+        command=typed(context),
+        as_json=as_json,
+        tensorboard=tensorboard,
     )
 
 

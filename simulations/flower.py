@@ -39,7 +39,7 @@ class Simulation:
         self.env = {
             **self.cli.environment,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # One thread a site: two busy processes with two threads each on two cores crawl.
+            # What a site computes on, its worker sets: two busy processes with two threads each on two cores crawl.
             "OMP_NUM_THREADS": "1",
             # Flower's simulation process outlives its SuperLink; it is told whom it works for.
             END_WITH: str(os.getpid()),
@@ -86,6 +86,7 @@ class Simulation:
         sites: Sequence[Path],
         out: Path,
         *,
+        threads: int = 1,
         resume: bool = False,
         on_poll: Callable[[], None] = lambda: None,
     ) -> None:
@@ -94,15 +95,17 @@ class Simulation:
         Args:
             study: study file.
             sites: one folder a site.
+            threads: of each site.
             on_poll: is called about once a second while the run goes on.
 
         Raises:
             RunError: with the ServerApp's own message if the run failed.
         """
-        config: dict[str, str | bool] = {
+        config: dict[str, str | int | bool] = {
             "study": str(study.resolve()),
             "sites": "\n".join(str(path.resolve()) for path in sites),
             "out": str(out.resolve()),
+            "threads": threads,
             "resume": resume,
         }
         share = max(1, self.cpus // max(1, len(sites)))

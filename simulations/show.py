@@ -44,6 +44,7 @@ def simulate_and_show(
     resume: bool,
     command: str,
     as_json: bool,
+    threads: int | None = None,
     tensorboard: Path | None = None,
 ) -> None:
     """Run the comparison with live progress and print what it found."""
@@ -65,7 +66,7 @@ def simulate_and_show(
                 follow()
             shown = progress.done
 
-        summary = simulate(study, folders, out, resume=resume, command=command, on_progress=show)
+        summary = simulate(study, folders, out, threads=threads, resume=resume, command=command, on_progress=show)
     if as_json:
         print(json.dumps(summary, indent=1))
     else:

@@ -21,6 +21,7 @@ from common.errors import RunError
 from common.files import write_atomically
 from common.run_folder import RunFolder
 from common.study import Study
+from common.tasks import TrainingTask
 from server import history
 from server.history import RoundRecord
 from server.report.drawn import keep
@@ -76,6 +77,7 @@ def simulate(
     folders: Sequence[Path],
     out: Path,
     *,
+    threads: int | None = None,
     resume: bool = False,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -87,6 +89,7 @@ def simulate(
     only distils, has no baseline.
 
     Args:
+        threads: of each site; default: see `threads_of`.
         command: as the user typed it; the summary keeps it beside the hardware and the time.
 
     Raises:
@@ -112,7 +115,8 @@ def simulate(
                 on_progress(Progress(trained.name, before + len(counted), total, counted[-1] if counted else None))
 
             _write_study(trained, run)
-            simulation.run(run.study_input, folders, run.path, resume=resume, on_poll=poll)
+            own = threads or threads_of(trained, sites)
+            simulation.run(run.study_input, folders, run.path, threads=own, resume=resume, on_poll=poll)
             poll()
 
         if baseline is not None:
@@ -121,7 +125,8 @@ def simulate(
         train(study, folder, before)
     write_summary(out)
     keep(out, draw_examples(study, out, sites))
-    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware()}
+    used = [threads or threads_of(trained, sites) for trained in (baseline, study) if trained]
+    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware(threads=used)}
     extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
     render_report(out)
@@ -159,11 +164,28 @@ def _seconds_so_far(out: Path) -> float:
         return 0.0
 
 
-def hardware(device: str = "cpu") -> str:
-    """Return what a run's numbers were made on, for those who compare times."""
+def threads_of(study: Study, sites: Sequence[Site]) -> int:
+    """Return how many threads each site of a simulation gets: the cores, shared among the sites that train.
+
+    A labelled site that trains the baseline alone would leave all cores but one idle. No more than a batch has images,
+    over which the threads share a step.
+    """
+    training = {role for stage in study.stages for role in ROLES if isinstance(stage.task_of(role), TrainingTask)}
+    count = sum(site.config.role in training for site in sites)
+    return max(1, min(study.batch_size, (os.cpu_count() or 1) // max(1, count)))
+
+
+def hardware(device: str = "cpu", threads: Sequence[int] = (1,)) -> str:
+    """Return what a run's numbers were made on, for those who compare times.
+
+    Args:
+        threads: of a site, in the baseline and in the study.
+    """
     version = torch.__version__.partition("+")[0]
     gpu = "no GPU used" if device == "cpu" else torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} cores ({platform.machine()}), {gpu}, one thread a site, torch {version}"
+    counts = " and ".join(map(str, dict.fromkeys(threads)))
+    a_site = "one thread a site" if counts == "1" else f"{counts} threads a site"
+    return f"{os.cpu_count()} cores ({platform.machine()}), {gpu}, {a_site}, torch {version}"
 
 
 def _write_study(study: Study, run: RunFolder) -> None:

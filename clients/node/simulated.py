@@ -1,5 +1,6 @@
 """Simulated sites: workers opened in the calling process, with secrets that can be repeated."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,17 +17,24 @@ from common.study import Study, load_study
 
 
 def open_worker(
-    study: Study, folder: Path, *, networks: Networks | None = None, plausibility: Plausibility | None = None
+    study: Study,
+    folder: Path,
+    *,
+    threads: int = 1,
+    networks: Networks | None = None,
+    plausibility: Plausibility | None = None,
 ) -> Worker:
     """Return the worker of a simulated site.
 
     Args:
+        threads: that it computes on; those of its `site.yaml` are for the hospital's own machine.
         networks, plausibility: shared with other workers, see `Worker`.
 
     Raises:
         SiteFolderError: if the folder has findings.
     """
     site = load_site(folder)
+    site = replace(site, config=site.config.model_copy(update={"threads": threads}))
     secret = simulated_secret(study, site.config.name)
     return Worker(site, study, secret, networks=networks, plausibility=plausibility)
 
@@ -37,10 +45,10 @@ KEPT_SITES = 64
 
 
 @lru_cache(maxsize=KEPT_SITES)
-def cached_worker(study: str, folder: str) -> Worker:
+def cached_worker(study: str, folder: str, threads: int = 1) -> Worker:
     """Return the worker of a study file and a folder. All workers of a study in this process share its networks."""
     opened, networks, plausibility = _shared(study)
-    return open_worker(opened, Path(folder), networks=networks, plausibility=plausibility)
+    return open_worker(opened, Path(folder), threads=threads, networks=networks, plausibility=plausibility)
 
 
 @lru_cache(maxsize=2)

@@ -16,6 +16,7 @@ from clients.app import SOCKET_VARIABLE, app
 from clients.data.site import load_site
 from clients.node import channel
 from clients.node.service import serving
+from clients.node.simulated import cached_worker
 from common.messages import EnrolReply, EnrolRequest, pack, unpack
 from common.payload import fields_of, payload_of
 from common.signing import seal, unseal
@@ -49,7 +50,7 @@ def sent(
     payload: bytes | None,
     kind: str = "query",
     ttl: float = 20.0,
-    run_config: dict[str, str] | None = None,
+    run_config: dict[str, str | int] | None = None,
     **node_config: str,
 ) -> bytes:
     """What the app answers to a message that holds `payload`."""
@@ -98,7 +99,7 @@ def test_a_slow_worker_is_a_refusal_before_the_message_expires(
 def test_in_a_simulation_the_app_takes_and_gives_signed_messages_alone(tmp_path: Path, pair: Sequence[Path]) -> None:
     file = write_study(tmp_path / "study.yaml")
     folders = [shutil.copytree(folder, tmp_path / f"12:30 {folder.name}") for folder in pair]  # as a download is named
-    simulation = {"study": str(file), "sites": "\n".join(map(str, folders))}
+    simulation = {"study": str(file), "sites": "\n".join(map(str, folders)), "threads": 2}
     keys = Keys.simulated(STUDY)
     for place, name in enumerate(("north", "east")):
         where = {"run_config": simulation, "partition-id": str(place)}
@@ -110,6 +111,9 @@ def test_in_a_simulation_the_app_takes_and_gives_signed_messages_alone(tmp_path:
         assert isinstance(header, EnrolReply)
         assert (header.study, header.site) == (load_study(file).hash(), name)
         assert refusal(unseal(sent(ENROL, **where)).payload).code == "not-signed"  # type: ignore[arg-type]
+        opened = cached_worker.cache_info().misses
+        assert cached_worker(str(file), str(folders[place]), 2).site.config.threads == 2
+        assert cached_worker.cache_info().misses == opened  # it is the worker that the app opened
 
 
 def test_every_other_failure_is_a_fixed_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ class InProcess:
 
     def __init__(self) -> None:
         self.trained: list[str] = []
+        self.threads: list[int] = []
 
     def __call__(self) -> "InProcess":
         return self
@@ -30,10 +31,11 @@ class InProcess:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def run(self, study: Path, sites: Sequence[Path], out: Path, *, resume: bool, on_poll: Any) -> None:
+    def run(self, study: Path, sites: Sequence[Path], out: Path, *, threads: int, resume: bool, on_poll: Any) -> None:
         trained = load_study(study)
         run_study(trained, Between(tiny.workers(trained, sites)), out, resume=resume)
         self.trained.append(trained.name)
+        self.threads.append(threads)
 
 
 def test_what_is_finished_is_kept_unless_it_is_another_studys(
@@ -58,6 +60,21 @@ def test_what_is_finished_is_kept_unless_it_is_another_studys(
     with pytest.raises(RunError, match=r"out/checkpoint holds a run of another study"):
         simulate(trains("target_branch"), pair, out, resume=True)  # its baseline is the same
     assert simulation.trained == once
+
+
+def test_the_cores_are_shared_among_the_sites_that_train(
+    pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = InProcess()
+    monkeypatch.setattr(module, "Simulation", simulation)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)  # type: ignore[attr-defined]
+    study = tiny.study()
+    summary = simulate(study, pair, tmp_path / "shared")
+    assert simulation.threads == [study.batch_size, 3]  # one site, and two; no thread without an image of a batch
+    assert f"{study.batch_size} and 3 threads a site" in summary["hardware"]
+    summary = simulate(study, pair, tmp_path / "told", threads=1)
+    assert simulation.threads[2:] == [1, 1]
+    assert "one thread a site" in summary["hardware"]
 
 
 def test_a_study_that_learns_from_no_label_runs_without_a_baseline(
