@@ -36,7 +36,8 @@ def show(proposal: Proposal, console: Console) -> None:
     turned.columns[-1].no_wrap = True  # to be found again in site.yaml
     for setting, stages in proposal.settings().items():
         bound = f"at {'least' if setting.least else 'most'} {setting.bound:g}"
-        turned.add_row(setting.words, f"{setting.value:g}", ", ".join(stages), bound, setting.key)
+        value = f"{setting.value:g}" if setting.allowed else f"[bold red]{setting.value:g} (refused)[/]"
+        turned.add_row(setting.words, value, ", ".join(stages), bound, setting.key)
     out(turned)
 
     leaves = _table("\nWhat would leave: changes to these networks", ("component", "tensors", "numbers", "what it is"))

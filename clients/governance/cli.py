@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,7 +57,11 @@ def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder with site.yaml and manifest.csv")],
     study_file: Annotated[
         Path | None,
-        typer.Option("--study", metavar="STUDY", help="also tell for which of its tasks and numbers it is too small"),
+        typer.Option(
+            "--study",
+            metavar="STUDY",
+            help="also tell what its policy refuses, and for which tasks and numbers it is too small",
+        ),
     ] = None,
     write_all: Annotated[
         Path | None, typer.Option("--all", metavar="FILE", help="write all findings to FILE; three of a kind are shown")
@@ -68,14 +73,17 @@ def check(
 ) -> None:
     """Report everything that is wrong with a site folder."""
     from clients.data.site import check_site
-    from clients.governance.fit import kept_back, misfits, notes
+    from clients.governance.fit import kept_back, notes
     from common.study import load_study
 
     study = load_study(study_file) if study_file else None
     site, findings = check_site(folder)
     kept = []
     if site is not None and study is not None:
-        findings, kept = list(misfits(study, site)), kept_back(study, site)
+        from clients.governance.proposal import propose
+
+        findings = list(propose(study, site, today=datetime.now(UTC).date()).findings)
+        kept = kept_back(study, site)
     if write_all:
         write_atomically(write_all, "".join(f"{finding}\n" for finding in findings).encode(), then="check again")
     if html:

@@ -22,7 +22,7 @@ from common.fingerprint import fingerprint
 from common.messages import Refusal, TaskReply, digest, unpack
 from common.signing import make_keys, text_of
 from common.study import Study
-from common.tasks import TASKS, all_metrics
+from common.tasks import TASKS, TrainingTask, all_metrics
 from common.version import approved_line
 
 STUDY = study()
@@ -197,14 +197,21 @@ def test_a_study_that_the_policy_forbids_cannot_be_approved_and_all_reasons_are_
 ) -> None:
     folder = write_site(tmp_path / "north", "source")
     content = yaml.safe_load((folder / "site.yaml").read_text())
-    content["policy"] = {"max_rounds": 2, "allowed_tasks": ["infuse"], "privacy_required": True}
+    content["policy"] = {
+        "max_rounds": 2,
+        "allowed_tasks": ["infuse"],
+        "privacy_required": True,
+        "max_learning_rate": 1e-9,
+    }
     (folder / "site.yaml").write_text(yaml.safe_dump(content))
     State.create(tmp_path / "state")
     file = write_study(tmp_path / "study.yaml")
     assert run("approve", file, "--site", folder, "--state", tmp_path / "state", "--yes") == 1
-    shown = capsys.readouterr().err
-    for code in ("policy-rounds", "policy-task", "privacy-required"):
+    page, shown = capsys.readouterr()
+    for code in ("policy-rounds", "policy-task", "privacy-required", "policy-limit"):
         assert code in shown
+    rates = {stage.source.learning_rate for stage in STUDY.stages if isinstance(stage.source, TrainingTask)}
+    assert page.count("(refused)") == len(rates)
     assert State(tmp_path / "state").approvals() == []
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hospital import with_policy
 from tiny import study, write_site, write_study
 
@@ -79,6 +80,21 @@ def test_the_check_of_a_folder_tells_what_a_study_would_lack(
     assert "val_dice" in {number for part in found["kept_back"] for number in part["numbers"]}
     assert found["splits"]["train"] == {"patients": 6, "frames": 6, "labelled": 6}
     assert found["splits"]["calibrate"] == {"patients": 0, "frames": 0, "labelled": 0}
+
+
+def test_the_check_of_a_folder_tells_what_its_policy_refuses_of_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = write_site(tmp_path / "north", "source"), write_study(tmp_path / "study.yaml")
+    assert main(["site", "check", str(folder), "--study", str(file)]) == 0
+    settings = yaml.safe_load((folder / "site.yaml").read_text())
+    settings["policy"] |= {"max_rounds": 1, "max_learning_rate": 1e-6}
+    (folder / "site.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["site", "check", str(folder)]) == 0
+    assert main(["site", "check", str(folder), "--study", str(file)]) == 1
+    told = capsys.readouterr().err
+    assert "policy-rounds" in told
+    assert "policy-limit" in told
 
 
 def test_a_folder_below_the_floor_of_an_update_is_found_before_the_approval(tmp_path: Path) -> None:
