@@ -197,12 +197,8 @@ def test_a_study_that_the_policy_forbids_cannot_be_approved_and_all_reasons_are_
 ) -> None:
     folder = write_site(tmp_path / "north", "source")
     content = yaml.safe_load((folder / "site.yaml").read_text())
-    content["policy"] = {
-        "max_rounds": 2,
-        "allowed_tasks": ["infuse"],
-        "privacy_required": True,
-        "max_learning_rate": 1e-9,
-    }
+    content["policy"] |= {"max_rounds": 2, "allowed_tasks": ["infuse"], "privacy_required": True}
+    content["policy"]["max_learning_rate"] = 1e-9
     (folder / "site.yaml").write_text(yaml.safe_dump(content))
     State.create(tmp_path / "state")
     file = write_study(tmp_path / "study.yaml")
