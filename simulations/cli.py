@@ -195,8 +195,6 @@ def audit(
     """
     if shadow_pairs and model is None:
         raise click.UsageError("--shadow-pairs tells membership in a model: give --model, too.")
-    from rich.markdown import Markdown
-
     from common.audit_record import AuditRecord
     from common.files import PUBLIC, write_atomically
     from simulations.audit.audit import audit_sites
@@ -220,7 +218,7 @@ def audit(
     if as_json:
         print(text)
     else:
-        Console().print(Markdown(tables([found])))
+        print(tables([found]))  # as it is published: drawn on a terminal, so wide a table would be cut
     failures = list(AuditRecord.model_validate_json(text).failures())
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
