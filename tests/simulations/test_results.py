@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import RunError
 from simulations.ablation.page import overview
-from simulations.ablation.results import by_form, page
+from simulations.ablation.results import REPEATED, by_form, page, real_pairs
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -36,7 +36,21 @@ def test_the_readme_shows_the_ablations_as_they_were_published() -> None:
     current, earlier = by_form(summaries)
     assert current
     assert earlier
-    assert table == overview(current), "put the table of docs/results.md between the two marks"
+    assert table == f"{overview(current)}\n{real_pairs(current)}", (
+        "put the table of docs/results.md between the two marks"
+    )
+
+
+def test_pairs_of_real_probes_are_pooled_each_once() -> None:
+    summaries = [json.loads(file.read_text("utf-8")) for file in sorted((DOCS / "results" / "ablation").glob("*.json"))]
+    current, _ = by_form(summaries)
+    text = real_pairs(current)
+    pairs = int(text.partition("The ")[2].partition(" pairs")[0])
+    real = [summary for summary in current if all(table["same_patients"] for table in summary["data"].values())]
+    assert pairs == sum(len(summary["data"]) for summary in real if summary["name"] not in REPEATED)
+    again = [{**summary, "name": REPEATED[0]} for summary in real]
+    assert real_pairs([*current, *again]) == text
+    assert real_pairs([summary for summary in current if summary not in real]) == ""  # phantoms alone
 
 
 def test_a_folder_without_summaries_is_named(tmp_path: Path) -> None:
