@@ -1,12 +1,14 @@
 """What a method's last stage could win at most: the same stage with a target's true masks, cross-fitted by patient.
 
-`python -m simulations.ablation.cross_fitted --help`. An oracle in the method's own form, from the first stages that an
+`python -m simulations.ablation.cross_fitted --help`. An oracle in the method's own form, from the stages that an
 ablation kept: in the last stage a target's pseudo-labels are replaced by masks of its test patients, of all folds but
-one, and the fold is measured. A bound beside a table; it chooses nothing.
+one, and the fold is measured. Its distance to the strongest baseline is the gap, of which the method closes a share. A
+bound beside a table; it chooses nothing.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -30,13 +32,18 @@ from common.stage import Round
 from common.study import Study, load_study
 from server.algorithm import begun
 from server.state import ServerState
-from simulations.ablation.comparison import difference
+from simulations.ablation.comparison import DRAWS, difference
+from simulations.ablation.measuring import measure
 from simulations.ablation.stage_cache import StageCache
+from simulations.ablation.tally import BASELINE
+from simulations.ablation.variants import chosen
 from simulations.publication import origin
 from simulations.simulate import open_sites
 
-#: The released model without a head, and the first branch, which the last stage leaves as it was.
-RELEASED, FIRST = "average", "source_branch"
+#: The released model, and the first branch, which the last stage leaves as it was.
+RELEASED, FIRST = "infusion", "source_branch"
+#: How the rows are named where they are written.
+ORACLE, METHOD, FIRST_BRANCH = "oracle", "method", "first branch"
 
 
 def without_fold(site: Site, fold: set[str]) -> Site:
@@ -62,6 +69,20 @@ def trained(study: Study, state: ServerState, data: dict[Role, Dataset]) -> Tens
     return components
 
 
+def closed(method: Mapping[str, float], baseline: Mapping[str, float], oracle: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of the gap that a method closes, with its 95 % bootstrap interval over patients.
+
+    Args:
+        method, baseline, oracle: patient -> Dice.
+    """
+    patients = sorted(baseline)
+    won = np.array([method[patient] - baseline[patient] for patient in patients])
+    gap = np.array([oracle[patient] - baseline[patient] for patient in patients])
+    drawn = np.random.default_rng(0).integers(0, len(patients), (DRAWS, len(patients)))
+    low, high = np.quantile(won[drawn].mean(1) / gap[drawn].mean(1), [0.025, 0.975])
+    return {"mean": float(won.mean() / gap.mean()), "low": float(low), "high": float(high)}
+
+
 def main(
     study_file: StudyFile,
     source: Annotated[Path, typer.Option(metavar="DIR", help="labelled site folder")],
@@ -71,7 +92,10 @@ def main(
     seed: Seed = 0,
     folds: Annotated[int, typer.Option(min=2)] = 4,
 ) -> None:
-    """Train the last stage of STUDY with true masks and write what it wins, means and intervals over all folds."""
+    """Train the last stage of STUDY with true masks and write what it wins, means and intervals over all folds.
+
+    Beside it stand the strongest baseline and the method itself, trained where the ablation has not.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)  # not after an hour
     torch.set_num_threads(1)
     study = load_study(study_file).model_copy(update={"seed": seed})
@@ -79,7 +103,7 @@ def main(
     labelled, unlabelled = cache.sites
     state = cache.train(study.stages[:-1])
     patients = unlabelled.patients("test", labelled=True)
-    found: dict[str, dict[str, float]] = {RELEASED: {}, FIRST: {}}
+    oracle: dict[str, dict[str, float]] = {RELEASED: {}, FIRST: {}}
     for fold in range(folds):
         held = set(patients[fold::folds])
         taught = Dataset(without_fold(unlabelled, held), study)
@@ -90,19 +114,26 @@ def main(
             networks,
             study,
             Dataset(replace(unlabelled, frames=frames), study),
-            tuple(found),
+            tuple(oracle),
             lambda p, y, _: frame_dice(p, y),
         )
         for row, own in measured.items():
-            found[row] |= {patient: float(np.mean(values)) for patient, values in own.items()}
+            oracle[row] |= {patient: float(np.mean(values)) for patient, values in own.items()}
         print(f"fold {fold + 1} of {folds}", file=sys.stderr)
-    gain = difference([found[RELEASED]], [found[FIRST]], same_patients=True)
+    found = {ORACLE: oracle[RELEASED], FIRST_BRANCH: oracle[FIRST]}
+    roles: dict[str, Role] = {labelled.config.name: "source", unlabelled.config.name: "target"}
+    for row, variant in zip((BASELINE, METHOD), chosen(("baseline", "all")), strict=True):
+        rows = measure(cache, variant, variant.stages(study), False, roles)["sites"][unlabelled.config.name]["rows"]
+        found[row] = list(rows.values())[-1]  # of the method, the released model
     content = {
         **origin("simulations.ablation.cross_fitted", seed),
+        "pair": [labelled.config.name, unlabelled.config.name],
         "study": study_file.name,
         "folds": folds,
         "dice": {row: float(np.mean(list(own.values()))) for row, own in found.items()},
-        "difference": gain.as_json(),
+        "difference": difference([found[ORACLE]], [found[FIRST_BRANCH]], same_patients=True).as_json(),
+        "gap": difference([found[ORACLE]], [found[BASELINE]], same_patients=True).as_json(),
+        "closed": closed(found[METHOD], found[BASELINE], found[ORACLE]),
     }
     write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
 

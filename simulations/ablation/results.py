@@ -181,18 +181,21 @@ def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
     lines = [
         "## The last stage with true masks",
         "",
-        "Dice % on a target's test patients, each measured by a model whose last stage had true masks of the other "
-        "folds in the place of pseudo-labels. A bound; it chose nothing.",
+        "Dice % on a target's test patients. The oracle: each is measured by a model whose last stage had true masks "
+        "of the other folds in the place of pseudo-labels. A bound; it chose nothing. The gap is the oracle less the "
+        "baseline, the share closed the method less the baseline, of it; intervals are over patients, of one training.",
         "",
-        "| study | seed | folds | first branch | average of both branches | difference [95 % over patients] | "
-        "patients who gain |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| pair | study | seed | folds | first branch | baseline | method | oracle | gap [95 %] | closed % [95 %] |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in bounds:
-        gain = own["difference"]
-        cells = [own["study"], own["seed"], own["folds"]]
-        cells += [f"{100 * own['dice'][row]:.1f}" for row in ("source_branch", "average")]
-        cells += [points(gain), f"{gain['gaining']} of {gain['patients']}"]
+        cells = [" -> ".join(own["pair"]), own["study"], own["seed"], own["folds"]]
+        rows = ("first branch", "baseline", "method", "oracle")
+        cells += [f"{100 * own['dice'][row]:.1f}" if row in own["dice"] else "" for row in rows]
+        cells.append(points(own["gap"]) if "gap" in own else "")  # the oldest one was measured without a baseline
+        cells.append(
+            "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * x for x in own["closed"].values())) if "gap" in own else ""
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, "", *(f"- `{own['command']}`: {own['hardware']}" for own in bounds), ""])
 

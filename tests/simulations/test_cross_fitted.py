@@ -46,7 +46,7 @@ def test_every_patient_is_measured_once_and_by_a_model_that_never_saw_its_masks(
 
     def measured(networks: Networks, of: Study, data: Dataset, *rest: Any) -> Any:
         found = measure(networks, of, data, *rest)
-        seen.append((taught[-1], set(found["average"])))
+        seen.append((taught[-1], set(found["infusion"])))
         return found
 
     monkeypatch.setattr(cross_fitted, "trained", trained)
@@ -59,8 +59,22 @@ def test_every_patient_is_measured_once_and_by_a_model_that_never_saw_its_masks(
     assert sorted(patient for _, own in seen for patient in own) == sorted(everyone)
     found = json.loads(out.read_text())
     assert found["difference"]["patients"] == len(everyone)
-    assert found["dice"]["average"] - found["dice"]["source_branch"] == pytest.approx(found["difference"]["mean"])
-    assert 0 < found["dice"]["average"] <= 1
+    dice = found["dice"]
+    assert dice["oracle"] - dice["first branch"] == pytest.approx(found["difference"]["mean"])
+    assert dice["oracle"] - dice["baseline"] == pytest.approx(found["gap"]["mean"])
+    assert (dice["method"] - dice["baseline"]) / found["gap"]["mean"] == pytest.approx(found["closed"]["mean"])
+    assert 0 < dice["oracle"] <= 1
     assert "kept-" not in out.read_text()
-    shown = f"| 2 | {100 * found['dice']['source_branch']:.1f} | {100 * found['dice']['average']:.1f} |"
-    assert shown in results.cross_fitted([found])
+    rows = (dice[row] for row in ("first branch", "baseline", "method", "oracle"))
+    assert f"| 2 | {' | '.join(f'{100 * value:.1f}' for value in rows)} |" in results.cross_fitted([found])
+
+
+def test_the_share_of_the_gap_has_an_interval_over_patients() -> None:
+    baseline = {str(i): 0.5 for i in range(40)}
+    oracle = dict.fromkeys(baseline, 0.9)
+    half = cross_fitted.closed(dict.fromkeys(baseline, 0.7), baseline, oracle)
+    assert half == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
+    few = {name: 0.9 if int(name) % 4 == 0 else 0.5 for name in baseline}  # a quarter of them gains everything
+    found = cross_fitted.closed(few, baseline, oracle)
+    assert found["low"] < found["mean"] < found["high"]
+    assert found["mean"] == pytest.approx(0.25)
