@@ -4,155 +4,28 @@ import io
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 from recordings import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, dicom, video
+from screens import HEIGHT, WIDTH, convex, linear, speckle, with_text
 
 from clients.data.findings import SiteFolderError
 from clients.data.formats import open_recording
-from clients.data.formats.recording import Field, Pixels, Recording
+from clients.data.formats.recording import Pixels, Recording
 from clients.data.images import PictureError
 from clients.data.intake import intake
 from clients.data.intake.before_after import BeforeAfter
 from clients.data.intake.identity import pseudonym, pseudonym_key
 from clients.data.intake.intake import Rules, take_in
 from clients.data.intake.sources import find_sources
-from clients.data.intake.view import MOST_SIDE, Novelty, bright, field_of_view
 from clients.data.site import check_site, load_site
 from common.errors import SiteStateError
 from crossprobe import main
-
-HEIGHT, WIDTH = 240, 320
-Shape = Callable[[], np.ndarray]
-
-
-def linear() -> np.ndarray:
-    """Where a linear probe's image lies, bool [H, W]."""
-    inside = np.zeros((HEIGHT, WIDTH), bool)
-    inside[30:220, 80:240] = True
-    return inside
-
-
-def convex() -> np.ndarray:
-    """Where a curved probe's image lies: a sector of a ring, 64 degrees wide."""
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    down, across = rows + 30.0, columns - WIDTH / 2
-    radius, angle = np.hypot(down, across), np.degrees(np.arctan2(across, down))
-    return (radius > 65) & (radius < 255) & (np.abs(angle) < 32)
-
-
-def speckle(inside: np.ndarray, seed: int, shadow: bool = False) -> np.ndarray:
-    """Rayleigh noise within a field, with a cyst, and maybe a bone's shadow; black elsewhere."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    level = 60 * np.exp(-rows / 300) * (1 + 0.3 * np.sin(columns / 20 + seed))
-    level[np.hypot(rows - 120, columns - 150) < 18] = 4
-    if shadow:
-        level[(rows > 140) & (np.abs(columns - 175) < 14)] = 2
-    return np.where(inside, np.clip(rng.rayleigh(1, inside.shape) * level, 1, 255), 0).astype(np.uint8)
-
-
-TEXTS = (
-    ((4, 4), "MUELLER ANNA 12.03.1987"),
-    ((4, 224), "Hospital 4711"),
-    ((250, 40), "Gn 54\nDR 60"),
-    ((2, 110), "MI 0.9"),
-)
-
-
-def with_text(grey: np.ndarray) -> np.ndarray:
-    """A frame with what a console writes around it, and a depth ruler beside it."""
-    picture = Image.fromarray(grey)
-    pen = ImageDraw.Draw(picture)
-    for place, text in TEXTS:
-        pen.text(place, text, fill=255)
-    for depth in range(40, 220, 20):
-        pen.line((246, depth, 250, depth), fill=200)
-    pen.rectangle((300, 60, 310, 180), fill=128)  # the grey bar
-    return np.asarray(picture)
-
-
-def as_jpeg(grey: np.ndarray) -> np.ndarray:
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "JPEG", quality=75)
-    return np.asarray(Image.open(buffer))
-
-
-@pytest.mark.parametrize("stored", [np.asarray, as_jpeg])
-@pytest.mark.parametrize("shadow", [False, True])
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("shape", [linear, convex])
-def test_all_that_is_written_around_the_image_is_found_and_the_image_is_kept(
-    shape: Shape, seed: int, shadow: bool, stored: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    inside = shape()
-    frame = with_text(speckle(inside, seed, shadow))
-
-    view = field_of_view(bright(stored(frame)))
-
-    assert view is not None
-    outside = np.where(inside, 0, frame)
-    assert np.count_nonzero(outside[view]) == 0
-    assert view[inside].mean() > 0.97
-
-
-@pytest.mark.parametrize("shape", [linear, convex])
-def test_an_even_panel_larger_than_the_image_is_not_taken_for_it(shape: Shape) -> None:
-    inside = shape()
-    wide = np.full((HEIGHT, WIDTH + 500), 90, np.uint8)
-    wide[:, :WIDTH] = with_text(speckle(inside, 1))
-    ImageDraw.Draw(picture := Image.fromarray(wide)).text((600, 100), "MUELLER ANNA", fill=255)
-
-    view = field_of_view(bright(np.asarray(picture)))
-
-    assert view is not None
-    assert not view[:, WIDTH:].any()
-    assert view[:, :WIDTH][inside].mean() > 0.97
-
-
-@pytest.mark.parametrize("shape", [linear, convex])
-def test_a_frame_of_many_pixels_has_the_field_of_a_small_one(shape: Shape) -> None:
-    times = 2 * MOST_SIDE // WIDTH
-    inside, frame = (own.repeat(times, 0).repeat(times, 1) for own in (shape(), with_text(speckle(shape(), 0))))
-
-    view = field_of_view(bright(frame))
-
-    assert view is not None
-    assert view.shape == frame.shape
-    assert np.count_nonzero(np.where(inside, 0, frame)[view]) == 0
-    assert view[inside].mean() > 0.97
-
-
-def test_a_screen_without_an_image_has_no_field() -> None:
-    assert field_of_view(bright(with_text(np.zeros((HEIGHT, WIDTH), np.uint8)))) is None
-    assert field_of_view(np.zeros((HEIGHT, WIDTH), bool)) is None
-
-
-def test_nothing_outside_the_region_that_the_header_tells_is_kept() -> None:
-    view = field_of_view(bright(speckle(linear(), 0)), Field(60, 100, 200, 200))
-
-    assert view is not None
-    assert not view[:60].any()
-    assert not view[:, 200:].any()
-    assert view[60:200, 100:200].mean() > 0.97
-
-
-def test_frames_that_show_the_same_are_told_from_new_ones() -> None:
-    frames = [speckle(linear(), seed) for seed in (0, 0, 3)]
-    noisy = np.clip(frames[0].astype(int) + np.random.default_rng(0).integers(-3, 4, frames[0].shape), 0, 255)
-    novelty = Novelty()
-
-    assert [novelty.is_new(own) for own in (*frames[:2], noisy.astype(np.uint8), frames[2])] == [
-        True,
-        False,
-        False,
-        True,
-    ]
 
 
 def test_a_key_is_made_once_kept_private_and_gives_names_that_do_not_tell(tmp_path: Path) -> None:
