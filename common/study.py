@@ -132,10 +132,6 @@ class Study(Settings):
             predictor, the baseline included, and so from pseudo-labels too; 0 keeps all.
         source_share: the source branch's share of the fused prediction, in (0, 1), as long as no `infuse` has trained
             the head, and where its shrinkage draws it: 1/2 is the plain average of both branches.
-        foreground: what of the sources' foreground is expected on a target: its mean `area`, or its `thickness`, the
-            area per width of the view, which is the same on a wide and a narrow probe where a structure runs through
-            the picture: five phantom profiles differ from the sixth by 3 to 16 % in area and by 2 to 9 % in thickness
-            (`python -m simulations.phantom.foreground`).
         initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
             then `evaluate` reports differences to it.
         privacy: patient-level differential privacy; None: nothing bounds what updates tell of a patient.
@@ -156,7 +152,6 @@ class Study(Settings):
     participation: Participation = Participation()
     release: Release = Release()
     source_share: float = Field(default=0.5, gt=0, lt=1, exclude_if=(0.5).__eq__)
-    foreground: Literal["area", "thickness"] = Field(default="area", exclude_if=lambda kind: kind == "area")
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
     privacy: Privacy | None = None
     secure_aggregation: tuple[Role, ...] = Field(default=(), exclude_if=unset)

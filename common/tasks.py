@@ -214,10 +214,6 @@ class SelfTrain(TrainingTask):
         confidence_power: a pixel weighs `|2p - 1| ** power`; 0 trusts all pixels alike.
         strength: of the simulated device shift in the student's view, in [0, 1].
         artefacts: what the student's view may show besides, see `common.artefacts`.
-        teacher_decay: decay a step of the teacher, the running average of the students' weights (Tarvainen, Valpola
-            2017, arXiv 1703.01780), which begins each round at the received model; 1 leaves it there. Below 1 nothing
-            holds it to the sources' labels between two aggregations: docs/results.md has a study that it led astray.
-        remake_every: steps after which the pseudo-labels are made anew by the teacher of then; None: once a round.
     """
 
     meaning: ClassVar[str] = "trains on your images without labels, with the present model's own predictions as labels"
@@ -245,8 +241,6 @@ class SelfTrain(TrainingTask):
     confidence_power: float = Field(default=1.0, ge=0)
     strength: float = Field(default=0.7, ge=0, le=1)
     artefacts: Artefacts = Field(default={}, exclude_if=unset)
-    teacher_decay: float = Field(default=1.0, ge=0, le=1, exclude_if=lambda decay: decay == 1)
-    remake_every: int | None = Field(default=None, ge=1, exclude_if=unset)
 
 
 class Infuse(TrainingTask):

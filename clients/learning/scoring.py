@@ -1,12 +1,11 @@
 """Numbers about the model that a site received: label-free score, Dice on `val`, foreground."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clients.data.dataset import Sample
 from clients.data.frames import Frame, read_mask
 from clients.learning.training import Measured, Numbers, TaskContext
 from common.augment import device_shift
@@ -14,7 +13,6 @@ from common.components import FUSED
 from common.geometry import from_grid
 from common.infusion import predict_maps
 from common.metrics import frame_dice
-from common.study import Study
 from common.tasks import Task
 
 #: Patients behind a score; more would cost a round's time and hardly move the mean. Another number sorts them anew
@@ -45,31 +43,15 @@ class Views:
     shifted: Tensor
 
 
-def mean_area(maps: Sequence[Tensor], threshold: float, side: int, widths: Sequence[int] = ()) -> float:
+def mean_area(maps: Sequence[Tensor], threshold: float, side: int) -> float:
     """Return the mean foreground of maps [h, w], in tiles of `side` x `side` pixels.
 
     An area on the study's grid, not a share of the image: devices show more or less around the anatomy.
-
-    Args:
-        widths: columns that each image shows. Then it is the mean thickness, in tiles' sides: of a structure that
-            runs through the picture a wide probe shows more area, and no other thickness.
     """
-    areas = [float((p > threshold).sum()) / side**2 for p in maps]
-    if widths:
-        areas = [area * side / max(1, width) for area, width in zip(areas, widths, strict=True)]
-    return sum(areas) / len(areas)
+    return sum(float((p > threshold).sum()) / side**2 for p in maps) / len(maps)
 
 
-def visible_widths(study: Study, samples: Iterable[Sample]) -> list[int]:
-    """Return how many columns each image shows anything in; nothing where the study compares plain areas."""
-    if study.foreground == "area":
-        return []
-    return [int(((sample.image > 0) & sample.valid).any(0).sum()) for sample in samples]
-
-
-def label_free_score(
-    views: Sequence[Views], prior: float | None, side: int, tolerance: float, widths: Sequence[int] = ()
-) -> float:
+def label_free_score(views: Sequence[Views], prior: float | None, side: int, tolerance: float) -> float:
     """Score predictions without labels, in [0, 1]; higher is better.
 
     Args:
@@ -77,7 +59,6 @@ def label_free_score(
         prior: the sources' mean foreground in tiles, or None.
         side: of a tile in pixels.
         tolerance: factor by which the mean foreground may differ from the prior.
-        widths: see `mean_area`.
 
     The mean over patients of the soft Dice between the prediction and that under simulated device
     shift, times 1 while the mean foreground is within `tolerance` of the prior, and less in proportion
@@ -90,7 +71,7 @@ def label_free_score(
     agreement = sum(agreements) / len(agreements)
     if prior is None or prior <= 0:
         return agreement
-    ratio = mean_area([view.plain for view in views], 0.5, side, widths) / prior
+    ratio = mean_area([view.plain for view in views], 0.5, side) / prior
     return agreement * min(1.0, tolerance * min(ratio, 1 / max(ratio, 1e-6)))
 
 
@@ -120,8 +101,7 @@ def score_received(context: TaskContext, views: Mapping[Frame, Views]) -> Number
         return {}
     grid = context.study.image
     tolerance = FOREGROUND_TOLERANCE[grid.geometry]
-    widths = visible_widths(context.study, map(context.data.sample, views))
-    score = label_free_score(list(views.values()), context.foreground_prior, grid.size, tolerance, widths)
+    score = label_free_score(list(views.values()), context.foreground_prior, grid.size, tolerance)
     return {"score": Measured(score, len(views))}
 
 
@@ -144,5 +124,5 @@ def mean_foreground(context: TaskContext) -> Numbers:
     if not samples:
         return {}
     truths = [sample.truth for sample in samples if sample.truth is not None]
-    area = mean_area(truths, 0.5, context.study.image.size, visible_widths(context.study, samples))
+    area = mean_area(truths, 0.5, context.study.image.size)
     return {"foreground_fraction": Measured(min(1.0, area), len(samples))}

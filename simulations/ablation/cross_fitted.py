@@ -32,6 +32,7 @@ from common.stage import Round
 from common.study import Study, load_study
 from server.algorithm import begun
 from server.state import ServerState
+from simulations.ablation import rivals  # noqa: F401  # an earlier form of the method has a task of theirs
 from simulations.ablation.comparison import DRAWS, difference
 from simulations.ablation.measuring import measure
 from simulations.ablation.stage_cache import StageCache
@@ -141,6 +142,6 @@ def main(
 if __name__ == "__main__":
     only(
         main,
-        "python -m simulations.ablation.cross_fitted configs/busbra-teacher.yaml --source runs/busbra/ge-logiq7 "
-        "--target runs/busbra/toshiba-aplio300 --stages runs/ablation-busbra-teacher-2/stages --out oracle.json",
+        "python -m simulations.ablation.cross_fitted configs/self-training.yaml --source runs/busbra/ge-logiq7 "
+        "--target runs/busbra/toshiba-aplio300 --stages runs/oracle --out oracle.json",
     )

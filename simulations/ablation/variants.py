@@ -118,8 +118,9 @@ def _masked_consistency(study: Study) -> list[Stage]:
 
 
 def _mean_teacher(study: Study) -> list[Stage]:
-    """Return the stages with a teacher that follows its students, as in docs/results/mean-teacher.yaml."""
-    return _instead(study, lambda task: task.model_copy(update={"teacher_decay": 0.99, "remake_every": 10}))
+    from simulations.ablation.rivals.mean_teacher import MeanTeacher
+
+    return _with_rival(study, MeanTeacher)
 
 
 def _fourier(stages: list[Stage], targets: Sequence["Dataset"]) -> list[Stage]:

@@ -22,7 +22,7 @@ from clients.governance.cohorts import Cohorts, Counting, everyone
 from clients.governance.state import State
 from clients.learning.evaluate import measure_patients
 from clients.learning.plausibility import Plausibility
-from clients.learning.scoring import mean_area, visible_widths
+from clients.learning.scoring import mean_area
 from clients.node.worker import Worker
 from clients.released import Model
 from common.components import FUSED, Split, Tensors
@@ -143,7 +143,7 @@ def _areas(site: Site, study: Study) -> dict[str, float]:
     for frame in data.counted_overview("train"):
         sample = data.labelled(frame)
         assert sample.truth is not None
-        found[frame.patient] = mean_area([sample.truth], 0.5, study.image.size, visible_widths(study, [sample]))
+        found[frame.patient] = mean_area([sample.truth], 0.5, study.image.size)
     return found
 
 

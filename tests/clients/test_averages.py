@@ -1,4 +1,4 @@
-"""Averaged weights, the teacher that follows, and who teaches."""
+"""Averaged weights, and who teaches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,24 +47,6 @@ def test_an_average_without_memory_is_the_last_step(pair: Sequence[Path]) -> Non
     assert all(np.allclose(forgetful[name], x, atol=1e-6) for name, x in last.items())
 
 
-def test_a_teacher_that_stays_and_labels_made_once_are_what_there_was_before(
-    pair: Sequence[Path], trained: Tensors
-) -> None:
-    plain = updates_of(pair[1], trained, target=TEACH)
-    named = updates_of(pair[1], trained, target=TEACH | {"teacher_decay": 1.0, "remake_every": None, "artefacts": {}})
-    assert same(plain, named)
-
-
-def test_labels_made_anew_by_a_teacher_that_follows_move_the_students_elsewhere(
-    pair: Sequence[Path], trained: Tensors
-) -> None:
-    anew = {"remake_every": 2}
-    stays = updates_of(pair[1], trained, target=TEACH)
-    assert same(stays, updates_of(pair[1], trained, target=TEACH | anew)), "the same teacher says the same again"
-    follows = updates_of(pair[1], trained, target=TEACH | anew | {"teacher_decay": 0.5})
-    assert not same(stays, follows)
-
-
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_one_branch_alone_is_taught_by_itself(
     branch: str, pair: Sequence[Path], trained: Tensors, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +82,7 @@ def test_a_study_whose_branches_part_runs_to_its_end_and_keeps_the_first_branch(
     pair: Sequence[Path], tmp_path: Path
 ) -> None:
     supervise = SUPERVISE | {"steps": 2, "average": 0.9, "artefacts": {"reverberation": 0.5}}
-    teach = {"task": "self_train", "trains": ["target_branch"], "steps": 2, "teacher_decay": 0.9, "remake_every": 1}
+    teach = {"task": "self_train", "trains": ["target_branch"], "steps": 2}
     refine = {"name": "refine", "rounds": 2, "begin": {"target_branch": "source_branch"}, "target": teach}
     refine["source"] = supervise | {"trains": ["target_branch"]}
     of = study(stages=[{"name": "supervise", "rounds": 1, "source": supervise}, refine], smallest_part=0.2)

@@ -318,7 +318,7 @@ def test_a_branch_begins_as_the_other_one_or_not_at_all(begin: dict[str, str]) -
 
 
 def test_settings_that_are_off_leave_no_trace_in_the_hash_of_older_studies() -> None:
-    newer = ("artefacts", "average", "smallest_part", "begin", "teacher_decay", "remake_every", "student")
+    newer = ("artefacts", "average", "smallest_part", "begin", "student")
     assert not any(f'"{name}"' in study().resolved() for name in newer)
     on = study(stages=FORK, smallest_part=0.2).resolved()
     assert '"begin":{"target_branch":"source_branch"}' in on

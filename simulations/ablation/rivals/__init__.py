@@ -3,6 +3,6 @@
 Importing this makes their tasks known: to the process that trains them, and to no hospital.
 """
 
-from simulations.ablation.rivals import class_ratio, fourier, masked_consistency
+from simulations.ablation.rivals import class_ratio, fourier, masked_consistency, mean_teacher
 
-__all__ = ["class_ratio", "fourier", "masked_consistency"]
+__all__ = ["class_ratio", "fourier", "masked_consistency", "mean_teacher"]
