@@ -125,8 +125,9 @@ def simulate(
         train(study, folder, before)
     write_summary(out)
     keep(out, draw_examples(study, out, sites))
-    used = [threads or threads_of(trained, sites) for trained in (baseline, study) if trained]
-    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command, "hardware": hardware(threads=used)}
+    used = {name: threads or threads_of(of, sites) for name, of in (("baseline", baseline), ("study", study)) if of}
+    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command}
+    extra |= {"hardware": hardware(threads=list(used.values())), "threads": used}
     extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
     render_report(out)

@@ -28,7 +28,7 @@ from simulations.publication import origin, tell
 
 @dataclass(frozen=True)
 class Part:
-    """Of a run: wall seconds, and of them how many cores the sites kept busy on average."""
+    """Of a run: wall seconds, and how many cores the sites' threads kept busy on average."""
 
     name: str
     seconds: float
@@ -39,19 +39,24 @@ def parts(run: Path) -> list[Part]:
     """Return the parts of a finished run, in order."""
     folder = RunFolder(run)
     baseline, study = history.read(folder.baseline.path), history.read(run)
-    wall = float(json.loads(folder.summary.read_text())["wall_s"])
+    summary = json.loads(folder.summary.read_text())
+    wall, threads = float(summary["wall_s"]), summary["threads"]
     between = _began(study[0]) - _ended(baseline[-1])
-    found = [*_of_stages("baseline", baseline), Part("Flower starts for the study", between, 0), *_of_stages("", study)]
+    found = [
+        *_of_stages("baseline", baseline, threads["baseline"]),
+        Part("Flower starts for the study", between, 0),
+        *_of_stages("", study, threads["study"]),
+    ]
     rest = wall - sum(part.seconds for part in found)
     return [*found, Part("Flower starts for the baseline; pictures, summary and report", rest, 0)]
 
 
-def _of_stages(name: str, records: Sequence[RoundRecord]) -> list[Part]:
+def _of_stages(name: str, records: Sequence[RoundRecord], threads: int) -> list[Part]:
     found = []
     for stage, group in groupby(records, lambda record: record.stage):
         rounds = list(group)
         seconds = _ended(rounds[-1]) - _began(rounds[0])
-        busy = sum(site.seconds for record in rounds for site in record.sites.values())
+        busy = threads * sum(site.seconds for record in rounds for site in record.sites.values())
         found.append(Part(name or stage, seconds, busy / seconds))
     return found
 
@@ -117,6 +122,7 @@ def main(
             command = [sys.executable, "-m", "crossprobe", "demo", "--seed", str(seed), "--out", str(run)]
             subprocess.run(command, cwd=ROOT, check=True)
         found, reached, moved = parts(run), dice(run), traffic(run)
+        settings["hardware"] = json.loads(RunFolder(run).summary.read_text())["hardware"]
     figures = {**settings, "parts": [asdict(part) for part in found], "dice": reached, "megabytes": moved}
     tell("time-to-result", figures, page(found, reached, moved, settings))
 

@@ -71,6 +71,7 @@ def test_the_cores_are_shared_among_the_sites_that_train(
     study = tiny.study()
     summary = simulate(study, pair, tmp_path / "shared")
     assert simulation.threads == [study.batch_size, 3]  # one site, and two; no thread without an image of a batch
+    assert summary["threads"] == {"baseline": study.batch_size, "study": 3}
     assert f"{study.batch_size} and 3 threads a site" in summary["hardware"]
     summary = simulate(study, pair, tmp_path / "told", threads=1)
     assert simulation.threads[2:] == [1, 1]
