@@ -47,10 +47,15 @@ RELEASED, FIRST = "infusion", "source_branch"
 ORACLE, METHOD, FIRST_BRANCH = "oracle", "method", "first branch"
 
 
-def without_fold(site: Site, fold: set[str]) -> Site:
-    """Return a target's site as a source whose training patients are the labelled test patients outside `fold`."""
-    kept = [f for f in site.frames_of("test", labelled=True) if f.patient not in fold]
-    frames = tuple(replace(frame, split="train") for frame in kept)
+def without_fold(site: Site, fold: set[str], most: int | None = None) -> Site:
+    """Return a target's site as a source whose training patients are the labelled test patients outside `fold`.
+
+    Args:
+        most: patients that are taken, by name in order; None: all.
+    """
+    kept = {patient for patient in site.patients("test", labelled=True) if patient not in fold}
+    taken = sorted(kept)[:most]
+    frames = tuple(replace(f, split="train") for f in site.frames_of("test", labelled=True) if f.patient in taken)
     return replace(site, config=site.config.model_copy(update={"role": "source"}), frames=frames)
 
 
@@ -92,6 +97,10 @@ def main(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write")],
     seed: Seed = 0,
     folds: Annotated[int, typer.Option(min=2)] = 4,
+    patients_taught: Annotated[
+        int | None,
+        typer.Option("--patients", min=1, help="with masks of so many: what the method is worth in labelled patients"),
+    ] = None,
 ) -> None:
     """Train the last stage of STUDY with true masks and write what it wins, means and intervals over all folds.
 
@@ -107,7 +116,7 @@ def main(
     oracle: dict[str, dict[str, float]] = {RELEASED: {}, FIRST: {}}
     for fold in range(folds):
         held = set(patients[fold::folds])
-        taught = Dataset(without_fold(unlabelled, held), study)
+        taught = Dataset(without_fold(unlabelled, held, patients_taught), study)
         networks = Networks(study)
         networks.load(trained(study, state, {"source": cache.data[labelled.config.name], "target": taught}))
         frames = tuple(frame for frame in unlabelled.frames if frame.patient in held)
@@ -131,6 +140,7 @@ def main(
         "pair": [labelled.config.name, unlabelled.config.name],
         "study": study_file.name,
         "folds": folds,
+        "patients": min(patients_taught or len(patients), len(patients) - -(-len(patients) // folds)),
         "dice": {row: float(np.mean(list(own.values()))) for row, own in found.items()},
         "difference": difference([found[ORACLE]], [found[FIRST_BRANCH]], same_patients=True).as_json(),
         "gap": difference([found[ORACLE]], [found[BASELINE]], same_patients=True).as_json(),

@@ -185,11 +185,12 @@ def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
         "of the other folds in the place of pseudo-labels. A bound; it chose nothing. The gap is the oracle less the "
         "baseline, the share closed the method less the baseline, of it; intervals are over patients, of one training.",
         "",
-        "| pair | study | seed | folds | first branch | baseline | method | oracle | gap [95 %] | closed % [95 %] |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| pair | study | seed | folds | patients with masks | first branch | baseline | method | oracle | gap [95 %] "
+        "| closed % [95 %] |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in bounds:
-        cells = [" -> ".join(own["pair"]), own["study"], own["seed"], own["folds"]]
+        cells = [" -> ".join(own["pair"]), own["study"], own["seed"], own["folds"], own["patients"]]
         rows = ("first branch", "baseline", "method", "oracle")
         cells += [f"{100 * own['dice'][row]:.1f}" if row in own["dice"] else "" for row in rows]
         cells.append(points(own["gap"]) if "gap" in own else "")  # the oldest one was measured without a baseline

@@ -66,7 +66,19 @@ def test_every_patient_is_measured_once_and_by_a_model_that_never_saw_its_masks(
     assert 0 < dice["oracle"] <= 1
     assert "kept-" not in out.read_text()
     rows = (dice[row] for row in ("first branch", "baseline", "method", "oracle"))
-    assert f"| 2 | {' | '.join(f'{100 * value:.1f}' for value in rows)} |" in results.cross_fitted([found])
+    assert found["patients"] == len(everyone) - -(-len(everyone) // 2)
+    assert (
+        f"| 2 | {found['patients']} | {' | '.join(f'{100 * value:.1f}' for value in rows)} |"
+        in results.cross_fitted([found])
+    )
+
+
+def test_masks_of_a_few_patients_are_those_of_so_many_outside_the_fold(tmp_path: Path) -> None:
+    site = load_site(tiny.write_site(tmp_path / "east", "target"))
+    first, *rest = site.patients("test", labelled=True)
+    taught = cross_fitted.without_fold(site, {first}, 2)
+    assert taught.patients("train") == rest[:2]
+    assert taught.config.role == "source"
 
 
 def test_the_share_of_the_gap_has_an_interval_over_patients() -> None:
