@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from clients.data.contact_sheet import FOLDERS
+from clients.data.site import read_config
 from clients.desk import predictions as kept
 from clients.desk.changes import changes
 from clients.desk.desk import Case, Desk, latest_other
@@ -69,8 +70,8 @@ class Bar:
 
 def render(template: str, desk: Desk, csrf: str, **content: Any) -> bytes:
     """Return a page with what all pages have."""
-    site = desk.checked.site if desk.checked else None
-    common = {"desk": desk, "csrf": csrf, "field": FIELD, "name": site.config.name if site else desk.folder.name}
+    config, _ = read_config(desk.folder / "site.yaml", [])  # before the data were looked at, too
+    common = {"desk": desk, "csrf": csrf, "field": FIELD, "name": config.name if config else desk.folder.name}
     return ENVIRONMENT.get_template(template).render({"notice": "", **common, **content}).encode()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from tiny import content, study, write_site, write_study
-from visitor import FORMS, PAGES, STUDY, Visitor, wait_for
+from visitor import FORMS, PAGES, STUDY, Visitor, let_in, wait_for
 
 from clients.data.site import load_site
 from clients.governance.approval import approve
@@ -28,6 +28,16 @@ def test_the_page_shows_all_that_the_proposal_holds(browser: Visitor) -> None:
     assert [words for words in wanted if words not in page] == []
     assert "has no differential privacy" in page
     assert page.index("Read this first") < page.index("What would leave") < page.index("Decide")
+
+
+def test_the_desk_has_the_sites_name_before_the_data_were_looked_at_too(folder: Path, tmp_path: Path) -> None:
+    with let_in(tmp_path, folder.rename(tmp_path / "site")) as browser:
+        browser.desk.checked = None
+        page = browser.get("/").text
+        assert "The desk of north" in page
+        assert "Not looked at yet" in page
+        (browser.desk.folder / "site.yaml").write_text("name: [")
+        assert "The desk of site" in browser.get("/").text
 
 
 def test_differences_to_the_last_approved_study_are_marked(browser: Visitor) -> None:
