@@ -64,9 +64,13 @@ def page(folder: Path) -> str:
 
 
 def by_form(summaries: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the ablations of the method as it is, in the order of `CURRENT`, and those of its earlier forms."""
-    current = [summary for study in CURRENT for summary in summaries if summary["study"] == study]
-    return current, [summary for summary in summaries if summary["study"] not in CURRENT]
+    """Return the ablations of the method as it is, in the order of `CURRENT`, and those of its earlier forms.
+
+    What was trained again stands in neither.
+    """
+    once = [summary for summary in summaries if summary["name"] not in REPEATED]
+    current = [summary for study in CURRENT for summary in once if summary["study"] == study]
+    return current, [summary for summary in once if summary["study"] not in CURRENT]
 
 
 def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
@@ -74,7 +78,6 @@ def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
     found = {
         name: table["rows"][RELEASED]
         for summary in summaries
-        if summary["name"] not in REPEATED
         for name, table in summary["data"].items()
         if table["same_patients"] and RELEASED in table["rows"]
     }
