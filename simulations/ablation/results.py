@@ -2,13 +2,13 @@
 
 The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate
 --publish` put there, `source-only/` with what `simulations.ablation.source_only` wrote, `cross-fitted/` with what
-`simulations.ablation.cross_fitted` did, and `notes.md`, the words between the numbers. No number of the page is typed
-in by hand.
+`simulations.ablation.cross_fitted` did, `ranking/` with what `simulations.ablation.ranking` did, and `notes.md`, the
+words between the numbers. No number of the page is typed in by hand.
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ def page(folder: Path) -> str:
     bounds = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cross-fitted").glob("*.json"))]
     if bounds:
         sections.append(cross_fitted(bounds))
+    pairs = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted((folder / "ranking").glob("*.json"))}
+    if pairs:
+        sections.append(ranked(pairs))
     current, earlier = by_form(summaries)
     if earlier:
         sections.insert(0, f"### Earlier forms of the method\n\n{overview(earlier)}")
@@ -202,6 +205,42 @@ def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, "", *(f"- `{own['command']}`: {own['hardware']}" for own in bounds), ""])
+
+
+def ranked(pairs: Mapping[str, dict[str, Any]]) -> str:
+    """Return the section on scores that need no label of the target, see `simulations.ablation.ranking`.
+
+    Args:
+        pairs: of sites, by name.
+    """
+    lines = [
+        "## Scores without labels",
+        "",
+        "A pool of models on each pair of probes, some of them failures planted on purpose. Of each score: the area "
+        "under the ROC curve of telling the failures from the honest models, the rank correlation with the true Dice "
+        "among the honest ones, and the regret, how many Dice points the model that it picks among all is below the "
+        "best honest one.",
+        "",
+        f"| score | {' | '.join(pairs)} |",
+        f"| --- |{' --- |' * len(pairs)}",
+    ]
+    first = next(iter(pairs.values()))
+    for score in first["scores"]:
+        found = [own["scores"][score] for own in pairs.values()]
+        cells = [f"{x['auroc']:.2f}, {x['rank_correlation']:+.2f}, {100 * x['regret']:.1f}" for x in found]
+        lines.append(f"| {score} | {' | '.join(cells)} |")
+    for name, key in (("the longest trained", "regret_of_longest"), ("an honest model at random", "regret_of_chance")):
+        lines.append(f"| {name} | {' | '.join(f'{100 * own[key]:.1f}' for own in pairs.values())} |")
+    lines.append("")
+    for name, own in pairs.items():
+        low, high = (100 * dice for dice in own["dice"])
+        vain = f"; without harm: {', '.join(own['harmless'])}" if own["harmless"] else ""
+        lines.append(
+            f"- {name}: {own['honest']} honest models from {low:.1f} to {high:.1f} (best: {own['best']}), "
+            f"{own['failures']} failures{vain}. `{own['command']}`: {own['cpu_minutes']} minutes of a processor, "
+            f"{own['hardware']}"
+        )
+    return "\n".join([*lines, ""])
 
 
 def _row(summary: dict[str, Any], site: str, predictor: str) -> str:

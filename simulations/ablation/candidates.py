@@ -1,0 +1,198 @@
+"""A pool of models to rank: honest ones of differing worth, and failures planted on purpose.
+
+Checkpoints along supervised trainings on a source, continuations on the target under their own pseudo-labels, and
+continuations on pseudo-labels that were spoiled: the collapse, the blow-up and the wrong structure that self-training
+is feared for.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Generator, Tensor, nn
+
+from clients.data.dataset import Sample, tiles
+from clients.learning.training import MAX_GRADIENT_NORM, annealed, averaging, follow
+from clients.learning.view import view
+from common.artefact_settings import Artefact
+from common.infusion import predict_maps
+from common.losses import dice_cross_entropy
+from common.networks import Branch, Networks, initial_networks
+from common.seeds import derive_seed
+from common.study import Study
+
+Weights = Mapping[str, Tensor]
+#: The rate of every training here, its warm-up, and the decay of the averaged weights, which are the candidates.
+LEARNING_RATE, WARMUP, DECAY = 1e-3, 9, 0.98
+#: Steps after which a supervised training is a candidate.
+MARKS = (100, 200, 400, 600)
+#: Supervised training -> strength of the artefacts in its views; each has a seed of its own.
+TRAININGS = {"plain": 0.0, "artefacts": 0.5}
+#: Steps a round of self-training, rounds from a training's last model, and the earlier steps whose model has one round.
+ROUND, ROUNDS, EARLY = 40, 3, 200
+#: Steps on spoiled labels, and the model that they begin at.
+SPOILED, REFERENCE = 40, f"plain, {MARKS[-1]} steps"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to rank.
+
+    Attributes:
+        planted: it learnt spoiled labels.
+        steps: optimizer steps behind it, from its first weights on.
+        parent: name of the candidate that it was continued from; empty for a training from nothing.
+    """
+
+    name: str
+    weights: Weights
+    steps: int
+    planted: bool = False
+    parent: str = ""
+
+
+def predict(networks: Networks, study: Study, weights: Weights, samples: Sequence[Sample]) -> list[Tensor]:
+    """Return a model's foreground probability on each sample, [h, w] in [0, 1] and 0 on padding."""
+    networks.baseline.load_state_dict(dict(weights))
+    found = []
+    for sample in samples:
+        p = predict_maps(networks, study, sample.image, sample.valid, ["baseline"])["baseline"]
+        found.append(p * sample.valid)
+    return found
+
+
+def labelled_by(samples: Sequence[Sample], maps: Sequence[Tensor]) -> list[Sample]:
+    """Return the samples with the maps' masks as their truth."""
+    return [replace(sample, truth=(p > 0.5).float()) for sample, p in zip(samples, maps, strict=True)]
+
+
+def learn(
+    branch: Branch,
+    study: Study,
+    lessons: Sequence[Sample],
+    generator: Generator,
+    *,
+    marks: Sequence[int],
+    artefacts: float = 0.0,
+    rate: float = LEARNING_RATE,
+) -> list[Weights]:
+    """Train a branch in place on labelled samples and return its averaged weights after each of `marks` steps.
+
+    Args:
+        lessons: each with a truth; at least a batch of them.
+        marks: rising; the last one is the training's length, over which the rate falls.
+        artefacts: strength of the whole bank in the views, 0 for none.
+    """
+    kinds: dict[Artefact, float] = dict.fromkeys(get_args(Artefact), artefacts) if artefacts else {}
+    branch.requires_grad_(True)
+    average = copy.deepcopy(branch).requires_grad_(False)
+    optimizer = torch.optim.AdamW(branch.parameters(), weight_decay=study.weight_decay, fused=True)
+    found: list[Weights] = []
+    for step in range(marks[-1]):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / (WARMUP + 1)) * annealed(step / marks[-1])
+        drawn = [lessons[i] for i in torch.randperm(len(lessons), generator=generator)[: study.batch_size].tolist()]
+        truths = [sample.truth[None] for sample in drawn if sample.truth is not None]
+        seen = view(tiles(drawn, truths, study.image.size, generator), study.augmentation, generator, artefacts=kinds)
+        optimizer.zero_grad(set_to_none=True)
+        dice_cross_entropy(branch(seen.x), truth=seen.maps, weight=seen.valid).mean().backward()
+        nn.utils.clip_grad_norm_(branch.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        follow(average.parameters(), branch.parameters(), averaging(DECAY, step))
+        if step + 1 in marks:
+            found.append({name: x.clone() for name, x in average.state_dict().items()})
+    return found
+
+
+def resized(mask: np.ndarray, factor: float) -> np.ndarray:
+    """Return a bool mask [h, w] of `factor` times the area: what lies deepest within it, or nearest around it."""
+    inside = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    return _highest(inside, round(factor * int(mask.sum())))
+
+
+def shifted(mask: np.ndarray) -> np.ndarray:
+    """Return a mask [h, w] a quarter of the image deeper; what leaves below comes in above."""
+    return np.roll(mask, len(mask) // 4, axis=0)
+
+
+def brightest_elsewhere(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a bool mask [h, w] of the same area: the brightest of an image smoothed a little, outside the mask."""
+    smooth = ndimage.gaussian_filter(image, 1.5)
+    return _highest(np.where(mask, -1.0, smooth), int(mask.sum()))
+
+
+def _highest(values: np.ndarray, count: int) -> np.ndarray:
+    """Return where the `count` highest of values [h, w] are; of equal ones the first in reading order."""
+    found = np.zeros(values.size, dtype=bool)
+    found[np.argsort(-values.ravel(), kind="stable")[:count]] = True
+    return found.reshape(values.shape)
+
+
+#: Failure -> what it makes of an image and its pseudo-label; each kind at two strengths.
+SPOILS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "collapse, mild": lambda _, mask: resized(mask, 0.35),
+    "collapse, full": lambda _, mask: resized(mask, 0.0),
+    "blow-up, mild": lambda _, mask: resized(mask, 2.0),
+    "blow-up, strong": lambda _, mask: resized(mask, 4.0),
+    "wrong structure, shifted": lambda _, mask: shifted(mask),
+    "wrong structure, brightest elsewhere": brightest_elsewhere,
+}
+
+
+def spoiled(lesson: Sample, spoil: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Sample:
+    """Return a labelled sample whose truth is spoiled."""
+    assert lesson.truth is not None
+    mask = spoil(lesson.image.numpy(), lesson.truth.numpy() > 0.5)
+    return replace(lesson, truth=torch.from_numpy(mask).float())
+
+
+def candidates(study: Study, labelled: Sequence[Sample], unlabelled: Sequence[Sample]) -> Iterator[Candidate]:
+    """Train the pool and give each candidate as it is done, parents first.
+
+    Args:
+        labelled: the source's training samples with their truth.
+        unlabelled: the target's training samples.
+
+    Two supervised trainings, one with artefacts in its views. The last model of each goes on by itself for some rounds,
+    an earlier one for one round. The failures go on from the last plain one, the reference.
+    """
+    networks = Networks(study)
+    kept: dict[str, Candidate] = {}
+
+    def keep(candidate: Candidate) -> Candidate:
+        kept[candidate.name] = candidate
+        return candidate
+
+    def taught(parent: str) -> list[Sample]:
+        return labelled_by(unlabelled, predict(networks, study, kept[parent].weights, unlabelled))
+
+    def continued(parent: str, name: str, lessons: Sequence[Sample], steps: int, **how: bool) -> Candidate:
+        branch = networks.target_branch
+        branch.load_state_dict(dict(kept[parent].weights))
+        (weights,) = learn(branch, study, lessons, _generator(study, name), marks=[steps])
+        return keep(Candidate(name, weights, kept[parent].steps + steps, parent=parent, **how))
+
+    for number, (name, artefacts) in enumerate(TRAININGS.items()):
+        own = study.model_copy(update={"seed": study.seed + 1000 * number})
+        branch = initial_networks(own).source_branch
+        found = learn(branch, own, labelled, _generator(own, name), marks=MARKS, artefacts=artefacts)
+        for mark, weights in zip(MARKS, found, strict=True):
+            yield keep(Candidate(f"{name}, {mark} steps", weights, mark))
+    for name in TRAININGS:
+        early = f"{name}, {EARLY} steps"
+        yield continued(early, f"{early}, self-trained", taught(early), ROUND)
+        parent = f"{name}, {MARKS[-1]} steps"
+        for number in range(1, ROUNDS + 1):
+            yield continued(parent, f"{name}, self-trained, round {number}", taught(parent), ROUND)
+            parent = f"{name}, self-trained, round {number}"
+    lessons = taught(REFERENCE)
+    for name, spoil in SPOILS.items():
+        yield continued(REFERENCE, name, [spoiled(lesson, spoil) for lesson in lessons], SPOILED, planted=True)
+
+
+def _generator(study: Study, purpose: str) -> Generator:
+    return torch.Generator().manual_seed(derive_seed(b"ranking", study.seed, purpose))

@@ -1,0 +1,214 @@
+"""Which score tells good models from bad ones where no label is: candidates ranked by each, and by their true Dice.
+
+`python -m simulations.ablation.ranking --help`. A pool of models of one study's network, some of them failures planted
+on purpose (`simulations.ablation.candidates`), under every score that needs no label of the target
+(`simulations.ablation.label_free`). The target's test masks measure the scores; they have no part in any of them.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from scipy.stats import mannwhitneyu, spearmanr
+from torch import Tensor
+
+from clients.data.dataset import Dataset, Sample, by_patient
+from clients.data.frames import Frame, read_mask
+from clients.data.site import load_site
+from clients.learning.scoring import FOREGROUND_TOLERANCE, SCORE_STRENGTH, Views, label_free_score, mean_area
+from common.augment import device_shift
+from common.files import write_atomically
+from common.geometry import from_grid
+from common.metrics import frame_dice
+from common.network_settings import BasicUNet
+from common.networks import Networks, initial_networks
+from common.options import Seed, StudyFile, only
+from common.seeds import derive_seed
+from common.study import Study, load_study
+from simulations.ablation.candidates import REFERENCE, Candidate, Weights, candidates, labelled_by, learn, predict
+from simulations.ablation.label_free import agreement, certainty, consistency, information, prior_match
+from simulations.publication import origin
+
+#: Target patients behind a score, and Dice points that a planted failure has to lose to be one.
+PATIENTS, HARM = 32, 0.1
+#: Share of feature channels that `consistency` drops.
+DROPPED = 0.2
+#: Reverse validation's student, which starts from nothing: a network of a quarter of a branch's size, steps and rate.
+STUDENT, STUDENT_STEPS, STUDENT_RATE = BasicUNet(features=(8, 8, 16, 32, 32, 8)), 100, 2e-3
+
+
+def mean_dice(
+    networks: Networks, study: Study, weights: Weights, data: Dataset, patients: Mapping[str, Sequence[Frame]]
+) -> float:
+    """Return a model's mean Dice over patients, in [0, 1], on their images' own pixels."""
+    means = []
+    for frames in patients.values():
+        samples = [data.sample(frame) for frame in frames]
+        maps = predict(networks, study, weights, samples)
+        means.append(
+            np.mean(
+                [
+                    frame_dice(from_grid(p, sample.place).numpy(), read_mask(sample.frame))
+                    for p, sample in zip(maps, samples, strict=True)
+                ]
+            )
+        )
+    return float(np.mean(means))
+
+
+def dropped_out(networks: Networks, study: Study, weights: Weights, samples: Sequence[Sample]) -> list[Tensor]:
+    """Return a model's maps with whole channels of its encoder's features dropped, the same for every model."""
+    generator = torch.Generator().manual_seed(study.seed)
+
+    def drop(*call: Any) -> list[Tensor]:
+        features: list[Tensor] = call[-1]
+        kept = [torch.rand(*x.shape[:2], 1, 1, generator=generator) >= DROPPED for x in features]
+        return [x * keep / (1 - DROPPED) for x, keep in zip(features, kept, strict=True)]
+
+    handle = networks.baseline.encoder.register_forward_hook(drop)
+    try:
+        return predict(networks, study, weights, samples)
+    finally:
+        handle.remove()
+
+
+def reverse_validation(
+    study: Study,
+    samples: Sequence[Sample],
+    maps: Sequence[Tensor],
+    source: Dataset,
+    patients: Mapping[str, list[Frame]],
+) -> float:
+    """Return the Dice on labelled source patients of a fresh student that learnt a model's masks of the target.
+
+    Zhong et al. 2010 (ECML PKDD); the circular validation of DASVM, Bruzzone and Marconcini 2010 (IEEE TPAMI); used by
+    Ganin et al. 2016, arXiv 1505.07818. First weights and draws are the same for all models. Between sites the
+    student's weights would travel from target to source, and one number back.
+    """
+    small = study.model_copy(update={"network": STUDENT})
+    generator = torch.Generator().manual_seed(derive_seed(b"reverse", study.seed))
+    branch = initial_networks(small).target_branch
+    lessons = labelled_by(samples, maps)
+    (weights,) = learn(branch, small, lessons, generator, marks=[STUDENT_STEPS], rate=STUDENT_RATE)
+    return mean_dice(Networks(small), small, weights, source, patients)
+
+
+def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Return a row for each candidate: what it is, its true Dice in [0, 1], and score -> value."""
+    networks, side = Networks(study), study.image.size
+    samples = [target.sample(frame) for frame in target.overview("train", PATIENTS)]
+    valid = [sample.valid for sample in samples]
+    held_out = by_patient([f for split in ("val", "calibrate") for f in source.site.frames_of(split, labelled=True)])
+    test = by_patient(target.site.frames_of("test", labelled=True))
+    truths = [sample.truth for frame in source.counted_overview("train") if (sample := source.labelled(frame))]
+    prior = mean_area([truth for truth in truths if truth is not None], 0.5, side)
+    generator = torch.Generator().manual_seed(study.seed)
+    moved = [
+        replace(sample, image=device_shift(sample.image[None, None], generator, SCORE_STRENGTH)[0, 0])
+        for sample in samples
+    ]
+    maps = {own.name: predict(networks, study, own.weights, samples) for own in pool}
+    totals = [torch.stack(of_one).sum(0) for of_one in zip(*maps.values(), strict=True)]
+    rows = []
+    for own in pool:
+        mine, weights = maps[own.name], own.weights
+        others = [(total - p) / (len(pool) - 1) for total, p in zip(totals, mine, strict=True)]
+        views = [Views(*pair) for pair in zip(mine, predict(networks, study, weights, moved), strict=True)]
+        scores = {
+            "today's": label_free_score(views, prior, side, FOREGROUND_TOLERANCE[study.image.geometry]),
+            "certainty": certainty(mine, valid),
+            "information": information(mine, valid),
+            "dropout consistency": consistency(mine, dropped_out(networks, study, weights, samples)),
+            "agreement with the other candidates": agreement(mine, others),
+            "agreement with the plain source model": agreement(mine, maps[REFERENCE]),
+            "reverse validation": reverse_validation(study, samples, mine, source, held_out),
+            "foreground prior": prior_match(mine, prior, side),
+            "Dice on the source": mean_dice(networks, study, weights, source, held_out),
+        }
+        dice = mean_dice(networks, study, weights, target, test)
+        row = {"name": own.name, "planted": own.planted, "steps": own.steps, "parent": own.parent, "dice": dice}
+        rows.append(row | {"scores": scores})
+    return rows
+
+
+def auroc(failures: Sequence[float], honest: Sequence[float]) -> float:
+    """Return the probability that a failure has the lower score, ties as a half: the area under the ROC curve."""
+    return 1 - float(mannwhitneyu(failures, honest).statistic) / (len(failures) * len(honest))
+
+
+def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what each score is worth on a pool, from the rows of `scored`.
+
+    A planted candidate is a failure if it ends at least `HARM` below the model that it came from; the others are named
+    and left out. A score's regret is the true Dice of the best honest model less that of the one it picks among
+    all; beside it stand that of the longest trained models, and the mean over all honest ones.
+    """
+    dice = {row["name"]: row["dice"] for row in rows}
+    honest = [row for row in rows if not row["planted"]]
+    harmless = [row["name"] for row in rows if row["planted"] and row["dice"] > dice[row["parent"]] - HARM]
+    failures = [row for row in rows if row["planted"] and row["name"] not in harmless]
+    best = max(honest, key=lambda row: float(row["dice"]))
+    longest = [row["dice"] for row in honest if row["steps"] == max(own["steps"] for own in honest)]
+    found = {}
+    for score in rows[0]["scores"]:
+        mine, theirs = ([row["scores"][score] for row in own] for own in (honest, failures))
+        picked = max((*honest, *failures), key=lambda row: float(row["scores"][score]))
+        found[score] = {
+            "auroc": auroc(theirs, mine),
+            "rank_correlation": float(spearmanr(mine, [row["dice"] for row in honest]).statistic),
+            "picked": picked["name"],
+            "regret": best["dice"] - picked["dice"],
+        }
+    return {
+        "honest": len(honest),
+        "failures": len(failures),
+        "harmless": harmless,
+        "best": best["name"],
+        "dice": [min(row["dice"] for row in honest), best["dice"]],
+        "regret_of_longest": best["dice"] - float(np.mean(longest)),
+        "regret_of_chance": best["dice"] - float(np.mean([row["dice"] for row in honest])),
+        "scores": found,
+    }
+
+
+def main(
+    study_file: StudyFile,
+    source: Annotated[Path, typer.Option(metavar="DIR", help="labelled site folder")],
+    target: Annotated[Path, typer.Option(metavar="DIR", help="site folder whose test patients have masks")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write")],
+    seed: Seed = 0,
+) -> None:
+    """Train a pool of models on a pair of sites and write how well each label-free score ranks it.
+
+    Of STUDY only grid, network, augmentation, batch size and what is done to predictions count.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)  # not after the training
+    torch.set_num_threads(1)
+    begun = time.process_time()
+    study = load_study(study_file).model_copy(update={"seed": seed})
+    labelled, unlabelled = (Dataset(load_site(folder), study) for folder in (source, target))
+    lessons = [labelled.labelled(frame) for frame in labelled.site.frames_of("train", labelled=True)]
+    images = [unlabelled.sample(frame) for frame in unlabelled.site.frames_of("train")]
+    pool = []
+    for candidate in candidates(study, lessons, images):
+        pool.append(candidate)
+        print(candidate.name, file=sys.stderr)
+    rows = scored(study, labelled, unlabelled, pool)
+    found = {**origin("simulations.ablation.ranking", seed), "study": study_file.name}
+    found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), **judged(rows), "candidates": rows}
+    write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    only(
+        main,
+        "python -m simulations.ablation.ranking configs/self-training.yaml --source runs/busbra/ge-logiq7 "
+        "--target runs/busbra/toshiba-aplio300 --out docs/results/ranking/logiq7-to-toshiba.json",
+    )
