@@ -150,48 +150,45 @@ def spoiled(lesson: Sample, spoil: Callable[[np.ndarray, np.ndarray], np.ndarray
     return replace(lesson, truth=torch.from_numpy(mask).float())
 
 
-def candidates(study: Study, labelled: Sequence[Sample], unlabelled: Sequence[Sample]) -> Iterator[Candidate]:
-    """Train the pool and give each candidate as it is done, parents first.
-
-    Args:
-        labelled: the source's training samples with their truth.
-        unlabelled: the target's training samples.
-
-    Two supervised trainings, one with artefacts in its views. The last model of each goes on by itself for some rounds,
-    an earlier one for one round. The failures go on from the last plain one, the reference.
-    """
-    networks = Networks(study)
-    kept: dict[str, Candidate] = {}
-
-    def keep(candidate: Candidate) -> Candidate:
-        kept[candidate.name] = candidate
-        return candidate
-
-    def taught(parent: str) -> list[Sample]:
-        return labelled_by(unlabelled, predict(networks, study, kept[parent].weights, unlabelled))
-
-    def continued(parent: str, name: str, lessons: Sequence[Sample], steps: int, **how: bool) -> Candidate:
-        branch = networks.target_branch
-        branch.load_state_dict(dict(kept[parent].weights))
-        (weights,) = learn(branch, study, lessons, _generator(study, name), marks=[steps])
-        return keep(Candidate(name, weights, kept[parent].steps + steps, parent=parent, **how))
-
+def supervised(study: Study, lessons: Sequence[Sample]) -> list[Candidate]:
+    """Return the checkpoints of every supervised training on a source's labelled samples."""
+    found = []
     for number, (name, artefacts) in enumerate(TRAININGS.items()):
         own = study.model_copy(update={"seed": study.seed + 1000 * number})
         branch = initial_networks(own).source_branch
-        found = learn(branch, own, labelled, _generator(own, name), marks=MARKS, artefacts=artefacts)
-        for mark, weights in zip(MARKS, found, strict=True):
-            yield keep(Candidate(f"{name}, {mark} steps", weights, mark))
-    for name in TRAININGS:
-        early = f"{name}, {EARLY} steps"
-        yield continued(early, f"{early}, self-trained", taught(early), ROUND)
-        parent = f"{name}, {MARKS[-1]} steps"
+        weights = learn(branch, own, lessons, _generator(own, name), marks=MARKS, artefacts=artefacts)
+        found += [Candidate(f"{name}, {mark} steps", x, mark) for mark, x in zip(MARKS, weights, strict=True)]
+    return found
+
+
+def adapted(study: Study, pool: Sequence[Candidate], images: Sequence[Sample]) -> Iterator[Candidate]:
+    """Continue models of `supervised` on a target's images and give each as it is done.
+
+    The last model of each training goes on by itself for some rounds, an earlier one for one round. The failures go on
+    from the reference, on its masks spoiled.
+    """
+    networks, known = Networks(study), {own.name: own for own in pool}
+
+    def taught(parent: Candidate) -> list[Sample]:
+        return labelled_by(images, predict(networks, study, parent.weights, images))
+
+    def continued(name: str, parent: Candidate, lessons: Sequence[Sample], steps: int) -> Candidate:
+        branch = networks.target_branch
+        branch.load_state_dict(dict(parent.weights))
+        (weights,) = learn(branch, study, lessons, _generator(study, name), marks=[steps])
+        return Candidate(name, weights, parent.steps + steps, name in SPOILS, parent.name)
+
+    for training in TRAININGS:
+        early = known[f"{training}, {EARLY} steps"]
+        yield continued(f"{early.name}, self-trained", early, taught(early), ROUND)
+        own = known[f"{training}, {MARKS[-1]} steps"]
         for number in range(1, ROUNDS + 1):
-            yield continued(parent, f"{name}, self-trained, round {number}", taught(parent), ROUND)
-            parent = f"{name}, self-trained, round {number}"
-    lessons = taught(REFERENCE)
+            own = continued(f"{training}, self-trained, round {number}", own, taught(own), ROUND)
+            yield own
+    reference = known[REFERENCE]
+    lessons = taught(reference)
     for name, spoil in SPOILS.items():
-        yield continued(REFERENCE, name, [spoiled(lesson, spoil) for lesson in lessons], SPOILED, planted=True)
+        yield continued(name, reference, [spoiled(lesson, spoil) for lesson in lessons], SPOILED)
 
 
 def _generator(study: Study, purpose: str) -> Generator:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import numpy as np
@@ -32,7 +33,16 @@ from common.networks import Networks, initial_networks
 from common.options import Seed, StudyFile, only
 from common.seeds import derive_seed
 from common.study import Study, load_study
-from simulations.ablation.candidates import REFERENCE, Candidate, Weights, candidates, labelled_by, learn, predict
+from simulations.ablation.candidates import (
+    REFERENCE,
+    Candidate,
+    Weights,
+    adapted,
+    labelled_by,
+    learn,
+    predict,
+    supervised,
+)
 from simulations.ablation.label_free import agreement, certainty, consistency, information, prior_match
 from simulations.publication import origin
 
@@ -41,26 +51,22 @@ PATIENTS, HARM = 32, 0.1
 #: Share of feature channels that `consistency` drops.
 DROPPED = 0.2
 #: Reverse validation's student, which starts from nothing: a network of a quarter of a branch's size, steps and rate.
-STUDENT, STUDENT_STEPS, STUDENT_RATE = BasicUNet(features=(8, 8, 16, 32, 32, 8)), 100, 2e-3
+STUDENT, STUDENT_STEPS, STUDENT_RATE = BasicUNet(features=(8, 8, 16, 32, 32, 8)), 80, 2e-3
 
 
-def mean_dice(
-    networks: Networks, study: Study, weights: Weights, data: Dataset, patients: Mapping[str, Sequence[Frame]]
-) -> float:
-    """Return a model's mean Dice over patients, in [0, 1], on their images' own pixels."""
-    means = []
-    for frames in patients.values():
-        samples = [data.sample(frame) for frame in frames]
-        maps = predict(networks, study, weights, samples)
-        means.append(
-            np.mean(
-                [
-                    frame_dice(from_grid(p, sample.place).numpy(), read_mask(sample.frame))
-                    for p, sample in zip(maps, samples, strict=True)
-                ]
-            )
-        )
-    return float(np.mean(means))
+def middle_frames(frames: Sequence[Frame]) -> list[Frame]:
+    """Return the middle frame of each patient."""
+    return [own[len(own) // 2] for own in by_patient(list(frames)).values()]
+
+
+def mean_dice(networks: Networks, study: Study, weights: Weights, data: Dataset, frames: Sequence[Frame]) -> float:
+    """Return a model's mean Dice over frames, one a patient, in [0, 1], on their images' own pixels."""
+    samples = [data.sample(frame) for frame in frames]
+    maps = predict(networks, study, weights, samples)
+    return mean(
+        frame_dice(from_grid(p, sample.place).numpy(), read_mask(sample.frame))
+        for p, sample in zip(maps, samples, strict=True)
+    )
 
 
 def dropped_out(networks: Networks, study: Study, weights: Weights, samples: Sequence[Sample]) -> list[Tensor]:
@@ -84,7 +90,7 @@ def reverse_validation(
     samples: Sequence[Sample],
     maps: Sequence[Tensor],
     source: Dataset,
-    patients: Mapping[str, list[Frame]],
+    frames: Sequence[Frame],
 ) -> float:
     """Return the Dice on labelled source patients of a fresh student that learnt a model's masks of the target.
 
@@ -97,7 +103,7 @@ def reverse_validation(
     branch = initial_networks(small).target_branch
     lessons = labelled_by(samples, maps)
     (weights,) = learn(branch, small, lessons, generator, marks=[STUDENT_STEPS], rate=STUDENT_RATE)
-    return mean_dice(Networks(small), small, weights, source, patients)
+    return mean_dice(Networks(small), small, weights, source, frames)
 
 
 def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -105,8 +111,8 @@ def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candid
     networks, side = Networks(study), study.image.size
     samples = [target.sample(frame) for frame in target.overview("train", PATIENTS)]
     valid = [sample.valid for sample in samples]
-    held_out = by_patient([f for split in ("val", "calibrate") for f in source.site.frames_of(split, labelled=True)])
-    test = by_patient(target.site.frames_of("test", labelled=True))
+    held_out = middle_frames([*source.site.frames_of("val"), *source.site.frames_of("calibrate")])
+    test = middle_frames(target.site.frames_of("test", labelled=True))
     truths = [sample.truth for frame in source.counted_overview("train") if (sample := source.labelled(frame))]
     prior = mean_area([truth for truth in truths if truth is not None], 0.5, side)
     generator = torch.Generator().manual_seed(study.seed)
@@ -181,34 +187,37 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def main(
     study_file: StudyFile,
     source: Annotated[Path, typer.Option(metavar="DIR", help="labelled site folder")],
-    target: Annotated[Path, typer.Option(metavar="DIR", help="site folder whose test patients have masks")],
+    target: Annotated[list[Path], typer.Option(metavar="DIR", help="site folder with test masks; repeat")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write")],
     seed: Seed = 0,
 ) -> None:
-    """Train a pool of models on a pair of sites and write how well each label-free score ranks it.
+    """Train a pool of models on each pair of sites and write how well the label-free scores rank it.
 
-    Of STUDY only grid, network, augmentation, batch size and what is done to predictions count.
+    The supervised trainings are the same for all targets. Of STUDY only grid, network, augmentation, batch size and
+    what is done to predictions count. OUT is written anew after each target.
     """
     out.parent.mkdir(parents=True, exist_ok=True)  # not after the training
     torch.set_num_threads(1)
     begun = time.process_time()
     study = load_study(study_file).model_copy(update={"seed": seed})
-    labelled, unlabelled = (Dataset(load_site(folder), study) for folder in (source, target))
-    lessons = [labelled.labelled(frame) for frame in labelled.site.frames_of("train", labelled=True)]
-    images = [unlabelled.sample(frame) for frame in unlabelled.site.frames_of("train")]
-    pool = []
-    for candidate in candidates(study, lessons, images):
-        pool.append(candidate)
-        print(candidate.name, file=sys.stderr)
-    rows = scored(study, labelled, unlabelled, pool)
-    found = {**origin("simulations.ablation.ranking", seed), "study": study_file.name}
-    found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), **judged(rows), "candidates": rows}
-    write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
+    labelled = Dataset(load_site(source), study)
+    lessons = [labelled.labelled(frame) for frame in labelled.site.frames_of("train")]
+    trained = supervised(study, lessons)
+    pairs: dict[str, Any] = {}
+    for folder in target:
+        unlabelled = Dataset(load_site(folder), study)
+        images = [unlabelled.sample(frame) for frame in middle_frames(unlabelled.site.frames_of("train"))]
+        rows = scored(study, labelled, unlabelled, [*trained, *adapted(study, trained, images)])
+        pairs[unlabelled.site.config.name] = judged(rows) | {"candidates": rows}
+        found = {**origin("simulations.ablation.ranking", seed), "study": study_file.name}
+        found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), "source": labelled.site.config.name}
+        write_atomically(out, (json.dumps(found | {"pairs": pairs}, indent=1) + "\n").encode())
+        print(f"{unlabelled.site.config.name} done", file=sys.stderr)
 
 
 if __name__ == "__main__":
     only(
         main,
         "python -m simulations.ablation.ranking configs/self-training.yaml --source runs/busbra/ge-logiq7 "
-        "--target runs/busbra/toshiba-aplio300 --out docs/results/ranking/logiq7-to-toshiba.json",
+        "--target runs/busbra/toshiba-aplio300 --out docs/results/ranking/busbra.json",
     )

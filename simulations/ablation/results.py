@@ -8,7 +8,7 @@ words between the numbers. No number of the page is typed in by hand.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,9 @@ def page(folder: Path) -> str:
     bounds = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cross-fitted").glob("*.json"))]
     if bounds:
         sections.append(cross_fitted(bounds))
-    pairs = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted((folder / "ranking").glob("*.json"))}
-    if pairs:
-        sections.append(ranked(pairs))
+    pools = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "ranking").glob("*.json"))]
+    if pools:
+        sections.append(ranked(pools))
     current, earlier = by_form(summaries)
     if earlier:
         sections.insert(0, f"### Earlier forms of the method\n\n{overview(earlier)}")
@@ -207,12 +207,9 @@ def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *(f"- `{own['command']}`: {own['hardware']}" for own in bounds), ""])
 
 
-def ranked(pairs: Mapping[str, dict[str, Any]]) -> str:
-    """Return the section on scores that need no label of the target, see `simulations.ablation.ranking`.
-
-    Args:
-        pairs: of sites, by name.
-    """
+def ranked(pools: Sequence[dict[str, Any]]) -> str:
+    """Return the section on scores that need no label of the target, see `simulations.ablation.ranking`."""
+    pairs = {f"{own['source']} to {target}": found for own in pools for target, found in own["pairs"].items()}
     lines = [
         "## Scores without labels",
         "",
@@ -234,12 +231,13 @@ def ranked(pairs: Mapping[str, dict[str, Any]]) -> str:
     lines.append("")
     for name, own in pairs.items():
         low, high = (100 * dice for dice in own["dice"])
-        vain = f"; without harm: {', '.join(own['harmless'])}" if own["harmless"] else ""
+        vain = f"; planted without harm: {'; '.join(own['harmless'])}" if own["harmless"] else ""
         lines.append(
-            f"- {name}: {own['honest']} honest models from {low:.1f} to {high:.1f} (best: {own['best']}), "
-            f"{own['failures']} failures{vain}. `{own['command']}`: {own['cpu_minutes']} minutes of a processor, "
-            f"{own['hardware']}"
+            f"- {name}: {own['honest']} honest models from {low:.1f} to {high:.1f} % (best: {own['best']}), "
+            f"{own['failures']} failures{vain}"
         )
+    for own in pools:
+        lines.append(f"- `{own['command']}`: {own['cpu_minutes']} minutes of a processor, {own['hardware']}")
     return "\n".join([*lines, ""])
 
 

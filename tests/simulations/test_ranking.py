@@ -134,16 +134,17 @@ def test_a_pool_is_trained_scored_and_shown_and_names_nobody(
     monkeypatch.setattr(ranking, "STUDENT_STEPS", 4)
     monkeypatch.setattr(ranking, "HARM", -1.0)  # so short a training harms little: all count
     out = tmp_path / "found.json"
-    main(tiny.write_study(tmp_path / "study.yaml"), source=pair[0], target=pair[1], out=out)
+    main(tiny.write_study(tmp_path / "study.yaml"), source=pair[0], target=[pair[1]], out=out)
     found = json.loads(out.read_text())
-    rows = {row["name"]: row for row in found["candidates"]}
+    east = found["pairs"]["east"]
+    rows = {row["name"]: row for row in east["candidates"]}
     assert len(rows) == 2 * (2 + 1 + candidates.ROUNDS) + len(SPOILS)
     assert rows["plain, self-trained, round 2"]["steps"] == 8 + 2 * 2
     assert rows["plain, 8 steps"]["scores"]["agreement with the plain source model"] == 1
     assert found["failures"] == len(SPOILS)
     assert "kept-" not in out.read_text()
-    mine = found["scores"]["reverse validation"]
-    page = ranked({"north to east": found})
+    mine = east["scores"]["reverse validation"]
+    page = ranked([found])
     cells = f"{mine['auroc']:.2f}, {mine['rank_correlation']:+.2f}, {100 * mine['regret']:.1f}"
     assert f"| reverse validation | {cells} |" in page
     assert "python -m simulations.ablation.ranking" in page
