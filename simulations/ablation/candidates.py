@@ -29,13 +29,13 @@ Weights = Mapping[str, Tensor]
 #: The rate of every training here, its warm-up, and the decay of the averaged weights, which are the candidates.
 LEARNING_RATE, WARMUP, DECAY = 1e-3, 9, 0.98
 #: Steps after which a supervised training is a candidate.
-MARKS = (100, 200, 400, 600)
+MARKS = (150, 300, 600)
 #: Supervised training -> strength of the artefacts in its views; each has a seed of its own.
 TRAININGS = {"plain": 0.0, "artefacts": 0.5}
 #: Steps a round of self-training, rounds from a training's last model, and the earlier steps whose model has one round.
-ROUND, ROUNDS, EARLY = 40, 3, 200
+ROUND, ROUNDS, EARLY = 30, 3, 300
 #: Steps on spoiled labels, and the model that they begin at.
-SPOILED, REFERENCE = 40, f"plain, {MARKS[-1]} steps"
+SPOILED, REFERENCE = 30, f"plain, {MARKS[-1]} steps"
 
 
 @dataclass(frozen=True)

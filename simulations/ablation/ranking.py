@@ -46,6 +46,8 @@ from simulations.ablation.candidates import (
 from simulations.ablation.label_free import agreement, certainty, consistency, information, prior_match
 from simulations.publication import origin
 
+#: Two scores that the product has.
+TODAYS, SOURCE = "today's score", "Dice on the source"
 #: Target patients behind a score, and Dice points that a planted failure has to lose to be one.
 PATIENTS, HARM = 32, 0.1
 #: Share of feature channels that `consistency` drops.
@@ -128,7 +130,7 @@ def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candid
         others = [(total - p) / (len(pool) - 1) for total, p in zip(totals, mine, strict=True)]
         views = [Views(*pair) for pair in zip(mine, predict(networks, study, weights, moved), strict=True)]
         scores = {
-            "today's": label_free_score(views, prior, side, FOREGROUND_TOLERANCE[study.image.geometry]),
+            TODAYS: label_free_score(views, prior, side, FOREGROUND_TOLERANCE[study.image.geometry]),
             "certainty": certainty(mine, valid),
             "information": information(mine, valid),
             "dropout consistency": consistency(mine, dropped_out(networks, study, weights, samples)),
@@ -136,8 +138,9 @@ def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candid
             "agreement with the plain source model": agreement(mine, maps[REFERENCE]),
             "reverse validation": reverse_validation(study, samples, mine, source, held_out),
             "foreground prior": prior_match(mine, prior, side),
-            "Dice on the source": mean_dice(networks, study, weights, source, held_out),
+            SOURCE: mean_dice(networks, study, weights, source, held_out),
         }
+        scores[f"{TODAYS} times {SOURCE}"] = scores[TODAYS] * scores[SOURCE]  # both are at the server already
         dice = mean_dice(networks, study, weights, target, test)
         row = {"name": own.name, "planted": own.planted, "steps": own.steps, "parent": own.parent, "dice": dice}
         rows.append(row | {"scores": scores})
