@@ -115,8 +115,8 @@ def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candid
     valid = [sample.valid for sample in samples]
     held_out = middle_frames([*source.site.frames_of("val"), *source.site.frames_of("calibrate")])
     test = middle_frames(target.site.frames_of("test", labelled=True))
-    truths = [sample.truth for frame in source.counted_overview("train") if (sample := source.labelled(frame))]
-    prior = mean_area([truth for truth in truths if truth is not None], 0.5, side)
+    taught = [source.labelled(frame).truth for frame in source.counted_overview("train")]
+    prior = mean_area([truth for truth in taught if truth is not None], 0.5, side)
     generator = torch.Generator().manual_seed(study.seed)
     moved = [
         replace(sample, image=device_shift(sample.image[None, None], generator, SCORE_STRENGTH)[0, 0])
