@@ -2,22 +2,21 @@
 
 `python -m simulations.ablation.ranking --help`. A pool of models of one study's network, some of them failures planted
 on purpose (`simulations.ablation.candidates`), under every score that needs no label of the target
-(`simulations.ablation.label_free`). The target's test masks measure the scores; they have no part in any of them.
+(`simulations.ablation.label_free`). The target's test masks measure the scores (`simulations.ablation.verdict`); they
+have no part in any of them.
 """
 
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from scipy.stats import mannwhitneyu, spearmanr
 from torch import Tensor
 
 from clients.data.dataset import Dataset, Sample, by_patient
@@ -44,12 +43,11 @@ from simulations.ablation.candidates import (
     supervised,
 )
 from simulations.ablation.label_free import agreement, certainty, consistency, information, prior_match
+from simulations.ablation.verdict import INFORMATION, SOURCE, TODAYS
 from simulations.publication import origin
 
-#: Two scores that the product has.
-TODAYS, SOURCE = "today's score", "Dice on the source"
-#: Target patients behind a score, and Dice points that a planted failure has to lose to be one.
-PATIENTS, HARM = 32, 0.1
+#: Target patients behind a score.
+PATIENTS = 32
 #: Share of feature channels that `consistency` drops.
 DROPPED = 0.2
 #: Reverse validation's student, which starts from nothing: a network of a quarter of a branch's size, steps and rate.
@@ -132,7 +130,7 @@ def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candid
         scores = {
             TODAYS: label_free_score(views, prior, side, FOREGROUND_TOLERANCE[study.image.geometry]),
             "certainty": certainty(mine, valid),
-            "information": information(mine, valid),
+            INFORMATION: information(mine, valid),
             "dropout consistency": consistency(mine, dropped_out(networks, study, weights, samples)),
             "agreement with the other candidates": agreement(mine, others),
             "agreement with the plain source model": agreement(mine, maps[REFERENCE]),
@@ -147,46 +145,6 @@ def scored(study: Study, source: Dataset, target: Dataset, pool: Sequence[Candid
     return rows
 
 
-def auroc(failures: Sequence[float], honest: Sequence[float]) -> float:
-    """Return the probability that a failure has the lower score, ties as a half: the area under the ROC curve."""
-    return 1 - float(mannwhitneyu(failures, honest).statistic) / (len(failures) * len(honest))
-
-
-def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what each score is worth on a pool, from the rows of `scored`.
-
-    A planted candidate is a failure if it ends at least `HARM` below the model that it came from; the others are named
-    and left out. A score's regret is the true Dice of the best honest model less that of the one it picks among
-    all; beside it stand that of the longest trained models, and the mean over all honest ones.
-    """
-    dice = {row["name"]: row["dice"] for row in rows}
-    honest = [row for row in rows if not row["planted"]]
-    harmless = [row["name"] for row in rows if row["planted"] and row["dice"] > dice[row["parent"]] - HARM]
-    failures = [row for row in rows if row["planted"] and row["name"] not in harmless]
-    best = max(honest, key=lambda row: float(row["dice"]))
-    longest = [row["dice"] for row in honest if row["steps"] == max(own["steps"] for own in honest)]
-    found = {}
-    for score in rows[0]["scores"]:
-        mine, theirs = ([row["scores"][score] for row in own] for own in (honest, failures))
-        picked = max((*honest, *failures), key=lambda row: float(row["scores"][score]))
-        found[score] = {
-            "auroc": auroc(theirs, mine),
-            "rank_correlation": float(spearmanr(mine, [row["dice"] for row in honest]).statistic),
-            "picked": picked["name"],
-            "regret": best["dice"] - picked["dice"],
-        }
-    return {
-        "honest": len(honest),
-        "failures": len(failures),
-        "harmless": harmless,
-        "best": best["name"],
-        "dice": [min(row["dice"] for row in honest), best["dice"]],
-        "regret_of_longest": best["dice"] - float(np.mean(longest)),
-        "regret_of_chance": best["dice"] - float(np.mean([row["dice"] for row in honest])),
-        "scores": found,
-    }
-
-
 def main(
     study_file: StudyFile,
     source: Annotated[Path, typer.Option(metavar="DIR", help="labelled site folder")],
@@ -194,7 +152,7 @@ def main(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write")],
     seed: Seed = 0,
 ) -> None:
-    """Train a pool of models on each pair of sites and write how well the label-free scores rank it.
+    """Train a pool of models on each pair of sites and write their true Dice and every label-free score.
 
     The supervised trainings are the same for all targets. Of STUDY only grid, network, augmentation, batch size and
     what is done to predictions count. OUT is written anew after each target.
@@ -211,7 +169,7 @@ def main(
         unlabelled = Dataset(load_site(folder), study)
         images = [unlabelled.sample(frame) for frame in middle_frames(unlabelled.site.frames_of("train"))]
         rows = scored(study, labelled, unlabelled, [*trained, *adapted(study, trained, images)])
-        pairs[unlabelled.site.config.name] = judged(rows) | {"candidates": rows}
+        pairs[unlabelled.site.config.name] = rows
         found = {**origin("simulations.ablation.ranking", seed), "study": study_file.name}
         found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), "source": labelled.site.config.name}
         write_atomically(out, (json.dumps(found | {"pairs": pairs}, indent=1) + "\n").encode())

@@ -20,6 +20,7 @@ from simulations.ablation.page import detectable, is_population, overview, point
 from simulations.ablation.page import section as ablation_section
 from simulations.ablation.random_effects import LEAST_PAIRS, random_effects, variances
 from simulations.ablation.tally import RELEASED
+from simulations.ablation.verdict import judged
 
 #: The studies that the README runs, on real images and on phantoms; all others are earlier forms of the method.
 CURRENT = ("self-training.yaml", "self-training-96.yaml", "demo.yaml")
@@ -209,7 +210,7 @@ def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
 
 def ranked(pools: Sequence[dict[str, Any]]) -> str:
     """Return the section on scores that need no label of the target, see `simulations.ablation.ranking`."""
-    pairs = {f"{own['source']} to {target}": found for own in pools for target, found in own["pairs"].items()}
+    pairs = {f"{own['source']} to {target}": judged(rows) for own in pools for target, rows in own["pairs"].items()}
     lines = [
         "## Scores without labels",
         "",

@@ -11,11 +11,12 @@ import tiny
 import torch
 from torch import Tensor
 
-from simulations.ablation import candidates, ranking
+from simulations.ablation import candidates, ranking, verdict
 from simulations.ablation.candidates import SPOILS, brightest_elsewhere, resized, shifted
 from simulations.ablation.label_free import agreement, certainty, consistency, information, prior_match
-from simulations.ablation.ranking import auroc, judged, main
+from simulations.ablation.ranking import main
 from simulations.ablation.results import ranked
+from simulations.ablation.verdict import GATED, INFORMATION, SOURCE, auroc, judged
 
 SIDE = 32
 VALID = [torch.ones(SIDE, SIDE, dtype=torch.bool)] * 3
@@ -97,7 +98,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order() -> None:
 
 
 def row(name: str, dice: float, *scores: float, steps: int = 1, parent: str = "") -> dict[str, Any]:
-    named = dict(zip(("true", "wrong"), scores, strict=True))
+    named = dict(zip((INFORMATION, SOURCE), scores, strict=True))
     return {"name": name, "planted": bool(parent), "steps": steps, "parent": parent, "dice": dice, "scores": named}
 
 
@@ -113,12 +114,25 @@ def test_a_score_is_judged_by_failures_found_order_and_what_its_pick_costs() -> 
     )
     assert found["harmless"] == ["spoiled in vain"], "it lost less than a failure has to, and is neither"
     assert (found["honest"], found["failures"], found["best"]) == (3, 1, "b")
-    right, wrong = found["scores"]["true"], found["scores"]["wrong"]
+    right, wrong = found["scores"][INFORMATION], found["scores"][SOURCE]
     assert (right["auroc"], right["rank_correlation"], right["picked"], right["regret"]) == (1, 1, "b", 0)
     assert (wrong["auroc"], wrong["rank_correlation"], wrong["picked"]) == (0, -1, "spoiled")
     assert wrong["regret"] == pytest.approx(0.6)
     assert found["regret_of_longest"] == pytest.approx(0.1)
     assert found["regret_of_chance"] == pytest.approx(0.1)
+
+
+def test_whoever_lost_the_labelled_probe_is_picked_last_however_sure_it_is() -> None:
+    rows = [
+        row("weak", 0.6, 0.20, 0.90),
+        row("strong", 0.7, 0.30, 0.86),
+        row("sure of nothing", 0.1, 0.60, 0.50, parent="strong"),
+    ]
+    found = judged(rows)["scores"]
+    assert found[INFORMATION]["picked"] == "sure of nothing"
+    assert (found[GATED]["picked"], found[GATED]["auroc"], found[GATED]["regret"]) == ("strong", 1, 0)
+    rows[1] = row("strong", 0.7, 0.30, 0.80)
+    assert judged(rows)["scores"][GATED]["picked"] == "weak", "too far below the best on the labelled probe"
 
 
 def test_a_pool_is_trained_scored_and_shown_and_names_nobody(
@@ -132,12 +146,12 @@ def test_a_pool_is_trained_scored_and_shown_and_names_nobody(
     monkeypatch.setattr(candidates, "ROUNDS", 2)
     monkeypatch.setattr(candidates, "SPOILED", 6)
     monkeypatch.setattr(ranking, "STUDENT_STEPS", 4)
-    monkeypatch.setattr(ranking, "HARM", -1.0)  # so short a training harms little: all count
+    monkeypatch.setattr(verdict, "HARM", -1.0)  # so short a training harms little: all count
     out = tmp_path / "found.json"
     main(tiny.write_study(tmp_path / "study.yaml"), source=pair[0], target=[pair[1]], out=out)
     found = json.loads(out.read_text())
-    east = found["pairs"]["east"]
-    rows = {row["name"]: row for row in east["candidates"]}
+    rows = {row["name"]: row for row in found["pairs"]["east"]}
+    east = judged(found["pairs"]["east"])
     assert len(rows) == 2 * (2 + 1 + candidates.ROUNDS) + len(SPOILS)
     assert rows["plain, self-trained, round 2"]["steps"] == 8 + 2 * 2
     assert rows["plain, 8 steps"]["scores"]["agreement with the plain source model"] == 1
