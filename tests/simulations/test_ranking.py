@@ -155,7 +155,7 @@ def test_a_pool_is_trained_scored_and_shown_and_names_nobody(
     assert len(rows) == 2 * (2 + 1 + candidates.ROUNDS) + len(SPOILS)
     assert rows["plain, self-trained, round 2"]["steps"] == 8 + 2 * 2
     assert rows["plain, 8 steps"]["scores"]["agreement with the plain source model"] == 1
-    assert found["failures"] == len(SPOILS)
+    assert east["failures"] == len(SPOILS)
     assert "kept-" not in out.read_text()
     mine = east["scores"]["reverse validation"]
     page = ranked([found])
