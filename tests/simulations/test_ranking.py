@@ -138,14 +138,14 @@ def test_whoever_lost_the_labelled_probe_is_picked_last_however_sure_it_is() -> 
 def test_a_pool_is_trained_scored_and_shown_and_names_nobody(
     pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "MARKS", (4, 8))
-    monkeypatch.setattr(candidates, "EARLY", 4)
-    monkeypatch.setattr(candidates, "REFERENCE", "plain, 8 steps")
-    monkeypatch.setattr(ranking, "REFERENCE", "plain, 8 steps")
-    monkeypatch.setattr(candidates, "ROUND", 2)
+    monkeypatch.setattr(candidates, "MARKS", (2, 4))
+    monkeypatch.setattr(candidates, "EARLY", 2)
+    monkeypatch.setattr(candidates, "REFERENCE", "plain, 4 steps")
+    monkeypatch.setattr(ranking, "REFERENCE", "plain, 4 steps")
+    monkeypatch.setattr(candidates, "ROUND", 1)
     monkeypatch.setattr(candidates, "ROUNDS", 2)
-    monkeypatch.setattr(candidates, "SPOILED", 6)
-    monkeypatch.setattr(ranking, "STUDENT_STEPS", 4)
+    monkeypatch.setattr(candidates, "SPOILED", 2)
+    monkeypatch.setattr(ranking, "STUDENT_STEPS", 2)
     monkeypatch.setattr(verdict, "HARM", -1.0)  # so short a training harms little: all count
     out = tmp_path / "found.json"
     main(tiny.write_study(tmp_path / "study.yaml"), source=pair[0], target=[pair[1]], out=out)
@@ -153,8 +153,8 @@ def test_a_pool_is_trained_scored_and_shown_and_names_nobody(
     rows = {row["name"]: row for row in found["pairs"]["east"]}
     east = judged(found["pairs"]["east"])
     assert len(rows) == 2 * (2 + 1 + candidates.ROUNDS) + len(SPOILS)
-    assert rows["plain, self-trained, round 2"]["steps"] == 8 + 2 * 2
-    assert rows["plain, 8 steps"]["scores"]["agreement with the plain source model"] == 1
+    assert rows["plain, self-trained, round 2"]["steps"] == 4 + 2 * 1
+    assert rows["plain, 4 steps"]["scores"]["agreement with the plain source model"] == 1
     assert east["failures"] == len(SPOILS)
     assert "kept-" not in out.read_text()
     mine = east["scores"]["reverse validation"]
