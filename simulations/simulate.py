@@ -101,11 +101,12 @@ def simulate(
     if not resume:
         folder.refuse_a_run()
     baseline = baseline_of(study) if study.supervised_steps() else None
+    shares = {name: threads or threads_of(of, sites) for name, of in (("baseline", baseline), ("study", study)) if of}
     before = len(baseline.rounds()) if baseline else 0
     total = before + len(study.rounds())
     with Simulation() as simulation:
 
-        def train(trained: Study, run: RunFolder, before: int) -> None:
+        def train(trained: Study, run: RunFolder, before: int, share: int) -> None:
             if resume and run.model.exists():
                 load_state(run.checkpoint, trained.hash())  # another study's run is not what this one is compared with
                 return
@@ -115,19 +116,17 @@ def simulate(
                 on_progress(Progress(trained.name, before + len(counted), total, counted[-1] if counted else None))
 
             _write_study(trained, run)
-            own = threads or threads_of(trained, sites)
-            simulation.run(run.study_input, folders, run.path, threads=own, resume=resume, on_poll=poll)
+            simulation.run(run.study_input, folders, run.path, threads=share, resume=resume, on_poll=poll)
             poll()
 
         if baseline is not None:
-            train(baseline, folder.baseline, 0)
+            train(baseline, folder.baseline, 0, shares["baseline"])
             study = against_baseline(study, folder.baseline.model)
-        train(study, folder, before)
+        train(study, folder, before, shares["study"])
     write_summary(out)
     keep(out, draw_examples(study, out, sites))
-    used = {name: threads or threads_of(of, sites) for name, of in (("baseline", baseline), ("study", study)) if of}
     extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command}
-    extra |= {"hardware": hardware(threads=list(used.values())), "threads": used}
+    extra |= {"hardware": hardware(threads=list(shares.values())), "threads": shares}
     extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
     render_report(out)

@@ -13,21 +13,17 @@ from typing import get_args
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from clients.data.dataset import Sample, tiles
-from clients.learning.training import MAX_GRADIENT_NORM, annealed, averaging, follow
-from clients.learning.view import view
+from clients.data.dataset import Sample
 from common.artefact_settings import Artefact
 from common.infusion import predict_maps
-from common.losses import dice_cross_entropy
 from common.networks import Branch, Networks, initial_networks
 from common.seeds import derive_seed
 from common.study import Study
+from simulations.ablation.one_branch import LEARNING_RATE, train_branch
 
 Weights = Mapping[str, Tensor]
-#: The rate of every training here, its warm-up, and the decay of the averaged weights, which are the candidates.
-LEARNING_RATE, WARMUP, DECAY = 1e-3, 9, 0.98
 #: Steps after which a supervised training is a candidate.
 MARKS = (150, 300, 600)
 #: Supervised training -> strength of the artefacts in its views; each has a seed of its own.
@@ -90,21 +86,14 @@ def learn(
     kinds: dict[Artefact, float] = dict.fromkeys(get_args(Artefact), artefacts) if artefacts else {}
     branch.requires_grad_(True)
     average = copy.deepcopy(branch).requires_grad_(False)
-    optimizer = torch.optim.AdamW(branch.parameters(), weight_decay=study.weight_decay, fused=True)
-    found: list[Weights] = []
-    for step in range(marks[-1]):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / (WARMUP + 1)) * annealed(step / marks[-1])
-        drawn = [lessons[i] for i in torch.randperm(len(lessons), generator=generator)[: study.batch_size].tolist()]
-        truths = [sample.truth[None] for sample in drawn if sample.truth is not None]
-        seen = view(tiles(drawn, truths, study.image.size, generator), study.augmentation, generator, artefacts=kinds)
-        optimizer.zero_grad(set_to_none=True)
-        dice_cross_entropy(branch(seen.x), truth=seen.maps, weight=seen.valid).mean().backward()
-        nn.utils.clip_grad_norm_(branch.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
-        follow(average.parameters(), branch.parameters(), averaging(DECAY, step))
-        if step + 1 in marks:
-            found.append({name: x.clone() for name, x in average.state_dict().items()})
+
+    def draw(generator: Generator) -> list[Sample]:
+        return [lessons[i] for i in torch.randperm(len(lessons), generator=generator)[: study.batch_size].tolist()]
+
+    steps = train_branch(branch, average, study, draw, generator, steps=marks[-1], artefacts=kinds, rate=rate)
+    found: list[Weights] = [
+        {name: x.clone() for name, x in average.state_dict().items()} for step in steps if step in marks
+    ]
     return found
 
 

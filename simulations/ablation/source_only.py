@@ -8,7 +8,6 @@ target's labels have no part in it.
 
 import copy
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,29 +16,26 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import torch
 import typer
-from torch import nn
+from torch import Generator
 
-from clients.data.dataset import Dataset, by_patient, tiles
+from clients.data.dataset import Dataset, Sample, by_patient
 from clients.data.frames import Frame, read_mask
 from clients.data.site import load_site
-from clients.learning.training import MAX_GRADIENT_NORM, averaging, follow
 from common.artefact_settings import Artefact
-from common.augment import augment
 from common.components import Split
 from common.files import write_atomically
 from common.geometry import from_grid, standardise
 from common.infusion import without_small_parts
-from common.losses import dice_cross_entropy
 from common.metrics import frame_dice
 from common.networks import Branch, initial_networks
 from common.options import Seed, StudyFile, only
 from common.seeds import derive_seed
 from common.study import Study, load_study
+from simulations.ablation.one_branch import train_branch
 from simulations.publication import origin
 
-LEARNING_RATE, WARMUP = 1e-3, 9
-#: Decay of the averaged weights, and the share below which a part is small.
-DECAY, SHARE = 0.98, 0.2
+#: Of the largest part, the share below which a part is small.
+SHARE = 0.2
 
 
 def held_out(data: Dataset, *, own: bool) -> dict[str, list[Frame]]:
@@ -80,28 +76,18 @@ def course(
     branch = initial_networks(study).source_branch.requires_grad_(True)
     average = copy.deepcopy(branch).requires_grad_(False)
     generator = torch.Generator().manual_seed(derive_seed(b"dev", study.seed))
-    optimizer = torch.optim.AdamW(branch.parameters(), weight_decay=study.weight_decay, fused=True)
-    rows = []
-    for step in range(steps):
-        cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / (WARMUP + 1)) * cosine
+
+    def draw(generator: Generator) -> list[Sample]:
         frames = data[source.name].draw("train", study.batch_size, generator)
-        samples = [data[source.name].labelled(frame) for frame in frames]
-        batch = tiles(samples, [s.truth[None] for s in samples if s.truth is not None], study.image.size, generator)
-        maps = torch.cat([batch.maps, batch.valid], 1)
-        image, maps = augment(batch.image, maps, study.augmentation, generator, artefacts=kinds)
-        loss = dice_cross_entropy(branch(standardise(image, maps[:, 1:] > 0)), maps[:, :1], maps[:, 1:]).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(branch.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
-        follow(average.parameters(), branch.parameters(), averaging(DECAY, step))
-        if (step + 1) % every == 0:
+        return [data[source.name].labelled(frame) for frame in frames]
+
+    rows = []
+    for step in train_branch(branch, average, study, draw, generator, steps=steps, artefacts=kinds):
+        if step % every == 0:
             for weights, model in (("last", branch), ("averaged", average)):
                 for name, patients in measured.items():
                     whole, cleaned = dice(model, data[name], patients)
-                    place = {"step": step + 1, "site": name, "weights": weights, "patients": len(patients)}
+                    place = {"step": step, "site": name, "weights": weights, "patients": len(patients)}
                     rows.append(place | {"dice": whole, "without_small_parts": cleaned})
     return rows
 
