@@ -36,26 +36,19 @@ def page(folder: Path) -> str:
     Raises:
         RunError: if the folder holds no summaries or no notes.
     """
-    files = sorted(folder.glob("*.json"))
     notes = folder / "notes.md"
-    ablations = sorted((folder / "ablation").glob("*.json"))
-    if not (files or ablations) or not notes.exists():
+    runs, ablations = _read(folder), _read(folder / "ablation")
+    if not (runs or ablations) or not notes.exists():
         raise RunError(f"{folder} needs notes.md and a summary.json of each run, copied under the run's name.")
-    summaries = [json.loads(file.read_text(encoding="utf-8")) for file in ablations]
+    summaries = list(ablations.values())
     sections = [
         population(summary) if is_population(summary) else ablation_section(summary, f"{folder.name}/ablation")
         for summary in summaries
     ]
-    sections += [section(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
-    courses = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "source-only").glob("*.json"))]
-    if courses:
-        sections.append(source_only(courses))
-    bounds = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "cross-fitted").glob("*.json"))]
-    if bounds:
-        sections.append(cross_fitted(bounds))
-    pools = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "ranking").glob("*.json"))]
-    if pools:
-        sections.append(ranked(pools))
+    sections += [section(name, summary) for name, summary in runs.items()]
+    for kind, written in (("source-only", source_only), ("cross-fitted", cross_fitted), ("ranking", ranked)):
+        if found := list(_read(folder / kind).values()):
+            sections.append(written(found))
     current, earlier = by_form(summaries)
     if earlier:
         sections.insert(0, f"### Earlier forms of the method\n\n{overview(earlier)}")
@@ -65,6 +58,11 @@ def page(folder: Path) -> str:
         sections.insert(0, f"## Ablations in short\n\nDice % on the target's test patients.\n\n{overview(current)}")
     head = "<!-- written by `python -m simulations.ablation.results docs/results`; edit notes.md there instead -->\n"
     return head + notes.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(sections)
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what each JSON file of a folder holds, by the file's name without its ending, in order."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
 
 
 def by_form(summaries: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
