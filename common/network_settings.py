@@ -74,6 +74,23 @@ class ResidualUNet(NetworkSettings):
         return tuple(self.filters << level for level in range(len(self.blocks)))
 
 
-NETWORKS: dict[str, type[NetworkSettings]] = {"basic_unet": BasicUNet, "residual_unet": ResidualUNet}
+class EfficientUNet(NetworkSettings):
+    """A U-Net whose encoder begins with public weights of ImageNet: EfficientNet-Lite0's first stages.
+
+    1.0 M parameters. It has no settings: its weights fix its shape, see `common.efficient_unet`.
+    """
+
+    kind: Literal["efficient_unet"]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (16, 16, 24, 40, 112)
+
+
+NETWORKS: dict[str, type[NetworkSettings]] = {
+    "basic_unet": BasicUNet,
+    "residual_unet": ResidualUNet,
+    "efficient_unet": EfficientUNet,
+}
 #: Any kind of network, read from settings by its key `kind`.
 Network = Annotated[SerializeAsAny[NetworkSettings], BeforeValidator(by_key("kind", NETWORKS, default="basic_unet"))]

@@ -14,6 +14,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from common.components import Tensors, component_of
+from common.efficient_unet import EfficientEncoder, begin, efficient_unet
 from common.errors import StudyError
 from common.network_settings import CONTRAST_LEVEL, BasicUNet, Network, ResidualUNet
 from common.seeds import derive_seed
@@ -116,6 +117,7 @@ def residual_unet(network: ResidualUNet) -> tuple[nn.Module, nn.Module]:
 BUILDERS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
     "basic_unet": basic_unet,
     "residual_unet": residual_unet,
+    "efficient_unet": efficient_unet,
 }
 
 
@@ -244,6 +246,15 @@ class Networks(nn.Module):
     def _branches(self) -> list[Branch]:
         return [module for module in self.children() if isinstance(module, Branch)]
 
+    def public(self) -> set[str]:
+        """Return the contract names of the tensors that begin with weights from elsewhere, see `initial_networks`."""
+        return {
+            f"{component}/{name}"
+            for component, module in self.named_modules()
+            if isinstance(module, EfficientEncoder)
+            for name in module.public()
+        }
+
     def component(self, name: str) -> nn.Module:
         """Return the module of a component, e.g. `target_branch.encoder`."""
         return self.get_submodule(name)
@@ -277,7 +288,11 @@ class Networks(nn.Module):
 
 
 def initial_networks(study: Study) -> Networks:
-    """Return networks initialised from the study's seed, each component from a seed of its own."""
+    """Return networks initialised from the study's seed, each component from a seed of its own.
+
+    Raises:
+        StudyError: if a network begins with public weights that are not here.
+    """
     networks = Networks(study)
     with torch.random.fork_rng(devices=[]):
         for name, _ in networks.named_children():
@@ -286,5 +301,8 @@ def initial_networks(study: Study) -> Networks:
                 reset = getattr(module, "reset_parameters", None)
                 if reset is not None:
                     reset()
+    for module in networks.modules():
+        if isinstance(module, EfficientEncoder):
+            begin(module)
     networks.infusion_head.reset()
     return networks

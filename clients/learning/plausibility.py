@@ -7,6 +7,9 @@ docs/results.md every larger layer's spread stays within 1.5 of its initial one,
 layer's, no layer is carried by a few weights (`concentration` at least 0.3), its filters differ (`likeness` at most
 0.1), and a normalisation's scale is 0.8 to 1.6, in a student 0.24 to 1.1. The bounds below leave room beyond that.
 
+Weights that began as public ones (`common.efficient_unet`) have no such statistics: photographs left filters of nothing
+and others many times as large. But here it is known what each of them was, and they have to resemble it.
+
 This makes such weights harder to write and their copies worse. It does not rule them out.
 """
 
@@ -38,6 +41,8 @@ LEAST_SCALE, MOST_SCALE = 0.125, 4.0
 #: Most channels of a layer that no image moves, as a share; and how far an image has to move one, of its size. In
 #: trained networks each moves by 0.07 or more, in crafted ones by nothing.
 BLIND, MOVED = 0.1, 1e-3
+#: Least cosine between a tensor that began with public weights and what it was; honest training left 0.96 and more.
+RESEMBLANCE = 0.8
 #: Tensors of fewer numbers have no statistics.
 LEAST = 16
 #: Messages that passed last and are remembered: one of each role.
@@ -53,8 +58,13 @@ class Plausibility:
 
     def __init__(self, study: Study) -> None:
         self.given = {half for name in study.initial for half in HALVES.get(name, (name,))}
-        self.initial = initial_networks(study).export((*study.components, *BASELINE))
+        networks = initial_networks(study)
+        self.initial = networks.export((*study.components, *BASELINE))
+        self.public = networks.public()
         self.inputs = _patterns(study.image.size)
+        #: Branch -> layer -> share of channels that were blind already; such as are drawn see every image.
+        branches = {name.partition(".")[0] for name in self.public}
+        self.began_blind = {branch: dict(_blind_shares(networks.branch(branch), self.inputs)) for branch in branches}
         self._passed: deque[tuple[str, tuple[str, ...]]] = deque(maxlen=KEPT)
 
     def check(
@@ -81,6 +91,9 @@ class Plausibility:
     def _statistics(self, received: Mapping[str, np.ndarray]) -> Iterator[str]:
         for name, x in received.items():
             initial = self.initial[name]
+            if name in self.public:  # of given weights too, as a study of this network left them
+                yield from _unlike(name, x, initial)
+                continue
             if x.ndim < 2:
                 sizes = np.abs(x)
                 least, most = (LEAST_SCALE, MOST_SCALE) if name.endswith("weight") else (0.0, BIAS)
@@ -100,7 +113,7 @@ class Plausibility:
                 yield f"{name}: expected filters that differ, found a likeness of {alike:.3g}"
             else:
                 for what, axis in (("output", 0), ("input", 1)):
-                    each = np.sqrt(np.square(x.astype(np.float64)).mean(tuple(i for i in range(x.ndim) if i != axis)))
+                    each = _spreads(x, axis)
                     if (
                         x.size // len(each) >= LEAST
                         and not spread / SPREAD <= each.min() <= each.max() <= spread * SPREAD
@@ -111,10 +124,9 @@ class Plausibility:
     def _blind(self, networks: Networks, components: Sequence[str]) -> Iterator[str]:
         """Yield the layers of which many channels are the same for every input."""
         for branch in dict.fromkeys(name.partition(".")[0] for name in components if "." in name):
-            for name, out in _outputs(networks.branch(branch), self.inputs).items():
-                moved = (out[0] - out[1]).flatten(1).norm(dim=1) / out.flatten(2).norm(dim=2).amax(0).clamp(min=1e-12)
-                share = float((moved < MOVED).float().mean())
-                if share > BLIND:
+            began = self.began_blind.get(branch, {})
+            for name, share in _blind_shares(networks.branch(branch), self.inputs):
+                if share > BLIND + began.get(name, 0.0):
                     yield f"{branch}.{name}: expected channels that see the image, found {100 * share:.0f} % blind"
 
 
@@ -127,6 +139,31 @@ def _patterns(side: int) -> torch.Tensor:
         x = x + F.interpolate(noise, size=(side, side), mode="bilinear", align_corners=False)
         cells *= 2
     return (x - x.mean((-2, -1), keepdim=True)) / x.std((-2, -1), keepdim=True)
+
+
+def _unlike(name: str, x: np.ndarray, public: np.ndarray) -> Iterator[str]:
+    """Yield in what a tensor does not resemble the public one that it began as."""
+    began, spread = _spread(public), _spread(x)
+    cosine = float(np.vdot(x.astype(np.float64), public)) / max(x.size * began * spread, 1e-30)
+    if not cosine >= RESEMBLANCE:
+        yield f"{name}: expected what resembles the public weights that it began as, found a cosine of {cosine:.3g}"
+    elif not began / SPREAD <= spread <= began * SPREAD:
+        yield f"{name}: expected a spread near {began:.3g}, found {spread:.3g}"
+    elif x.ndim > 1:
+        for what, axis in (("output", 0), ("input", 1)):
+            each, was = _spreads(x, axis), _spreads(public, axis)
+            most = np.maximum(was, began) * SPREAD
+            # a channel that was next to nothing may stay so
+            least = np.where(was < began / SPREAD, 0.0, was / SPREAD)
+            if x.size // len(each) >= LEAST and not ((least <= each) & (each <= most)).all():
+                yield f"{name}: expected {what} channels of the scales that they began with, found others"
+
+
+def _blind_shares(network: nn.Module, inputs: torch.Tensor) -> Iterator[tuple[str, float]]:
+    """Yield each convolution's name and the share of its channels that are the same for both inputs."""
+    for name, out in _outputs(network, inputs).items():
+        moved = (out[0] - out[1]).flatten(1).norm(dim=1) / out.flatten(2).norm(dim=2).amax(0).clamp(min=1e-12)
+        yield name, float((moved < MOVED).float().mean())
 
 
 def _outputs(network: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -168,3 +205,7 @@ def likeness(x: np.ndarray) -> float:
 
 def _spread(x: np.ndarray) -> float:
     return float(np.sqrt(np.square(x.astype(np.float64)).mean()))
+
+
+def _spreads(x: np.ndarray, axis: int) -> np.ndarray:
+    return np.sqrt(np.square(x.astype(np.float64)).mean(tuple(i for i in range(x.ndim) if i != axis)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.components import BASELINE, STUDENT, component_of
 from common.errors import StudyError
 from common.infusion import fuse
-from common.network_settings import NETWORKS, BasicUNet, NetworkSettings, ResidualUNet
+from common.network_settings import NETWORKS, BasicUNet, EfficientUNet, NetworkSettings, ResidualUNet
 from common.networks import BUILDERS, Branch, InfusionHead, MimDecoder, Projector, initial_networks
 from server.run import run_study
 from simulations.local import LocalTransport
@@ -128,7 +128,11 @@ def test_the_projector_gives_unit_vectors_at_a_quarter_of_the_resolution() -> No
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2, 8, 8))
 
 
-KINDS = [BasicUNet(), ResidualUNet(kind="residual_unet", filters=8, blocks=(1, 1, 1, 1))]
+KINDS = [
+    BasicUNet(),
+    ResidualUNet(kind="residual_unet", filters=8, blocks=(1, 1, 1, 1)),
+    EfficientUNet(kind="efficient_unet"),
+]
 
 
 def test_every_kind_of_network_is_tried_here() -> None:
