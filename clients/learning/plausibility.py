@@ -41,7 +41,7 @@ LEAST_SCALE, MOST_SCALE = 0.125, 4.0
 #: Most channels of a layer that no image moves, as a share; and how far an image has to move one, of its size. In
 #: trained networks each moves by 0.07 or more, in crafted ones by nothing.
 BLIND, MOVED = 0.1, 1e-3
-#: Least cosine between a tensor that began with public weights and what it was; honest training left 0.96 and more.
+#: Least cosine between a tensor that began with public weights and what it was; honest training left 0.95 and more.
 RESEMBLANCE = 0.8
 #: Tensors of fewer numbers have no statistics.
 LEAST = 16

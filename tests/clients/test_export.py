@@ -94,9 +94,10 @@ def test_a_release_without_a_student_exports_none(
         {"flips_at_inference": False},
         {"network": {"features": [8] * 6, "norm": "group"}},
         {"network": {"kind": "residual_unet", "filters": 8, "blocks": [1, 1, 1, 1]}},
+        {"network": {"kind": "efficient_unet"}},
         {"stages": [{"name": "a", "rounds": 1, "source": {"task": "supervise", "trains": ["source_branch"]}}]},
     ],
-    ids=["instance", "no-flips", "group", "residual", "one-branch"],
+    ids=["instance", "no-flips", "group", "residual", "public-weights", "one-branch"],
 )
 def test_every_network_gives_the_same_in_onnxruntime_for_any_batch_and_size(changes: dict[str, object]) -> None:
     graph = graph_of(untrained(study(**changes)))

@@ -81,6 +81,55 @@ def test_weights_that_no_training_makes_are_refused_unless_the_policy_only_wants
     assert "implausible-weights" in caplog.text
 
 
+PUBLIC = study(network={"kind": "efficient_unet"})
+EXPAND = "source_branch.encoder/levels.3.0.expand.weight"
+SCALE = "source_branch.encoder/levels.3.0.expand.scale"
+SHIFT = "source_branch.encoder/levels.3.0.project.bias"
+
+
+def changed_public(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Tensors:
+    whole = initial_networks(PUBLIC).export(("source_branch.encoder", "source_branch.decoder"))
+    assert name in whole, sorted(whole)
+    return whole | {name: change(whole[name].copy()).astype(np.float32)}
+
+
+def mixed(x: np.ndarray, share: float) -> np.ndarray:
+    """Return a tensor with a share of what it was, as long as before."""
+    noise = np.random.default_rng(0).normal(size=x.shape)
+    return share * x + np.sqrt(1 - share**2) * noise * np.linalg.norm(x) / np.linalg.norm(noise)
+
+
+CRAFTED_PUBLIC: Mapping[str, Tensors] = {
+    "blind": changed_public("source_branch.encoder/stem.weight", np.zeros_like),
+    "half of the channels blind": changed_public(EXPAND, lambda x: x * (np.arange(len(x)) % 2)[:, None, None, None]),
+    "others, as large": changed_public(EXPAND, lambda x: mixed(x, 0.6)),
+    "upside down": changed_public(EXPAND, lambda x: -x),
+    "larger by orders": changed_public(EXPAND, lambda x: 100 * x),
+    "one filter over and over": changed_public(EXPAND, lambda x: np.broadcast_to(x[:1], x.shape)),
+    "a filter switched off": changed_public(EXPAND, lambda x: first_of(x, 0, 0.0)),
+    "an input that drowns the others": changed_public(EXPAND, lambda x: first_of(x, 1, 50.0)),
+    "scales of nothing": changed_public(SCALE, np.zeros_like),
+    "saturated by a shift": changed_public(SHIFT, lambda x: x + 100),
+    "what was drawn is made": changed_public("source_branch.encoder/full.0.weight", one_hot),
+}
+
+
+@pytest.mark.parametrize("tensors", CRAFTED_PUBLIC.values(), ids=CRAFTED_PUBLIC)
+def test_weights_that_do_not_resemble_the_public_ones_that_they_began_as_are_refused(
+    tensors: Tensors, pair: Sequence[Path]
+) -> None:
+    (north,) = workers(PUBLIC, pair[:1])
+    assert refusal(north.handle(request(PUBLIC, "pretrain", "source", tensors))).code == "implausible-weights"
+
+
+def test_weights_as_far_from_the_public_ones_as_honest_training_goes_pass(pair: Sequence[Path]) -> None:
+    (north,) = workers(PUBLIC, pair[:1])
+    whole = initial_networks(PUBLIC).export(("source_branch.encoder", "source_branch.decoder"))
+    public = initial_networks(PUBLIC).public()
+    far = {name: mixed(x, 0.95).astype(np.float32) if name in public and x.ndim > 1 else x for name, x in whole.items()}
+    answer(north, request(PUBLIC, "pretrain", "source", far))
+
+
 def trapped(role: Role, **settings: object) -> Study:
     """A study of one step on one patient, whose task an attacker would choose."""
     task = (
