@@ -37,10 +37,16 @@ class ScaledConv(nn.Conv2d):
 
     The scale has a tensor of its own: ImageNet's differ by three orders, and in one with them weights of such a range
     would all move by the same step.
+
+    Args:
+        sparse: its activation bounds it at 0 and 6, and many channels are dark on most images.
     """
 
-    def __init__(self, channels: int, out: int, side: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, channels: int, out: int, side: int, stride: int = 1, groups: int = 1, *, sparse: bool = True
+    ) -> None:
         super().__init__(channels, out, side, stride, groups=groups)
+        self.sparse = sparse
         self.scale = nn.Parameter(torch.ones(out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +64,7 @@ class InvertedResidual(nn.Module):
         inner = channels * expansion
         self.expand = ScaledConv(channels, inner, 1) if expansion > 1 else None
         self.depthwise = ScaledConv(inner, inner, side, stride, groups=inner)
-        self.project = ScaledConv(inner, out, 1)
+        self.project = ScaledConv(inner, out, 1, sparse=False)
         self.adds = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.components import BASELINE, HALVES, component_of, select
+from common.efficient_unet import ScaledConv
 from common.errors import ContractError
 from common.networks import Networks, initial_networks
 from common.study import Study
@@ -43,6 +44,8 @@ LEAST_SCALE, MOST_SCALE = 0.125, 4.0
 BLIND, MOVED = 0.1, 1e-3
 #: Least cosine between a tensor that began with public weights and what it was; honest training left 0.95 and more.
 RESEMBLANCE = 0.8
+#: Its spread over that of what it was: at most this, at least 1 / this.
+SPREAD_OF_PUBLIC = 1.5
 #: Tensors of fewer numbers have no statistics.
 LEAST = 16
 #: Messages that passed last and are remembered: one of each role.
@@ -62,9 +65,6 @@ class Plausibility:
         self.initial = networks.export((*study.components, *BASELINE))
         self.public = networks.public()
         self.inputs = _patterns(study.image.size)
-        #: Branch -> layer -> share of channels that were blind already; such as are drawn see every image.
-        branches = {name.partition(".")[0] for name in self.public}
-        self.began_blind = {branch: dict(_blind_shares(networks.branch(branch), self.inputs)) for branch in branches}
         self._passed: deque[tuple[str, tuple[str, ...]]] = deque(maxlen=KEPT)
 
     def check(
@@ -124,9 +124,10 @@ class Plausibility:
     def _blind(self, networks: Networks, components: Sequence[str]) -> Iterator[str]:
         """Yield the layers of which many channels are the same for every input."""
         for branch in dict.fromkeys(name.partition(".")[0] for name in components if "." in name):
-            began = self.began_blind.get(branch, {})
-            for name, share in _blind_shares(networks.branch(branch), self.inputs):
-                if share > BLIND + began.get(name, 0.0):
+            for name, out in _outputs(networks.branch(branch), self.inputs).items():
+                moved = (out[0] - out[1]).flatten(1).norm(dim=1) / out.flatten(2).norm(dim=2).amax(0).clamp(min=1e-12)
+                share = float((moved < MOVED).float().mean())
+                if share > BLIND:
                     yield f"{branch}.{name}: expected channels that see the image, found {100 * share:.0f} % blind"
 
 
@@ -147,7 +148,7 @@ def _unlike(name: str, x: np.ndarray, public: np.ndarray) -> Iterator[str]:
     cosine = float(np.vdot(x.astype(np.float64), public)) / max(x.size * began * spread, 1e-30)
     if not cosine >= RESEMBLANCE:
         yield f"{name}: expected what resembles the public weights that it began as, found a cosine of {cosine:.3g}"
-    elif not began / SPREAD <= spread <= began * SPREAD:
+    elif not began / SPREAD_OF_PUBLIC <= spread <= began * SPREAD_OF_PUBLIC:
         yield f"{name}: expected a spread near {began:.3g}, found {spread:.3g}"
     elif x.ndim > 1:
         for what, axis in (("output", 0), ("input", 1)):
@@ -159,21 +160,21 @@ def _unlike(name: str, x: np.ndarray, public: np.ndarray) -> Iterator[str]:
                 yield f"{name}: expected {what} channels of the scales that they began with, found others"
 
 
-def _blind_shares(network: nn.Module, inputs: torch.Tensor) -> Iterator[tuple[str, float]]:
-    """Yield each convolution's name and the share of its channels that are the same for both inputs."""
-    for name, out in _outputs(network, inputs).items():
-        moved = (out[0] - out[1]).flatten(1).norm(dim=1) / out.flatten(2).norm(dim=2).amax(0).clamp(min=1e-12)
-        yield name, float((moved < MOVED).float().mean())
-
-
 def _outputs(network: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what each convolution of a network gives for the inputs, by its name."""
+    """Return what each convolution of a network gives for the inputs, by its name.
+
+    Not of those whose channels are dark on most images, as they began: what sums them up is among the others.
+    """
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
         return lambda module, given, out: outputs.__setitem__(name, out.detach())
 
-    convolutions = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and not (isinstance(module, ScaledConv) and module.sparse)
+    ]
     hooks = [module.register_forward_hook(keep(name)) for name, module in convolutions]
     with torch.no_grad():
         network(inputs)
