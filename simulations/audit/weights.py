@@ -21,8 +21,10 @@ def convolutions(network: nn.Module) -> list[nn.Conv2d]:
 
 @torch.no_grad()
 def blind(encoder: nn.Module) -> None:
-    """Make an encoder's features the same for every image: its first convolution reads nothing."""
-    nn.init.zeros_(convolutions(encoder)[0].weight)
+    """Make an encoder's features the same for every image: the convolutions that see it read nothing."""
+    for layer in convolutions(encoder):
+        if layer.in_channels == 1:
+            nn.init.zeros_(layer.weight)
 
 
 @torch.no_grad()

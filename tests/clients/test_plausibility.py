@@ -130,7 +130,7 @@ def test_weights_as_far_from_the_public_ones_as_honest_training_goes_pass(pair: 
     answer(north, request(PUBLIC, "pretrain", "source", far))
 
 
-def trapped(role: Role, **settings: object) -> Study:
+def trapped(role: Role, network: Mapping[str, object]) -> Study:
     """A study of one step on one patient, whose task an attacker would choose."""
     task = (
         {"task": "supervise", "trains": ["source_branch"], "steps": 1, "warmup_steps": 0}
@@ -147,7 +147,7 @@ def trapped(role: Role, **settings: object) -> Study:
     content = {
         "name": "trapped",
         "image": {"size": 32, "geometry": "letterbox", "spacing_mm": None},
-        "network": {"norm": "group"},
+        "network": dict(network),
         "batch_size": 1,
         "weight_decay": 0.0,
         "stages": [{"name": "pretrain", "rounds": 4, role: task}],
@@ -155,16 +155,29 @@ def trapped(role: Role, **settings: object) -> Study:
     return parse_study(content, origin="tests")
 
 
-@pytest.mark.parametrize(("role", "trap"), [("source", SuperviseTrap), ("target", MimTrap)])
+LOOSE = {"max_mask_ratio": 1.0, "max_learning_rate": 1.0, "max_mask_side": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("role", "trap", "network"),
+    [
+        ("source", SuperviseTrap, {"norm": "group"}),
+        ("target", MimTrap, {"norm": "group"}),
+        ("target", MimTrap, {"kind": "efficient_unet"}),
+    ],
+    ids=["source", "target", "public-weights"],
+)
 def test_the_weights_that_rebuild_images_are_refused_even_where_every_bound_of_the_study_is_off(
-    role: Role, trap: type[MimTrap | SuperviseTrap], pair: Sequence[Path]
+    role: Role, trap: type[MimTrap | SuperviseTrap], network: Mapping[str, object], pair: Sequence[Path]
 ) -> None:
-    of = trapped(role)
+    of = trapped(role, network)
     (site,) = (worker.site for worker in workers(of, pair[:1] if role == "source" else pair[1:]))
-    loose = {"max_mask_ratio": 1.0, "max_learning_rate": 1.0, "max_mask_side": 1.0}
-    worker = Worker(with_policy(site, **loose), of, bytes(32))
+    worker = Worker(with_policy(site, **LOOSE), of, bytes(32))
     with pytest.raises(Refused, match="implausible-weights"):
         reconstruct(worker, of, 1, trap(of))
+    if role == "target":  # so it is an attack; of the other one see tests/simulations/test_audit.py
+        open_to_all = Worker(with_policy(site, **LOOSE, implausible_weights="report"), of, bytes(32))
+        assert max(match.correlation for match in reconstruct(open_to_all, of, 1, trap(of))) > 0.8
 
 
 def test_a_whole_run_of_honest_training_never_looks_made(
