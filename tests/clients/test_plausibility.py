@@ -16,7 +16,7 @@ from common.networks import initial_networks
 from common.study import Study, parse_study
 from server.run import run_study
 from simulations.audit.ask import Refused
-from simulations.audit.trap import MimTrap, SuperviseTrap
+from simulations.audit.trap import EmptyTrap, MimTrap, SuperviseTrap
 from simulations.local import LocalTransport
 
 FIRST = "source_branch.encoder/conv_0.conv_0.conv.weight"
@@ -178,6 +178,18 @@ def test_the_weights_that_rebuild_images_are_refused_even_where_every_bound_of_t
     if role == "target":  # so it is an attack; of the other one see tests/simulations/test_audit.py
         open_to_all = Worker(with_policy(site, **LOOSE, implausible_weights="report"), of, bytes(32))
         assert max(match.correlation for match in reconstruct(open_to_all, of, 1, trap(of))) > 0.8
+
+
+@pytest.mark.parametrize("network", [{"norm": "group"}, {"kind": "efficient_unet"}], ids=["seeded", "public-weights"])
+def test_where_all_is_hidden_weights_that_look_trained_rebuild_images_and_only_the_bounds_of_the_study_refuse_it(
+    network: Mapping[str, object], pair: Sequence[Path]
+) -> None:
+    of = trapped("target", network)
+    (site,) = (worker.site for worker in workers(of, pair[1:]))
+    found = reconstruct(Worker(with_policy(site, **LOOSE), of, bytes(32)), of, 2, EmptyTrap(of))
+    assert max(match.correlation for match in found) > 0.8
+    with pytest.raises(Refused, match="policy-limit"):
+        reconstruct(Worker(with_policy(site), of, bytes(32)), of, 1, EmptyTrap(of))
 
 
 def test_a_whole_run_of_honest_training_never_looks_made(

@@ -89,3 +89,9 @@ def test_a_file_that_is_not_the_published_one_is_never_opened(package: Path) -> 
     file.write_bytes(b"a pickle that runs something")
     with pytest.raises(StudyError, match=hashlib.sha256(file.read_bytes()).hexdigest()):
         initial_networks(OF)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_that_says_so(package: Path) -> None:
+    (package / efficient_unet.FILE).mkdir(parents=True)  # root reads whatever the modes are
+    with pytest.raises(StudyError, match="expected to read its public weights, found: Is a directory"):
+        initial_networks(OF)
