@@ -99,6 +99,20 @@ def mixed(x: np.ndarray, share: float) -> np.ndarray:
     return share * x + np.sqrt(1 - share**2) * noise * np.linalg.norm(x) / np.linalg.norm(noise)
 
 
+def hushed() -> Tensors:
+    """Return public weights of which little is changed by the cosine, and whose last level all but ignores the image."""
+    whole = initial_networks(PUBLIC).export(("source_branch.encoder", "source_branch.decoder"))
+    for block in ("source_branch.encoder/levels.3.0.", "source_branch.encoder/levels.3.3."):
+        heard = np.ones(len(whole[block + "project.weight"][0]), bool)
+        for layer in ("expand", "depthwise"):
+            scale = whole[f"{block}{layer}.scale"]
+            order = np.argsort(np.abs(scale))
+            small = order[np.cumsum(scale[order] ** 2) <= 0.27 * np.sum(scale**2)]  # a cosine of 0.85
+            scale[small], heard[small] = 0, False
+        whole[block + "project.weight"][:, heard] /= 3.9
+    return whole
+
+
 CRAFTED_PUBLIC: Mapping[str, Tensors] = {
     "blind": changed_public("source_branch.encoder/stem.weight", np.zeros_like),
     "half of the channels blind": changed_public(EXPAND, lambda x: x * (np.arange(len(x)) % 2)[:, None, None, None]),
@@ -110,6 +124,7 @@ CRAFTED_PUBLIC: Mapping[str, Tensors] = {
     "an input that drowns the others": changed_public(EXPAND, lambda x: first_of(x, 1, 50.0)),
     "scales of nothing": changed_public(SCALE, np.zeros_like),
     "saturated by a shift": changed_public(SHIFT, lambda x: x + 100),
+    "most channels scaled to nothing": hushed(),
     "what was drawn is made": changed_public("source_branch.encoder/full.0.weight", one_hot),
 }
 
