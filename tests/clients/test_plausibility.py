@@ -100,7 +100,7 @@ def mixed(x: np.ndarray, share: float) -> np.ndarray:
 
 
 def hushed() -> Tensors:
-    """Return public weights of which little is changed by the cosine, and whose last level all but ignores the image."""
+    """Return public weights that resemble what they were by the cosine, and whose last level all but ignores images."""
     whole = initial_networks(PUBLIC).export(("source_branch.encoder", "source_branch.decoder"))
     for block in ("source_branch.encoder/levels.3.0.", "source_branch.encoder/levels.3.3."):
         heard = np.ones(len(whole[block + "project.weight"][0]), bool)
