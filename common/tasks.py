@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator
 from pydantic_core import PydanticUndefined
 
 from common.artefact_settings import Artefacts
@@ -24,6 +24,20 @@ def unset(value: object) -> bool:
     """Whether a setting is off, and then no part of a study's resolved form: studies older than it keep their hash."""
     return not value
 
+
+def _no_whisper(weight: float) -> float:
+    if 0 < weight < LEAST_LOSS_WEIGHT:
+        raise ValueError(
+            f"expected 0 or at least {LEAST_LOSS_WEIGHT}, found {weight:g}: a loss of next to nothing brings gradients "
+            "near the eps of Adam, whose steps then tell their sizes and not only their signs"
+        )
+    return weight
+
+
+#: Least weight of a term of a loss that is not off.
+LEAST_LOSS_WEIGHT = 0.01
+#: A weight that a study gives a term of a loss.
+LossWeight = Annotated[float, Field(ge=0), AfterValidator(_no_whisper)]
 
 #: What a task may be called; messages carry it.
 TASK_NAME = r"^[a-z][a-z_]{0,39}$"
@@ -194,8 +208,8 @@ class SelfSupervise(TrainingTask):
     task: Literal["self_supervise"] = "self_supervise"
     mask_ratio: float = Field(default=0.6, gt=0, lt=1)
     mask_block: int = Field(default=8, ge=2)
-    reconstruction_weight: float = Field(default=1.0, ge=0)
-    contrast_weight: float = Field(default=0.1, ge=0)
+    reconstruction_weight: LossWeight = 1.0
+    contrast_weight: LossWeight = 0.1
     contrast_temperature: float = Field(default=0.2, gt=0)
 
     def _whole_branches(self) -> list[str]:

@@ -42,11 +42,11 @@ LEAST_SCALE, MOST_SCALE = 0.125, 4.0
 #: Most channels of a layer that no image moves, as a share; and how far an image has to move one, of its size. In
 #: trained networks each moves by 0.07 or more, in crafted ones by nothing.
 BLIND, MOVED = 0.1, 1e-3
-#: Least cosine between a tensor that began with public weights and what it was; honest training left 0.95 and more.
-RESEMBLANCE = 0.8
-#: Its spread over that of what it was: at most this, at least 1 / this.
-SPREAD_OF_PUBLIC = 1.5
-#: How far an image has to move a channel after public weights: there nine of ten move by 0.3 or more in every layer.
+#: Least `resemblance` of a tensor that began with public weights; honest training left 0.94 and more.
+RESEMBLANCE = 0.85
+#: Its spread over that of what it was: at most this, at least 1 / this; honest training left 0.98 to 1.07.
+SPREAD_OF_PUBLIC = 1.3
+#: How far an image has to move a channel after public weights: in trained layers nine of ten moved by 0.27 or more.
 #: Scales differ so much that a cosine lets most of them be nothing, and then all but a hundredth of the image is lost.
 MOVED_OF_PUBLIC = 0.05
 #: Tensors of fewer numbers have no statistics.
@@ -149,8 +149,7 @@ def _patterns(side: int) -> torch.Tensor:
 
 def _unlike(name: str, x: np.ndarray, public: np.ndarray) -> Iterator[str]:
     """Yield in what a tensor does not resemble the public one that it began as."""
-    began, spread = _spread(public), _spread(x)
-    cosine = float(np.vdot(x.astype(np.float64), public)) / max(x.size * began * spread, 1e-30)
+    began, spread, cosine = _spread(public), _spread(x), resemblance(x, public)
     if not cosine >= RESEMBLANCE:
         yield f"{name}: expected what resembles the public weights that it began as, found a cosine of {cosine:.3g}"
     elif not began / SPREAD_OF_PUBLIC <= spread <= began * SPREAD_OF_PUBLIC:
@@ -207,6 +206,12 @@ def likeness(x: np.ndarray) -> float:
     filters = filters / np.linalg.norm(filters, axis=1, keepdims=True).clip(min=1e-12)
     squares = np.square(filters @ filters.T)
     return float((squares.sum() - np.trace(squares)) / (count * (count - 1)))
+
+
+def resemblance(x: np.ndarray, public: np.ndarray) -> float:
+    """Return the cosine between a tensor and the public one that it began as, in [-1, 1]; 0 for all zeros."""
+    both = x.size * _spread(x) * _spread(public)
+    return float(np.vdot(x.astype(np.float64), public)) / both if both > 0 else 0.0
 
 
 def _spread(x: np.ndarray) -> float:

@@ -1,6 +1,8 @@
-"""How much of the way that a site allows do honest rounds use? `python -m simulations.audit.way STUDY --sites DIR ...`.
+"""How much of what a site allows do honest rounds use? `python -m simulations.audit.way STUDY --sites DIR ...`.
 
-Runs a study in this process and looks at each request as a hospital does (`clients.learning.travel`).
+Runs a study in this process and looks at each request as a hospital does: how far its weights have come
+(`clients.learning.travel`), and how much they still resemble the public ones that they began as, if any
+(`clients.learning.plausibility`).
 """
 
 import tempfile
@@ -12,7 +14,7 @@ import torch
 import typer
 
 from clients.governance.received import Received
-from clients.learning.plausibility import Plausibility
+from clients.learning.plausibility import Plausibility, resemblance
 from clients.learning.travel import Travel
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
@@ -26,12 +28,17 @@ from simulations.local import LocalTransport
 
 
 class Watched(LocalTransport):
-    """Tells the largest share of the allowed way that a tensor of a request has come, and whose it is."""
+    """Tells the largest share of the allowed way that a tensor of a request has come, and whose it is.
 
-    def __init__(self, workers: Sequence[Worker], tell: Callable[[int, str, float, str], None]) -> None:
+    Args:
+        tell: hears round, site, that share, that tensor, and the least resemblance to public weights, 1 without any.
+    """
+
+    def __init__(self, workers: Sequence[Worker], tell: Callable[[int, str, float, str, float], None]) -> None:
         super().__init__(workers)
         study = workers[0].study
-        self.travel, self.tell = Travel(study, Plausibility(study).initial), tell
+        self.plausibility, self.tell = Plausibility(study), tell
+        self.travel = Travel(study, self.plausibility.initial)
         self.received = dict.fromkeys(self.workers, Received())
 
     def exchange(
@@ -51,7 +58,9 @@ class Watched(LocalTransport):
             return
         ways = self.travel.ways(request.tensors, round_, task, self.received[site])
         share, name = max((way / most, name) for name, way, most in ways)
-        self.tell(round_.index, site, share, name)
+        initial, public = self.plausibility.initial, self.plausibility.public
+        alike = [resemblance(x, initial[key]) for key, x in request.tensors.items() if key in public]
+        self.tell(round_.index, site, share, name, min(alike, default=1.0))
         self.received[site] = self.received[site].after(request.tensors, round_.index)
 
 
@@ -59,12 +68,13 @@ def main(
     study_file: StudyFile,
     sites: Annotated[list[Path], typer.Option(metavar="DIR ...", help="site folders, any number of each role")],
 ) -> None:
-    """Print a line for each request: round, site, share of the allowed way, tensor."""
+    """Print a line for each request: round, site, share of the allowed way, tensor, least resemblance."""
     torch.set_num_threads(1)
     study = load_study(study_file)
 
-    def tell(index: int, site: str, share: float, name: str) -> None:
-        print(f"round {index}, {site}: {100 * share:.0f} % of the way, {name}", flush=True)
+    def tell(index: int, site: str, share: float, name: str, alike: float) -> None:
+        way = f"{100 * share:.0f} % of the way, {name}"
+        print(f"round {index}, {site}: {way}; resemblance to public weights {alike:.3f}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         workers = [open_worker(study, site) for site in sites]

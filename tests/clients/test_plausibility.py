@@ -182,7 +182,7 @@ LOOSE = {"max_mask_ratio": 1.0, "max_learning_rate": 1.0, "max_mask_side": 1.0}
     ],
     ids=["source", "target", "public-weights"],
 )
-def test_the_weights_that_rebuild_images_are_refused_even_where_every_bound_of_the_study_is_off(
+def test_weights_of_a_blind_encoder_that_rebuild_images_are_refused_even_where_every_bound_of_the_study_is_off(
     role: Role, trap: type[MimTrap | SuperviseTrap], network: Mapping[str, object], pair: Sequence[Path]
 ) -> None:
     of = trapped(role, network)

@@ -97,6 +97,17 @@ def test_a_task_for_the_other_role_is_refused(role: str, task: str, trains: list
     assert f"`{task}`" in problems(broken)
 
 
+@pytest.mark.parametrize("term", ["reconstruction_weight", "contrast_weight"])
+def test_a_loss_of_next_to_nothing_is_refused_as_it_shows_the_sizes_of_gradients(term: str) -> None:
+    def of(weight: float) -> dict[str, object]:
+        target = {"task": "self_supervise", "trains": ["mim_decoder", "projector"], term: weight}
+        return content(stages=[{"name": "only", "rounds": 1, "target": target}])
+
+    assert f"{term}: expected 0 or at least 0.01, found 1e-05" in problems(of(1e-5)).replace("Value error, ", "")
+    for weight in (0.0, 0.01):
+        parse_study(of(weight), origin="tests")
+
+
 @pytest.mark.parametrize(
     ("task", "trains"),
     [
