@@ -2,8 +2,8 @@
 
 The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate
 --publish` put there, `source-only/` with what `simulations.ablation.source_only` wrote, `cross-fitted/` with what
-`simulations.ablation.cross_fitted` did, `ranking/` with what `simulations.ablation.ranking` did, and `notes.md`, the
-words between the numbers. No number of the page is typed in by hand.
+`simulations.ablation.cross_fitted` did, `ranking/` with what `simulations.ablation.ranking` did, `between/` with what
+`simulations.ablation.between` did, and `notes.md`, the words between the numbers. No number of the page is typed in by hand.
 """
 
 import json
@@ -23,7 +23,7 @@ from simulations.ablation.tally import RELEASED
 from simulations.ablation.verdict import judged
 
 #: The studies that the README runs, on real images and on phantoms; all others are earlier forms of the method.
-CURRENT = ("self-training.yaml", "self-training-96.yaml", "demo.yaml")
+CURRENT = ("pretrained.yaml", "self-training.yaml", "self-training-96.yaml", "demo.yaml")
 #: Ablations that train the released model on the same patients with the same seeds as another one does.
 REPEATED = ("ablation-rivals-mean-teacher",)
 #: A run that ends further below its baseline does harm (docs/preregistration.md).
@@ -46,7 +46,8 @@ def page(folder: Path) -> str:
         for summary in summaries
     ]
     sections += [section(name, summary) for name, summary in runs.items()]
-    for kind, written in (("source-only", source_only), ("cross-fitted", cross_fitted), ("ranking", ranked)):
+    written_by = {"between": beside, "source-only": source_only, "cross-fitted": cross_fitted, "ranking": ranked}
+    for kind, written in written_by.items():
         if found := list(_read(folder / kind).values()):
             sections.append(written(found))
     current, earlier = by_form(summaries)
@@ -153,6 +154,35 @@ def section(name: str, summary: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def beside(found: Sequence[dict[str, Any]]) -> str:
+    """Return the section on the baselines of two studies on the same patients, see `simulations.ablation.between`."""
+    lines = [
+        "## Baselines of two studies beside each other",
+        "",
+        "Dice % on test patients, of two baselines that were trained on the same labelled patients; the difference is "
+        "by patient, in brackets its 95 % interval over patients, and over patients and training runs.",
+        "",
+        "| pair | probe | the one | the other | difference | over runs too | range over seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for own in found:
+        for pair, by_role in own["pairs"].items():
+            for role, probe in (("target", "unlabelled"), ("source", "labelled")):
+                row, gain = by_role[role], by_role[role]["difference"]
+                one, other = (f"{100 * dice:.1f}" for dice in row["dice"])
+                low, high = (gain[key] for key in ("run_low", "run_high"))
+                runs = "" if low is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+                seeds = f"{100 * min(gain['seeds']):+.1f} to {100 * max(gain['seeds']):+.1f}"
+                lines.append(f"| {pair} | {probe} | {one} | {other} | {points(gain)} | {runs} | {seeds} |")
+    lines.append("")
+    for own in found:
+        seeds = ", ".join(map(str, own["seeds"]))
+        lines.append(
+            f"- `{own['command']}`: {own['studies'][0]}, less {own['studies'][1]}; seeds {seeds}; {own['hardware']}"
+        )
+    return "\n".join([*lines, ""])
 
 
 def source_only(courses: Sequence[dict[str, Any]]) -> str:

@@ -46,16 +46,16 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
         `patients`: how many different people were tested at targets; `same_patients` as given.
     """
     owner = {row: variant for variant in variants for row in variant.rows}
-    values = {role: {row: _values(contents, owner[row], row, role) for row in owner} for role in ("target", "source")}
+    dice = {role: {row: values(contents, owner[row], row, role) for row in owner} for role in ("target", "source")}
 
     def compare(role: str, row: str, other: str) -> Difference:
-        return difference(values[role][row], values[role][other], same_patients=same_patients)
+        return difference(dice[role][row], dice[role][other], same_patients=same_patients)
 
     others = [row for row in owner if row != BASELINE]
-    against = {(role, row): compare(role, row, BASELINE) for role in values for row in others}
+    against = {(role, row): compare(role, row, BASELINE) for role in dice for row in others}
     # One row a variant, its last: the rows of one model say nearly the same. The oracle asks no question.
     tested = [list(v.rows)[-1] for v in variants if v.rows and v.where != "oracle" and BASELINE not in v.rows]
-    measured = values["target"][BASELINE]
+    measured = dice["target"][BASELINE]
     corrected = dict(zip(tested, holm([against["target", row].p for row in tested]), strict=True))
     rows: dict[str, dict[str, Any]] = {}
     for row, variant in owner.items():
@@ -65,9 +65,9 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
             "minutes": round(float(np.median([cost["seconds"] for cost in costs])) / 60, 1),
             "bytes": int(np.median([cost["bytes"] for cost in costs])),
         }
-        for role in values:
-            seeds = [float(np.mean(list(dice.values()))) for dice in values[role][row]]
-            failing = np.mean([np.mean([value < FAILED for value in dice.values()]) for dice in values[role][row]])
+        for role in dice:
+            seeds = [float(np.mean(list(own.values()))) for own in dice[role][row]]
+            failing = np.mean([np.mean([value < FAILED for value in own.values()]) for own in dice[role][row]])
             rows[row][role] = {"mean": float(np.mean(seeds)), "seeds": seeds, "failing": float(failing)}
             if row != BASELINE:
                 rows[row][role]["difference"] = against[role, row].as_json()
@@ -88,7 +88,7 @@ def tally(variants: Sequence[Variant], contents: Sequence[Mapping[str, Any]], *,
     }
 
 
-def _values(contents: Sequence[Mapping[str, Any]], variant: Variant, row: str, role: str) -> BySeed:
+def values(contents: Sequence[Mapping[str, Any]], variant: Variant, row: str, role: str) -> BySeed:
     """Return, for each seed, site/patient -> Dice of a row on all sites of a role."""
     return [
         {
