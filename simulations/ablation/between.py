@@ -1,4 +1,4 @@
-"""The baselines of two ablations on the same patients: what another network or another size of image is worth by itself.
+"""The baselines of two ablations on the same patients: what another network or image size is worth by itself.
 
 `python -m simulations.ablation.between --help`. Both ablations name the same seeds, and data sets of the same sites in
 the same order; the differences are by patient.

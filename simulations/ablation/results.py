@@ -1,9 +1,8 @@
 """docs/results.md, written from the summaries of runs: `python -m simulations.ablation.results docs/results`.
 
-The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate
---publish` put there, `source-only/` with what `simulations.ablation.source_only` wrote, `cross-fitted/` with what
-`simulations.ablation.cross_fitted` did, `ranking/` with what `simulations.ablation.ranking` did, `between/` with what
-`simulations.ablation.between` did, and `notes.md`, the words between the numbers. No number of the page is typed in by hand.
+The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate --publish` put
+there, and what modules of `simulations.ablation` wrote, each in a folder: `between/`, `cross-fitted/`, `ranking/` and
+`source-only/`. `notes.md` has the words between the numbers. No number of the page is typed in by hand.
 """
 
 import json
