@@ -76,13 +76,11 @@ def by_form(summaries: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
 
 
 def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
-    """Return the section on all pairs of real probes of the method as it is, or nothing where they are too few."""
-    found = {
-        name: table["rows"][RELEASED]
-        for summary in summaries
-        for name, table in summary["data"].items()
-        if table["same_patients"] and RELEASED in table["rows"]
-    }
+    """Return the section on all pairs of real probes of the method as it is, or nothing where they are too few.
+
+    Those of the study that the README runs, the first of `CURRENT`, have rows of their own besides.
+    """
+    found = _released(summaries)
     if len(found) < LEAST_PAIRS:
         return ""
     lines = [
@@ -92,25 +90,36 @@ def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
         "of split and patients; random effects over pairs (`simulations/ablation/random_effects.py`). Pairs share "
         "scanners and some patients, so that they are less independent than the intervals take them to be.",
         "",
-        "| Dice points, released model less baseline | mean [95 %] | deviation between pairs | a next pair, 95 % |",
-        "| --- | --- | --- | --- |",
+        "| Dice points, released model less baseline | pairs | mean [95 %] | deviation between pairs | a next pair, "
+        f"95 % | runs above their baseline | more than {100 * HARM:g} points below |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for role, words in (("target", "unlabelled probe"), ("source", "labelled probe")):
-        differences = [rows[role]["difference"] for rows in found.values()]
-        pooled = random_effects([own["mean"] for own in differences], variances(differences))
-        lines.append(
-            f"| {words} | {points(asdict(pooled))} | {100 * pooled.between:.1f} | "
-            f"{100 * pooled.next_low:+.1f} to {100 * pooled.next_high:+.1f} |"
-        )
-    runs = [mean for rows in found.values() for mean in rows["target"]["difference"]["seeds"]]
-    harmed = sum(mean < -HARM for mean in runs)
-    lines += [
-        "",
-        f"Of {len(runs)} training runs {sum(mean > 0 for mean in runs)} end above their baseline on the unlabelled "
-        f"probe, and {harmed} more than {100 * HARM:g} points below it.",
-        "",
+    first = _released([summary for summary in summaries if summary["study"] == CURRENT[0]])
+    groups = {"": found} | ({f", `{CURRENT[0]}` alone": first} if LEAST_PAIRS <= len(first) < len(found) else {})
+    for which, rows in groups.items():
+        for role, words in (("target", "unlabelled probe"), ("source", "labelled probe")):
+            lines.append(f"| {words}{which} | {len(rows)} | {_pooled([row[role]['difference'] for row in rows])} |")
+    return "\n".join([*lines, ""])
+
+
+def _released(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the released model's row of each pair of real probes."""
+    return [
+        table["rows"][RELEASED]
+        for summary in summaries
+        for table in summary["data"].values()
+        if table["same_patients"] and RELEASED in table["rows"]
     ]
-    return "\n".join(lines)
+
+
+def _pooled(differences: Sequence[dict[str, Any]]) -> str:
+    pooled = random_effects([own["mean"] for own in differences], variances(differences))
+    runs = [mean for own in differences for mean in own["seeds"]]
+    return (
+        f"{points(asdict(pooled))} | {100 * pooled.between:.1f} | {100 * pooled.next_low:+.1f} to "
+        f"{100 * pooled.next_high:+.1f} | {sum(mean > 0 for mean in runs)} of {len(runs)} | "
+        f"{sum(mean < -HARM for mean in runs)}"
+    )
 
 
 def section(name: str, summary: dict[str, Any]) -> str:
