@@ -78,7 +78,7 @@ def demo(
     cls=several("--sites"),
     epilog=examples(
         "crossprobe simulate configs/demo.yaml --sites runs/demo/sites/* --out runs/again",
-        "crossprobe simulate configs/self-training.yaml --sites busbra/ge-logiq7 busbra/toshiba-aplio300",
+        "crossprobe simulate configs/pretrained.yaml --sites busbra/ge-logiq7 busbra/toshiba-aplio300",
     ),
 )
 def simulate(
