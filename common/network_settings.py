@@ -32,6 +32,11 @@ class NetworkSettings(Settings):
         return ()
 
     @property
+    def began_as(self) -> str:
+        """Whose weights it begins with, and under which terms, for a model's card; empty for drawn ones."""
+        return ""
+
+    @property
     def stride(self) -> int:
         """Pixels a side behind one value of the deepest level; a tile's side is a multiple of it."""
         return 1 << (len(self.channels) - 1)
@@ -85,6 +90,10 @@ class EfficientUNet(NetworkSettings):
     @property
     def channels(self) -> tuple[int, ...]:
         return (16, 16, 24, 40, 112)
+
+    @property
+    def began_as(self) -> str:
+        return "EfficientNet-Lite0, trained on ImageNet's photographs, published under Apache-2.0"
 
 
 NETWORKS: dict[str, type[NetworkSettings]] = {

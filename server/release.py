@@ -38,6 +38,9 @@ _CARD = """\
 | weights | `{{ files.weights }}`, SHA-256 `{{ weights }}`, {{ "{:,}".format(parameters) }} numbers, float32 |
 | software | CrossProbe {{ software }} |
 | network | {{ study.network.kind }}, channels {{ study.network.channels | join(", ") }} |
+{% for public in publics %}
+| public weights | it began with those of {{ public }} |
+{% endfor %}
 {% if study.student %}
 | student | {{ study.student.kind }}, channels {{ study.student.channels | join(", ") }}, taught by the others |
 {% endif %}
@@ -190,6 +193,7 @@ def _card(study: Study, state: ServerState, tensors: Tensors, weights: str, audi
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(_CARD)
     return page.render(
         study=study,
+        publics=sorted({network.began_as for network in (study.network, study.student) if network} - {""}),
         kind="Two networks and the small one that weighs them" if study.fused else "A network",
         weights=weights,
         parameters=sum(x.size for x in tensors.values()),

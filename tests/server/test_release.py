@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 from tiny import one_stage
 
 from common.errors import CrossProbeError, RunError
+from common.network_settings import EfficientUNet
 from common.networks import initial_networks
 from common.release import CARD, RELEASE, SIGNATURE, STUDY, SUMS, WEIGHTS, find_release, sums_of
 from common.run_folder import RunFolder
@@ -73,9 +74,9 @@ def test_a_release_has_no_name_and_no_number_of_a_site(finished: Finished) -> No
 def test_the_card_says_whether_anything_bounds_what_the_model_tells(tmp_path: Path) -> None:
     people = {name: Participant("source", 10, False) for name in ("a", "b")} | {"c": Participant("target", 9, False)}
     cards = []
-    for number, study in enumerate(
-        (private(delta=1e-4), one_stage(source={"task": "supervise", "trains": ["source_branch"]}))
-    ):
+    plain = one_stage(source={"task": "supervise", "trains": ["source_branch"]})
+    public = plain.model_copy(update={"network": EfficientUNet(kind="efficient_unet")})
+    for number, study in enumerate((private(delta=1e-4), public)):
         run = tmp_path / str(number)
         run.mkdir()
         write_release(
@@ -91,6 +92,8 @@ def test_the_card_says_whether_anything_bounds_what_the_model_tells(tmp_path: Pa
     assert "delta 0.0001" in cards[0]
     assert "epsilon\n1000.0 at the latest" in cards[0]
     assert "**Nothing.** It was trained without differential privacy" in cards[1]
+    assert "public weights" not in cards[0]
+    assert "| public weights | it began with those of EfficientNet-Lite0, trained on ImageNet's photographs" in cards[1]
     for card in cards:
         assert "no medical device" in card
         assert "| sites | 2 source, 1 target |" in card
