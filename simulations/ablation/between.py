@@ -1,7 +1,7 @@
 """The baselines of two ablations on the same patients: what another network or image size is worth by itself.
 
-`python -m simulations.ablation.between --help`. Both ablations name the same seeds, and data sets of the same sites in
-the same order; the differences are by patient.
+`python -m simulations.ablation.between --help`. Both ablations name data sets of the same sites in the same order; the
+seeds that both have count, and the differences are by patient.
 """
 
 import json
@@ -35,24 +35,25 @@ def compared(out: Path, other: Path) -> dict[str, Any]:
         RunError: if one is not finished, or they do not belong together.
     """
     mine, theirs = (_summary(folder) for folder in (out, other))
-    if mine["seeds"] != theirs["seeds"] or len(mine["data"]) != len(theirs["data"]):
+    seeds = [seed for seed in mine["seeds"] if seed in theirs["seeds"]]
+    if not seeds or len(mine["data"]) != len(theirs["data"]):
         raise RunError(
-            f"expected ablations of the same seeds and as many data sets, found {mine['seeds']} and {theirs['seeds']}, "
+            f"expected ablations with a common seed and as many data sets, found {mine['seeds']} and {theirs['seeds']}, "
             f"{len(mine['data'])} and {len(theirs['data'])}: give two that were made for each other."
         )
     pairs: dict[str, Any] = {}
     for name, twin in zip(mine["data"], theirs["data"], strict=True):
         pairs[name] = {}
         for role in ("target", "source"):
-            row = baselines(out, name, mine["seeds"], role)
-            reference = baselines(other, twin, mine["seeds"], role)
+            row = baselines(out, name, seeds, role)
+            reference = baselines(other, twin, seeds, role)
             try:
                 found = difference(row, reference, same_patients=True)
             except ValueError as error:
                 raise RunError(f"{name} and {twin}: {error}; import both from one draw.") from None
             dice = [float(np.mean([np.mean(list(own.values())) for own in each])) for each in (row, reference)]
             pairs[name][role] = {"dice": dice, "difference": found.as_json()}
-    return {"studies": [mine["study"], theirs["study"]], "seeds": mine["seeds"], "pairs": pairs}
+    return {"studies": [mine["study"], theirs["study"]], "seeds": seeds, "pairs": pairs}
 
 
 def _summary(out: Path) -> dict[str, Any]:

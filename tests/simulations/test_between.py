@@ -25,7 +25,7 @@ def finished(out: Path, data: str, gains: dict[int, float], patients: tuple[str,
 
 def test_what_the_one_wins_on_the_other_is_told_by_patient_and_by_run_and_stands_on_the_page(tmp_path: Path) -> None:
     one = finished(tmp_path / "large", "pair", {0: 0.1, 1: 0.3})
-    other = finished(tmp_path / "small", "same-pair", {0: 0.0, 1: 0.0})
+    other = finished(tmp_path / "small", "same-pair", {0: 0.0, 1: 0.0, 2: 9.0})  # one has no twin
     main(one, other, tmp_path / "between" / "size.json")
     found = json.loads((tmp_path / "between" / "size.json").read_text())
     target = found["pairs"]["pair"]["target"]
@@ -40,7 +40,7 @@ def test_what_the_one_wins_on_the_other_is_told_by_patient_and_by_run_and_stands
 
 def test_ablations_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     one = finished(tmp_path / "one", "pair", {0: 0.1})
-    with pytest.raises(RunError, match="of the same seeds"):
+    with pytest.raises(RunError, match="with a common seed"):
         compared(one, finished(tmp_path / "two", "pair", {1: 0.1}))
     with pytest.raises(RunError, match="different patients; import both from one draw"):
         compared(one, finished(tmp_path / "three", "pair", {0: 0.1}, ("a", "c")))
