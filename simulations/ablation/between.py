@@ -38,8 +38,8 @@ def compared(out: Path, other: Path) -> dict[str, Any]:
     seeds = [seed for seed in mine["seeds"] if seed in theirs["seeds"]]
     if not seeds or len(mine["data"]) != len(theirs["data"]):
         raise RunError(
-            "expected ablations with a common seed and as many data sets, found "
-            f"{mine['seeds']} and {theirs['seeds']}, {len(mine['data'])} and {len(theirs['data'])}: give two that were made for each other."
+            f"expected ablations with a common seed and as many data sets, found seeds {mine['seeds']} and "
+            f"{theirs['seeds']}, {len(mine['data'])} and {len(theirs['data'])} data sets: give two made for each other."
         )
     pairs: dict[str, Any] = {}
     for name, twin in zip(mine["data"], theirs["data"], strict=True):
