@@ -1,6 +1,7 @@
 """An ablation as Markdown tables and SVG charts, for docs/results.md."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -82,7 +83,7 @@ def section(summary: dict[str, Any], folder: str) -> str:
 
 def is_population(summary: dict[str, Any]) -> bool:
     """Return whether an ablation's data sets are devices of a population, which count together."""
-    return all(name.startswith("drawn-") for name in summary["data"])
+    return all(re.fullmatch(r"drawn-\d+", name) for name in summary["data"])
 
 
 def population(summary: dict[str, Any]) -> str:

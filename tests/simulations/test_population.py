@@ -63,3 +63,4 @@ def test_a_population_has_one_table_and_its_worst_device_is_named() -> None:
     assert "median +1.0 points, from -5.0 to +20.0; the worst is drawn-1." in text
     assert "drawn" not in overview([found])
     assert not is_population(summary(wireless=(0.2, 0.1, 0.3)))
+    assert not is_population(summary(drawn_weights=(0.2, 0.1, 0.3)))
