@@ -1,10 +1,11 @@
-"""The baselines of two ablations on the same patients: what another network or image size is worth by itself.
+"""An ablation against another's baseline on the same patients: what a network or an image size is worth by itself.
 
 `python -m simulations.ablation.between --help`. Both ablations name data sets of the same sites in the same order; the
 seeds that both have count, and the differences are by patient.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,21 +16,27 @@ from common.errors import RunError
 from common.files import write_atomically
 from common.options import only
 from simulations.ablation.comparison import BySeed, difference
-from simulations.ablation.tally import BASELINE, values
+from simulations.ablation.tally import BASELINE, RELEASED, values
 from simulations.ablation.variants import chosen
 from simulations.publication import origin
 
+#: What is compared with the other's baseline: the one's own baseline, and its released model if it has one.
+VARIANTS = chosen((BASELINE, "all"))
 
-def baselines(out: Path, data: str, seeds: list[int], role: str) -> BySeed:
-    """Return, for each seed, site/patient -> Dice of a finished ablation's baseline on all sites of a role."""
-    (variant,) = chosen((BASELINE,))
-    files = [out / "cells" / data / f"seed-{seed}" / f"{variant.name}.json" for seed in seeds]
-    contents = [{variant.name: json.loads(file.read_text(encoding="utf-8"))} for file in files]
-    return values(contents, variant, BASELINE, role)
+
+def rows_of(out: Path, data: str, seeds: Sequence[int], role: str) -> dict[str, BySeed]:
+    """Return the rows that a finished ablation has: name -> for each seed, site/patient -> Dice on a role's sites."""
+    rows = {}
+    for variant, row in zip(VARIANTS, (BASELINE, RELEASED), strict=True):
+        files = [out / "cells" / data / f"seed-{seed}" / f"{variant.name}.json" for seed in seeds]
+        if all(file.exists() for file in files):
+            contents = [{variant.name: json.loads(file.read_text(encoding="utf-8"))} for file in files]
+            rows[row] = values(contents, variant, row, role)
+    return rows
 
 
 def compared(out: Path, other: Path) -> dict[str, Any]:
-    """Return the baseline of one finished ablation less that of another, for each data set and role.
+    """Return a finished ablation's rows less the baseline of another, for each data set and role.
 
     Raises:
         RunError: if one is not finished, or they do not belong together.
@@ -43,17 +50,20 @@ def compared(out: Path, other: Path) -> dict[str, Any]:
         )
     pairs: dict[str, Any] = {}
     for name, twin in zip(mine["data"], theirs["data"], strict=True):
-        pairs[name] = {}
-        for role in ("target", "source"):
-            row = baselines(out, name, seeds, role)
-            reference = baselines(other, twin, seeds, role)
-            try:
-                found = difference(row, reference, same_patients=True)
-            except ValueError as error:
-                raise RunError(f"{name} and {twin}: {error}; import both from one draw.") from None
-            dice = [float(np.mean([np.mean(list(own.values())) for own in each])) for each in (row, reference)]
-            pairs[name][role] = {"dice": dice, "difference": found.as_json()}
+        pairs[name] = {"target": {}, "source": {}}
+        for role, found in pairs[name].items():
+            reference = rows_of(other, twin, seeds, role)[BASELINE]
+            for row, dice in rows_of(out, name, seeds, role).items():
+                try:
+                    gain = difference(dice, reference, same_patients=True)
+                except ValueError as error:
+                    raise RunError(f"{name} and {twin}: {error}; import both from one draw.") from None
+                found[row] = {"dice": [_mean(dice), _mean(reference)], "difference": gain.as_json()}
     return {"studies": [mine["study"], theirs["study"]], "seeds": seeds, "pairs": pairs}
+
+
+def _mean(row: BySeed) -> float:
+    return float(np.mean([np.mean(list(dice.values())) for dice in row]))
 
 
 def _summary(out: Path) -> dict[str, Any]:
@@ -69,7 +79,7 @@ def main(
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="folder of the one whose baseline is taken off")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file to write")],
 ) -> None:
-    """Write what the baseline of an ablation wins on that of another, by patient."""
+    """Write what the baseline and the released model of an ablation win on the baseline of another, by patient."""
     found = compared(ablation, other)
     out.parent.mkdir(parents=True, exist_ok=True)
     content = {**origin("simulations.ablation.between", found["seeds"][0]), **found}

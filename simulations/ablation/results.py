@@ -165,31 +165,32 @@ def section(name: str, summary: dict[str, Any]) -> str:
 
 
 def beside(found: Sequence[dict[str, Any]]) -> str:
-    """Return the section on the baselines of two studies on the same patients, see `simulations.ablation.between`."""
+    """Return the section on a study beside the baseline of another one, see `simulations.ablation.between`."""
     lines = [
-        "## Baselines of two studies beside each other",
+        "## Beside the baseline of another study",
         "",
-        "Dice % on test patients, of two baselines that were trained on the same labelled patients; the difference is "
-        "by patient, in brackets its 95 % interval over patients, and over patients and training runs.",
+        "Dice % on test patients, of models that were trained on the same labelled patients; the difference is by "
+        "patient, in brackets its 95 % interval over patients, and over patients and training runs.",
         "",
-        "| pair | probe | the one | the other | difference | over runs too | range over seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| pair | probe | model | its Dice | the other's baseline | difference | over runs too | range over seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in found:
         for pair, by_role in own["pairs"].items():
             for role, probe in (("target", "unlabelled"), ("source", "labelled")):
-                row, gain = by_role[role], by_role[role]["difference"]
-                one, other = (f"{100 * dice:.1f}" for dice in row["dice"])
-                low, high = (gain[key] for key in ("run_low", "run_high"))
-                runs = "" if low is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-                seeds = f"{100 * min(gain['seeds']):+.1f} to {100 * max(gain['seeds']):+.1f}"
-                lines.append(f"| {pair} | {probe} | {one} | {other} | {points(gain)} | {runs} | {seeds} |")
+                for row, numbers in by_role[role].items():
+                    gain = numbers["difference"]
+                    one, other = (f"{100 * dice:.1f}" for dice in numbers["dice"])
+                    low, high = (gain[key] for key in ("run_low", "run_high"))
+                    runs = "" if low is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+                    seeds = f"{100 * min(gain['seeds']):+.1f} to {100 * max(gain['seeds']):+.1f}"
+                    cells = (pair, probe, row, one, other, points(gain), runs, seeds)
+                    lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     for own in found:
         seeds = ", ".join(map(str, own["seeds"]))
-        lines.append(
-            f"- `{own['command']}`: {own['studies'][0]}, less {own['studies'][1]}; seeds {seeds}; {own['hardware']}"
-        )
+        studies = f"{own['studies'][0]}, less the baseline of {own['studies'][1]}"
+        lines.append(f"- `{own['command']}`: {studies}; seeds {seeds}; {own['hardware']}")
     return "\n".join([*lines, ""])
 
 
