@@ -17,6 +17,7 @@ from rich.table import Table
 from clients.export.cli import app as export
 from clients.governance.cli import app as site
 from clients.node.cli import app as node
+from common.components import NetworkName
 from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, commands, examples, finite
 
 app = commands()
@@ -29,7 +30,7 @@ app.add_typer(export)
     epilog=examples(
         "crossprobe predict --model runs/demo --images scans/ --out segmented/",
         "crossprobe predict --model runs/demo --images scans/ --out segmented/ --spacing-mm 0.12",
-        "crossprobe predict --model runs/demo-live --images scans/ --out segmented/ --student",
+        "crossprobe predict --model runs/demo --images scans/ --out segmented/ --network target_branch",
     )
 )
 def predict(
@@ -42,9 +43,10 @@ def predict(
     spacing_mm: Annotated[
         float | None, typer.Option(callback=finite, help="side of a pixel in mm, where neither file nor CSV tells it")
     ] = None,
-    student: Annotated[
-        bool, typer.Option("--student", help="the small, fast network of a study that distils, as live video has it")
-    ] = False,
+    network: Annotated[
+        NetworkName | None,
+        typer.Option(help="one network alone: a branch, at half the cost, or the student of a study that distils"),
+    ] = None,
 ) -> None:
     """Segment images and cine loops (PNG, JPEG, TIFF, DICOM, NIfTI, MP4 and others) with a released model.
 
@@ -57,7 +59,7 @@ def predict(
     from clients.released import load_model
     from common.signing import read_public_key
 
-    trained = load_model(model, read_public_key(coordinator_key) if coordinator_key else None, student=student)
+    trained = load_model(model, read_public_key(coordinator_key) if coordinator_key else None, network=network)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
         outcome = predict(

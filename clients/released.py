@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from common.components import BRANCHES, FUSED, STUDENT, Tensors
+from common.components import BRANCHES, FUSED, STUDENT, NetworkName, Tensors
 from common.contract import check_tensors
 from common.errors import ContractError, RunError
 from common.geometry import from_grid, placement, to_grid
@@ -27,7 +27,7 @@ class Model:
     """A released model and the study it belongs to.
 
     Attributes:
-        predictor: the map that it draws: `infusion`, `student`, or `source_branch` of a study that trains one branch.
+        predictor: the map that it draws: `infusion`, or that of one network.
     """
 
     study: Study
@@ -54,18 +54,18 @@ class Model:
         return self.maps(image, spacing_mm)[self.predictor]
 
 
-def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, student: bool = False) -> Model:
+def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, network: NetworkName | None = None) -> Model:
     """Return the model of a release: exactly the tensors of its study, in float32, all finite.
 
     Args:
         folder: a release, or the finished run that holds it, see `common.release`.
         key: the coordinator's, who must have signed it.
-        student: the release's small, fast network instead of the whole.
+        network: the one network to take instead of the whole.
 
     Raises:
         StudyError: if its study cannot be read.
         RunError: if there is no release, it is not whole, the study beside the model is not the one of the run, or
-            there is no student.
+            it does not have the network.
     """
     release = find_release(folder, key)
     study = read_study_of_run(release)
@@ -78,10 +78,15 @@ def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, student: bo
             f"{release / STUDY} was changed after the run, or is of another version of this software: its hash is not "
             "the one it records. Get the release again; nothing was segmented."
         )
-    if student and study.student is None:
+    if network == "student" and study.student is None:
         raise RunError(
-            f"expected a student in {release}, found none: study `{study.name}` has no `distil` stage. Leave --student "
-            "out, or train the study with one, see docs/export.md."
+            f"expected a student in {release}, found none: study `{study.name}` has no `distil` stage. Take one of the "
+            "branches, or train the study with one, see docs/export.md."
+        )
+    if network == "target_branch" and not study.fused:
+        raise RunError(
+            f"expected a target branch in {release}, found none: study `{study.name}` trains the source branch alone. "
+            "Leave --network out."
         )
     file = release / WEIGHTS
     tensors = _tensors(file)
@@ -95,7 +100,7 @@ def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, student: bo
         ) from None
     networks.load(tensors)
     networks.requires_grad_(False)
-    return Model(study, networks, "student" if student else "infusion" if study.fused else "source_branch")
+    return Model(study, networks, network or ("infusion" if study.fused else "source_branch"))
 
 
 def _tensors(file: Path) -> Tensors:

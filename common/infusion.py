@@ -9,6 +9,7 @@ from monai.inferers.utils import sliding_window_inference
 from scipy import ndimage
 from torch import Tensor
 
+from common.components import BRANCHES
 from common.geometry import standardise
 from common.networks import InfusionHead, Networks
 from common.study import Study
@@ -40,9 +41,9 @@ def fuse(head: InfusionHead, source_logits: Tensor, target_logits: Tensor) -> Fu
 
     Probabilities are taken after each branch's temperature, which moves confidence but no decision.
     """
-    temperature = head.log_temperature.exp()
-    p_source = torch.sigmoid(source_logits / temperature[0])
-    p_target = torch.sigmoid(target_logits / temperature[1])
+    p_source, p_target = (
+        tempered(head, branch, logits) for branch, logits in zip(BRANCHES, (source_logits, target_logits), strict=True)
+    )
     evidence = [
         p_source,
         p_target,
@@ -52,6 +53,11 @@ def fuse(head: InfusionHead, source_logits: Tensor, target_logits: Tensor) -> Fu
     ]
     weight = head(torch.cat(evidence, 1))
     return Fusion(p_source, p_target, weight, weight * p_source + (1 - weight) * p_target)
+
+
+def tempered(head: InfusionHead, branch: str, logits: Tensor) -> Tensor:
+    """Return a branch's probabilities after its temperature, as `fuse` takes them."""
+    return torch.sigmoid(logits / head.log_temperature.exp()[BRANCHES.index(branch)])
 
 
 #: What the branches and the head give; the networks beside them are `baseline` and `student`.
@@ -120,7 +126,10 @@ def _stacked(networks: Networks, x: Tensor, names: Sequence[str], *, flips: bool
         return (plain + mirrored.flip(-1)) / 2
 
     by_name = {}
-    if set(names) & set(MAPS):
+    own = set(names) & set(MAPS)
+    if own <= set(BRANCHES):
+        by_name = {name: mean(tempered(networks.infusion_head, name, networks.branch(name)(views))) for name in own}
+    else:
         fusion = fuse(networks.infusion_head, networks.source_branch(views), networks.target_branch(views))
         by_name = {name: mean(getattr(fusion, name)) for name in MAPS}
     if "baseline" in names:

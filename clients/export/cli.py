@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.components import NetworkName
 from common.errors import RunError
 from common.options import Json, Overwrite, commands, examples, finite
 
@@ -19,7 +20,7 @@ app = commands()
 @app.command(
     epilog=examples(
         "crossprobe export runs/demo --out model.onnx",
-        "crossprobe export runs/demo-live --out model.onnx --student --bench",
+        "crossprobe export runs/demo --out live.onnx --network target_branch --no-flips --bench",
         "crossprobe export runs/demo --out model.onnx --int8 --images scans/ --spacing-mm 0.12 --bench",
         note="Needs the optional packages: pip install -c constraints.txt -e '.[export]'",
     )
@@ -27,9 +28,10 @@ app = commands()
 def export(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="a release, or the finished run that holds it")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the ONNX file to write; its card goes beside it")],
-    student: Annotated[
-        bool, typer.Option("--student", help="the small, fast network of a study that distils, for live video")
-    ] = False,
+    network: Annotated[
+        NetworkName | None,
+        typer.Option(help="one network alone: a branch, at half the cost, or the student of a study that distils"),
+    ] = None,
     flips: Annotated[
         bool,
         typer.Option("--flips/--no-flips", help="average with the mirrored image where the study does; half as fast"),
@@ -47,7 +49,7 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a released model as one ONNX file: normalisation, both branches and head, or the student alone.
+    """Write a released model as one ONNX file: normalisation, both branches and head, or one network alone.
 
     It takes any batch and any image size.
 
@@ -73,7 +75,7 @@ def export(
     there = [str(file) for file in (out, card_of(out), small) if file is not None and file.exists()]
     if there and not overwrite:
         raise RunError(f"{', '.join(there)} is there already. Choose another --out, or give --overwrite.")
-    model = load_model(release, student=student)
+    model = load_model(release, network=network)
     pictures = read_pictures(model.study, images, spacing_mm) if images is not None else []
     exported = write(model, release, out, flips=flips, pictures=pictures)
     int8_dice = quantise(out, small, pictures) if small is not None else None

@@ -1,13 +1,14 @@
 """A released model as one graph of images of any size: padding, normalisation, both branches and the infusion head, or
-the student alone."""
+one network alone."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clients.released import Model
+from common.components import BRANCHES
 from common.geometry import standardise
-from common.infusion import fuse
+from common.infusion import fuse, tempered
 
 
 class Graph(nn.Module):
@@ -45,7 +46,8 @@ class Graph(nn.Module):
         return larger + -larger % self.stride - side  # type: ignore[return-value]
 
     def _predict(self, x: Tensor) -> Tensor:
-        if self.predictor != "infusion":
-            return torch.sigmoid(self.networks.branch(self.predictor)(x))
-        source, target = self.networks.source_branch(x), self.networks.target_branch(x)
-        return fuse(self.networks.infusion_head, source, target).infusion
+        head = self.networks.infusion_head
+        if self.predictor == "infusion":
+            return fuse(head, self.networks.source_branch(x), self.networks.target_branch(x)).infusion
+        logits = self.networks.branch(self.predictor)(x)
+        return tempered(head, self.predictor, logits) if self.predictor in BRANCHES else torch.sigmoid(logits)

@@ -119,12 +119,12 @@ def test_without_a_student_nothing_speaks_of_one(finished: Finished) -> None:
     assert "student" not in (finished.run / RELEASE / CARD).read_text()
     assert all("student" not in predictors for predictors in summary_of(finished.run)["dice"].values())
     with pytest.raises(RunError, match="found none: study `tiny` has no `distil` stage"):
-        load_model(finished.run, student=True)
+        load_model(finished.run, network="student")
 
 
 def test_what_is_drawn_is_what_was_asked_for(distilled: Finished, tmp_path: Path) -> None:
     image = frame(3).astype(np.float32) / 255
-    whole, student = load_model(distilled.run), load_model(distilled.run, student=True)
+    whole, student = load_model(distilled.run), load_model(distilled.run, network="student")
     assert (whole.predictor, student.predictor) == ("infusion", "student")
     assert student.maps(image, None).keys() == {"student"}
     assert not np.array_equal(whole.probability(image, None), student.probability(image, None))
@@ -132,7 +132,7 @@ def test_what_is_drawn_is_what_was_asked_for(distilled: Finished, tmp_path: Path
     (tmp_path / "scans").mkdir()
     Image.fromarray(frame(3)).save(tmp_path / "scans" / "a.png")
     masks = []
-    for name, more in (("whole", []), ("student", ["--student"])):
+    for name, more in (("whole", []), ("student", ["--network", "student"])):
         words = ["predict", "--model", str(distilled.run), "--images", str(tmp_path / "scans"), *more]
         assert main([*words, "--out", str(tmp_path / name)]) == 0
         masks.append(np.asarray(Image.open(tmp_path / name / "masks" / "a.png")) > 0)
@@ -160,7 +160,7 @@ def test_a_finished_model_gets_a_student_and_stays_as_it_is(
     of = alone(weights)
     state = run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run")
     assert same(state.released, finished.state.released)
-    assert load_model(tmp_path / "run", student=True).study.hash() == of.hash()
+    assert load_model(tmp_path / "run", network="student").study.hash() == of.hash()
     before, after = summary_of(finished.run)["dice"]["east"], summary_of(tmp_path / "run")["dice"]["east"]
     assert after["infusion"] == before["infusion"]
 

@@ -19,7 +19,7 @@ from clients.export import bench, export
 from clients.export.export import TOLERANCE, difference, graph_of, in_torch, segmenter, session_of, to_onnx
 from clients.export.pictures import read_pictures, speckle
 from clients.released import Model, load_model
-from common.components import FUSED
+from common.components import FUSED, NetworkName
 from common.errors import RunError
 from common.geometry import placement, to_grid
 from common.messages import digest
@@ -59,7 +59,8 @@ def test_a_student_is_exported_alone_is_smaller_and_gives_what_predict_gives(
     words = ["export", str(distilled.run), "--int8", "--images", str(scans), "--overwrite", "--json"]
     assert main([*words, "--out", str(tmp_path / "whole.onnx")]) == 0
     capsys.readouterr()
-    assert main([*words, "--student", "--bench", "--frames", "10", "--out", str(tmp_path / "model.onnx")]) == 0
+    alone = ["--network", "student", "--bench", "--frames", "10", "--out", str(tmp_path / "model.onnx")]
+    assert main([*words, *alone]) == 0
 
     found = json.loads(capsys.readouterr().out)
     assert found["largest_difference"] <= TOLERANCE
@@ -71,7 +72,7 @@ def test_a_student_is_exported_alone_is_smaller_and_gives_what_predict_gives(
     assert 3 * sum(np.prod(w.dims) for w in own.graph.initializer) < sum(
         np.prod(w.dims) for w in whole.graph.initializer
     )
-    model = load_model(distilled.run, student=True)
+    model = load_model(distilled.run, network="student")
     for image in read_pictures(model.study, scans, None):
         assert np.abs(segmenter(tmp_path / "model.onnx")(image) - export.as_predict(model)(image)).max() <= TOLERANCE
     for count, height, width in SIZES:
@@ -82,9 +83,23 @@ def test_a_student_is_exported_alone_is_smaller_and_gives_what_predict_gives(
 def test_a_release_without_a_student_exports_none(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(finished.run), "--student", "--out", str(tmp_path / "model.onnx")]) == 1
+    assert main(["export", str(finished.run), "--network", "student", "--out", str(tmp_path / "model.onnx")]) == 1
     assert "expected a student in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("network", ["source_branch", "target_branch"])
+def test_one_branch_is_exported_alone_and_gives_what_predict_gives(
+    network: NetworkName, finished: Finished, scans: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.onnx"
+    assert main(["export", str(finished.run), "--network", network, "--images", str(scans), "--out", str(out)]) == 0
+    assert {p.key: p.value for p in onnx.load(out).metadata_props}["predictor"] == network
+    model, whole = load_model(finished.run, network=network), load_model(finished.run)
+    for image in read_pictures(model.study, scans, None):
+        found = segmenter(out)(image)
+        assert np.abs(found - export.as_predict(model)(image)).max() <= TOLERANCE
+        assert np.abs(found - export.as_predict(whole)(image)).max() > TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,17 @@ def test_what_a_network_says_of_padding_pushes_no_part_out(monkeypatch: pytest.M
     found = predict_maps(initial_networks(of), of, torch.rand(32, 32), valid, ["average"])["average"]
     assert int((found > 0.5).sum()) == 16
     assert (found[4:8, 4:8] > 0.5).all()
+
+
+@pytest.mark.parametrize(("name", "other"), [("source_branch", "target_branch"), ("target_branch", "source_branch")])
+def test_one_branch_is_predicted_without_the_other_and_is_the_same(
+    name: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = study()
+    networks = initial_networks(of)
+    torch.nn.init.constant_(networks.infusion_head.log_temperature, 0.7)
+    image = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(32, 32, dtype=torch.bool)
+    together = predict_maps(networks, of, image, valid, MAPS)[name]
+    monkeypatch.setattr(networks.branch(other), "forward", lambda x: pytest.fail("the other branch was asked"))
+    assert torch.equal(predict_maps(networks, of, image, valid, [name])[name], together)

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.cli.build import build_fab_from_disk, build_fab_from_files
 from tiny import write_study
 
 from common.errors import RunError
 from common.run_folder import RunFolder
 from server.federation import deployment, flower_cli
-from server.federation.flower_cli import FlowerCli, UnknownRun, flower_environment, tool
+from server.federation.flower_cli import APP, FlowerCli, UnknownRun, copy_app, flower_environment, tool
 
 
 def program(folder: Path, name: str = "flwr") -> Path:
@@ -112,3 +113,12 @@ def test_a_run_goes_on_at_a_superlink_that_never_had_it(tmp_path: Path, monkeypa
 def test_a_superlink_that_never_had_a_run_says_so_and_how_to_go_on(tmp_path: Path) -> None:
     with answering(404) as address, pytest.raises(UnknownRun, match=r"does not know run 7(.|\n)*--resume"):
         FlowerCli(address, None, tmp_path).status("7")
+
+
+def test_an_app_is_bundled_out_of_its_own_files_alone_and_is_the_same_bundle(tmp_path: Path) -> None:
+    copy_app(APP, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"pyproject.toml", "clients", "common", "configs", "server"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".py", ".toml", ".yaml"}
+    folders = ("clients", "common", "configs", "server", "simulations", "deploy")
+    files = [APP / "pyproject.toml", *(path for name in folders for path in (APP / name).rglob("*") if path.is_file())]
+    assert build_fab_from_disk(tmp_path) == build_fab_from_files({str(f.relative_to(APP)): f for f in files})[0]
