@@ -326,8 +326,9 @@ def load_study(path: Path) -> Study:
     """Read and validate a study file; see `read_settings`."""
     study = read_settings(Study, path, what="study")
     # A weights file is named from where the study file lies, so that both can be moved together.
+    folder = path.absolute().parent
     initial = {
-        name: weights.model_copy(update={"file": path.parent / weights.file}) for name, weights in study.initial.items()
+        name: weights.model_copy(update={"file": folder / weights.file}) for name, weights in study.initial.items()
     }
     return study.model_copy(update={"initial": initial})
 

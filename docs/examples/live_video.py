@@ -1,6 +1,6 @@
 """Colour what the model marks, frame by frame: live_video.py model.onnx loop.mp4 marked.mp4 [mm a pixel]
 
-For live speed take the student: crossprobe export RELEASE --student --out model.onnx
+For live speed take one branch: crossprobe export RELEASE --network target_branch --no-flips --out model.onnx
 """
 
 import sys

@@ -15,6 +15,7 @@ from typing import Any
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
 from common.metric_name import PREDICTORS
+from simulations.ablation.alone import alone
 from simulations.ablation.page import detectable, is_population, overview, points, population
 from simulations.ablation.page import section as ablation_section
 from simulations.ablation.random_effects import LEAST_PAIRS, random_effects, variances
@@ -52,6 +53,8 @@ def page(folder: Path) -> str:
     current, earlier = by_form(summaries)
     if earlier:
         sections.insert(0, f"### Earlier forms of the method\n\n{overview(earlier)}")
+    if branches := alone(current):
+        sections.insert(0, branches)
     if together := real_pairs(current):
         sections.insert(0, together)
     if current:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import content, distilling, one_stage, study
+from tiny import content, distilling, one_stage, study, write_study
 
 from common.baseline import baseline_of
 from common.components import BRANCH_PARTS, COMPONENTS, STUDENT
@@ -225,6 +225,16 @@ def test_the_hash_covers_the_content_of_initial_weights_and_not_their_path() -> 
     assert given("/a/x", "0" * 64).hash() == given("b/y", "0" * 64).hash()
     assert given("/a/x", "0" * 64).hash() != given("/a/x", "1" * 64).hash()
     assert given("/a/x", "0" * 64).hash() != study().hash()
+
+
+def test_weights_are_found_beside_the_study_file_wherever_its_path_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "studies").mkdir()
+    write_study(tmp_path / "studies" / "own.yaml", initial={"baseline": {"file": "w.safetensors", "sha256": "0" * 64}})
+    monkeypatch.chdir(tmp_path)
+    weights = load_study(Path("studies/own.yaml")).initial["baseline"].file
+    assert weights == tmp_path / "studies" / "w.safetensors"  # it is written into run folders, and read from there
 
 
 def test_rounds_are_numbered_over_the_whole_study_and_within_their_stage() -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import RunError
+from simulations.ablation.alone import BRANCH, alone
 from simulations.ablation.page import overview
 from simulations.ablation.results import REPEATED, by_form, page, real_pairs
+from simulations.ablation.tally import RELEASED
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -51,6 +53,18 @@ def test_pairs_of_real_probes_are_pooled_each_once() -> None:
     again = [{**summary, "name": REPEATED[0]} for summary in real]
     assert by_form([*current, *again])[0] == current
     assert real_pairs([summary for summary in current if summary not in real]) == ""  # phantoms alone
+
+
+def test_a_branch_alone_is_held_against_the_whole_on_both_probes() -> None:
+    def table(source: float, target: float) -> dict:
+        whole = {"source": {"mean": 0.9}, "target": {"mean": 0.8}}
+        return {"rows": {RELEASED: whole, BRANCH: {"source": {"mean": source}, "target": {"mean": target}}}}
+
+    summary = {"data": {"good": table(0.895, 0.83), "bad": table(0.9, 0.785), "baseline alone": {"rows": {}}}}
+    text = alone([summary])
+    assert "in 1 of 2 data sets. Worst on the labelled probe -0.5, on the unlabelled one -1.5." in text
+    assert "| good | -0.5 | +3.0 |" in text
+    assert alone([{"data": {"baseline alone": {"rows": {}}}}]) == ""
 
 
 def test_a_folder_without_summaries_is_named(tmp_path: Path) -> None:
