@@ -17,8 +17,7 @@ from rich.table import Table
 from clients.export.cli import app as export
 from clients.governance.cli import app as site
 from clients.node.cli import app as node
-from common.components import NetworkName
-from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, commands, examples, finite
+from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, OneNetwork, commands, examples, finite
 
 app = commands()
 app.add_typer(site, name="site")
@@ -43,10 +42,7 @@ def predict(
     spacing_mm: Annotated[
         float | None, typer.Option(callback=finite, help="side of a pixel in mm, where neither file nor CSV tells it")
     ] = None,
-    network: Annotated[
-        NetworkName | None,
-        typer.Option(help="one network alone: a branch, at half the cost, or the student of a study that distils"),
-    ] = None,
+    network: OneNetwork = None,
 ) -> None:
     """Segment images and cine loops (PNG, JPEG, TIFF, DICOM, NIfTI, MP4 and others) with a released model.
 

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from common.components import BRANCHES, FUSED, STUDENT, NetworkName, Tensors
+from common.components import BRANCHES, FUSED, STUDENT, Tensors
 from common.contract import check_tensors
 from common.errors import ContractError, RunError
 from common.geometry import from_grid, placement, to_grid
@@ -54,13 +54,13 @@ class Model:
         return self.maps(image, spacing_mm)[self.predictor]
 
 
-def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, network: NetworkName | None = None) -> Model:
+def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, network: str | None = None) -> Model:
     """Return the model of a release: exactly the tensors of its study, in float32, all finite.
 
     Args:
         folder: a release, or the finished run that holds it, see `common.release`.
         key: the coordinator's, who must have signed it.
-        network: the one network to take instead of the whole.
+        network: `source_branch`, `target_branch` or `student` alone instead of the whole.
 
     Raises:
         StudyError: if its study cannot be read.

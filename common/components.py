@@ -26,8 +26,6 @@ MEANINGS = {
 }
 COMPONENTS = tuple(MEANINGS)
 BRANCHES = ("source_branch", "target_branch")
-#: A segmentation network that can stand alone for the whole model.
-NetworkName = Literal["source_branch", "target_branch", "student"]
 #: The name of a segmentation network stands for both of its halves.
 HALVES = {
     network: tuple(name for name in COMPONENTS if name.startswith(f"{network}.")) for network in (*BRANCHES, "student")

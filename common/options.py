@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -26,6 +26,10 @@ TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="also write losses, score and Dice for TensorBoard")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what this command wrote there before")]
+OneNetwork = Annotated[
+    Literal["source_branch", "target_branch", "student"] | None,
+    typer.Option(help="one network alone: a branch, at half the cost, or the student of a study that distils"),
+]
 #: Where the SuperLink is, for a shell or a container that always talks to the same one.
 ADDRESS_VARIABLE, CA_VARIABLE = "CROSSPROBE_ADDRESS", "CROSSPROBE_CA"
 #: The folder of the coordinator's signing keys, for the ServerApp and its commands.

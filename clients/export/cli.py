@@ -10,9 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.components import NetworkName
 from common.errors import RunError
-from common.options import Json, Overwrite, commands, examples, finite
+from common.options import Json, OneNetwork, Overwrite, commands, examples, finite
 
 app = commands()
 
@@ -28,10 +27,7 @@ app = commands()
 def export(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="a release, or the finished run that holds it")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the ONNX file to write; its card goes beside it")],
-    network: Annotated[
-        NetworkName | None,
-        typer.Option(help="one network alone: a branch, at half the cost, or the student of a study that distils"),
-    ] = None,
+    network: OneNetwork = None,
     flips: Annotated[
         bool,
         typer.Option("--flips/--no-flips", help="average with the mirrored image where the study does; half as fast"),

@@ -19,7 +19,7 @@ from clients.export import bench, export
 from clients.export.export import TOLERANCE, difference, graph_of, in_torch, segmenter, session_of, to_onnx
 from clients.export.pictures import read_pictures, speckle
 from clients.released import Model, load_model
-from common.components import FUSED, NetworkName
+from common.components import FUSED
 from common.errors import RunError
 from common.geometry import placement, to_grid
 from common.messages import digest
@@ -90,7 +90,7 @@ def test_a_release_without_a_student_exports_none(
 
 @pytest.mark.parametrize("network", ["source_branch", "target_branch"])
 def test_one_branch_is_exported_alone_and_gives_what_predict_gives(
-    network: NetworkName, finished: Finished, scans: Path, tmp_path: Path
+    network: str, finished: Finished, scans: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "model.onnx"
     assert main(["export", str(finished.run), "--network", network, "--images", str(scans), "--out", str(out)]) == 0
