@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,22 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
     return sites
 
 
+def check_policies(sites: Sequence[Site], study: Study) -> None:
+    """See to it that no site's policy refuses a stage: it would in the middle of the run, without saying why.
+
+    Raises:
+        SiteFolderError: with what each site refuses.
+    """
+    today = datetime.now(UTC).date()
+    findings = [
+        replace(finding, where=f"{site.folder}: {finding.where}")
+        for site in sites
+        for finding in site.config.policy.findings(study, site.config.role, today=today, sent_bytes={})
+    ]
+    if findings:
+        raise SiteFolderError(findings)
+
+
 def simulate(
     study: Study,
     folders: Sequence[Path],
@@ -97,6 +114,7 @@ def simulate(
     """
     begun = time.monotonic() - (_seconds_so_far(out) if resume else 0.0)
     sites = open_sites(folders, study)
+    check_policies(sites, study)
     folder = RunFolder(out)
     if not resume:
         folder.refuse_a_run()

@@ -1,13 +1,16 @@
 """A comparison that goes on keeps what is finished, of the same study."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import yaml
 from tiny import Between
 
+from clients.data.findings import SiteFolderError
 from common.errors import RunError
 from common.study import Study, load_study
 from server.run import run_study
@@ -88,3 +91,22 @@ def test_a_study_that_learns_from_no_label_runs_without_a_baseline(
     assert simulation.trained == [study.name]
     assert not any(summary["difference_to_baseline"].values())
     assert study.name in (tmp_path / "out/report.html").read_text()
+
+
+def test_what_a_sites_policy_refuses_in_the_last_stage_is_said_before_the_first_round(
+    pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = InProcess()
+    monkeypatch.setattr(module, "Simulation", simulation)
+    sites = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in pair]
+    for folder in sites:
+        settings = yaml.safe_load((folder / "site.yaml").read_text())
+        settings["policy"] |= {"allowed_tasks": ["supervise", "self_supervise", "self_train"]}
+        (folder / "site.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SiteFolderError) as error:
+        simulate(tiny.study(), sites, tmp_path / "out")
+    found = [(finding.code, finding.where) for finding in error.value.findings]
+    assert ("policy-task", f"{sites[0]}: site.yaml policy.allowed_tasks") in found
+    assert any(where.startswith(f"{sites[1]}: ") for _, where in found)
+    assert not simulation.trained
+    assert not (tmp_path / "out").exists()
