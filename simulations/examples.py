@@ -1,6 +1,8 @@
 """Example pictures for a report: what each predictor made of a few test images. Only where folders may be read."""
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -75,14 +77,16 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
     """
     if not study.fused:
         return Drawn()
-    # On tiles this small a second thread costs more than it brings, several times over on a busy machine.
+    # On tiles this small a second thread within an operation costs more than it brings: each site has one.
     torch.set_num_threads(1)
     networks = _networks(study, run)
     per_site = per_site if len(sites) <= MOST_SITES else 1
     pictures, patients = [], []
-    for site in _worth_a_look(run, sites):
-        data = Dataset(site, study)
-        measured = measure_patients(networks, study, data, study.predictors, _dice)
+    shown = [Dataset(site, study) for site in _worth_a_look(run, sites)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda data: measure_patients(networks, study, data, study.predictors, _dice), shown)
+    for data, measured in zip(shown, found, strict=True):
+        site = data.site
         if any(measured.values()):
             dice = {name: [float(np.mean(of_patient)) for of_patient in own.values()] for name, own in measured.items()}
             patients.append(PatientDice(site.config.name, site.config.role, dice))
