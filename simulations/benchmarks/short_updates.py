@@ -113,7 +113,7 @@ def page(found: Sequence[Measured], settings: Mapping[str, object]) -> str:
 
 def main(
     sites: Annotated[list[Path], typer.Option(metavar="DIR ...", help="site folders")],
-    study: Annotated[Path, typer.Option(metavar="STUDY", help="study file (YAML)")] = Path("configs/demo.yaml"),
+    study: Annotated[Path, typer.Option(metavar="STUDY", help="study file (YAML)")] = Path("configs/phantom.yaml"),
 ) -> None:
     """Run a study with updates of 32 and of 16 bits; write their part of docs/performance.md."""
     console, opened = Console(stderr=True), load_study(study)
