@@ -83,10 +83,10 @@ def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, network: st
             f"expected a student in {release}, found none: study `{study.name}` has no `distil` stage. Take one of the "
             "branches, or train the study with one, see docs/export.md."
         )
-    if network == "target_branch" and not study.fused:
+    if network in BRANCHES and network not in study.learnt:
         raise RunError(
-            f"expected a target branch in {release}, found none: study `{study.name}` trains the source branch alone. "
-            "Leave --network out."
+            f"expected a trained {network} in {release}, found none: study `{study.name}` trains "
+            f"{' and '.join(study.learnt)} alone. Leave --network out."
         )
     file = release / WEIGHTS
     tensors = _tensors(file)

@@ -125,7 +125,7 @@ def _stacked(networks: Networks, x: Tensor, names: Sequence[str], *, flips: bool
         plain, mirrored = maps.chunk(2)
         return (plain + mirrored.flip(-1)) / 2
 
-    by_name = {}
+    by_name: dict[str, Tensor]
     own = set(names) & set(MAPS)
     if own <= set(BRANCHES):
         by_name = {name: mean(tempered(networks.infusion_head, name, networks.branch(name)(views))) for name in own}

@@ -82,11 +82,16 @@ def draw_examples(study: Study, run: Path, sites: Sequence[Site], *, per_site: i
     networks = _networks(study, run)
     per_site = per_site if len(sites) <= MOST_SITES else 1
     pictures, patients = [], []
-    shown = [Dataset(site, study) for site in _worth_a_look(run, sites)]
+
+    def measure(site: Site) -> dict[str, dict[str, list[float]]]:
+        # its images go when it is measured: a few are read again to be drawn
+        return measure_patients(networks, study, Dataset(site, study), study.predictors, _dice)
+
+    shown = _worth_a_look(run, sites)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda data: measure_patients(networks, study, data, study.predictors, _dice), shown)
-    for data, measured in zip(shown, found, strict=True):
-        site = data.site
+        found = list(pool.map(measure, shown))
+    for site, measured in zip(shown, found, strict=True):
+        data = Dataset(site, study)
         if any(measured.values()):
             dice = {name: [float(np.mean(of_patient)) for of_patient in own.values()] for name, own in measured.items()}
             patients.append(PatientDice(site.config.name, site.config.role, dice))

@@ -74,17 +74,24 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
 
 
 def check_policies(sites: Sequence[Site], study: Study) -> None:
-    """See to it that no site's policy refuses a stage: it would in the middle of the run, without saying why.
+    """See to it that as many sites as a study needs have a policy that allows all of it, but for the size of replies.
+
+    The others would refuse in the middle of the run, and not say why.
 
     Raises:
-        SiteFolderError: with what each site refuses.
+        SiteFolderError: with what each site refuses, of a role that has too few.
     """
     today = datetime.now(UTC).date()
-    findings = [
-        replace(finding, where=f"{site.folder}: {finding.where}")
-        for site in sites
-        for finding in site.config.policy.findings(study, site.config.role, today=today, sent_bytes={})
-    ]
+    findings = []
+    for role in ROLES:
+        own = [site for site in sites if site.config.role == role]
+        refused = {site.folder: site.config.policy.findings(study, role, today=today, sent_bytes={}) for site in own}
+        if sum(not found for found in refused.values()) < study.needs(role):
+            findings += [
+                replace(finding, where=f"{folder}: {finding.where}")
+                for folder, found in refused.items()
+                for finding in found
+            ]
     if findings:
         raise SiteFolderError(findings)
 
@@ -114,11 +121,13 @@ def simulate(
     """
     begun = time.monotonic() - (_seconds_so_far(out) if resume else 0.0)
     sites = open_sites(folders, study)
-    check_policies(sites, study)
     folder = RunFolder(out)
     if not resume:
         folder.refuse_a_run()
     baseline = baseline_of(study) if study.supervised_steps() else None
+    for trained, run in ((baseline, folder.baseline), (study, folder)):
+        if trained is not None and not (resume and run.model.exists()):
+            check_policies(sites, trained)
     shares = {name: threads or threads_of(of, sites) for name, of in (("baseline", baseline), ("study", study)) if of}
     before = len(baseline.rounds()) if baseline else 0
     total = before + len(study.rounds())

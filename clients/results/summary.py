@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.components import BRANCHES
 from common.spreadsheet import plain_cell
 
 #: Dice of the two branches' masks below which a person should look again. A rule of thumb that nobody has validated:
@@ -48,8 +49,8 @@ def row_of(image: str, maps: Mapping[str, np.ndarray], p: np.ndarray, spacing_mm
     mask = p > 0.5
     area = int(mask.sum())
     agreement = None
-    if "target_branch" in maps:
-        one, other = (maps[name] > 0.5 for name in ("source_branch", "target_branch"))
+    if set(BRANCHES) <= maps.keys():
+        one, other = (maps[name] > 0.5 for name in BRANCHES)
         sizes = int(one.sum()) + int(other.sum())
         agreement = round(2 * int((one & other).sum()) / sizes, 3) if sizes else 1.0
     reasons = ["branches disagree"] if agreement is not None and agreement < LOOK_AGAIN_DICE else []

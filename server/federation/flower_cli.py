@@ -41,14 +41,16 @@ _LOGGED_ERROR = re.compile(r"common\.errors\.\w+: (.+)")
 
 
 def copy_app(app: Path, to: Path) -> None:
-    """Copy what Flower bundles of an app, its pyproject.toml and what that includes, into an empty folder.
+    """Copy what Flower bundles of an app into an empty folder: what its pyproject.toml includes, no links, .gitignore.
 
     Flower looks at every file below an app's folder, here also at those of a virtual environment and of every run. That
-    takes it seconds.
+    takes it seconds. What .gitignore names, it leaves out of the copy as it does of the whole.
     """
     settings = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
-    for pattern in ("pyproject.toml", *settings["tool"]["flwr"]["app"]["fab-include"]):
+    for pattern in ("pyproject.toml", ".gitignore", *settings["tool"]["flwr"]["app"]["fab-include"]):
         for file in app.glob(pattern):
+            if file.resolve() != app.resolve() / file.relative_to(app) or not file.is_file():
+                continue
             copy = to / file.relative_to(app)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)

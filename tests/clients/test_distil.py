@@ -1,5 +1,6 @@
 """The student: it learns what the released model predicts, without labels, and is released, drawn and measured."""
 
+import csv
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ from finished import Finished
 from PIL import Image
 from private import SETTINGS
 from recordings import frame
-from tiny import answer, distilling, refusal, request, round_of, same, workers
+from tiny import answer, distilling, one_stage, refusal, request, round_of, same, workers
 
 from clients.data.dataset import Dataset
+from clients.predict import TABLE
 from clients.released import load_model
 from common.components import STUDENT, Tensors, component_of
 from common.errors import RunError
@@ -132,12 +134,24 @@ def test_what_is_drawn_is_what_was_asked_for(distilled: Finished, tmp_path: Path
     (tmp_path / "scans").mkdir()
     Image.fromarray(frame(3)).save(tmp_path / "scans" / "a.png")
     masks = []
-    for name, more in (("whole", []), ("student", ["--network", "student"])):
+    models = [whole, *(load_model(distilled.run, network=name) for name in ("target_branch", "student"))]
+    for name, more in (("whole", []), *((name, ["--network", name]) for name in ("target_branch", "student"))):
         words = ["predict", "--model", str(distilled.run), "--images", str(tmp_path / "scans"), *more]
         assert main([*words, "--out", str(tmp_path / name)]) == 0
         masks.append(np.asarray(Image.open(tmp_path / name / "masks" / "a.png")) > 0)
-    assert np.array_equal(masks[0], whole.probability(image, None) > 0.5)
-    assert np.array_equal(masks[1], student.probability(image, None) > 0.5)
+        (row,) = csv.DictReader((tmp_path / name / TABLE).open())
+        assert bool(row["branch_dice"]) == (name == "whole")
+    for mask, model in zip(masks, models, strict=True):
+        assert np.array_equal(mask, model.probability(image, None) > 0.5)
+
+
+def test_a_branch_that_nothing_trained_is_no_model(finished: Finished, pair: Sequence[Path], tmp_path: Path) -> None:
+    of = one_stage(source={"task": "supervise", "trains": ["target_branch"], "steps": 2})
+    run_study(of, LocalTransport(workers(of, pair[:1])), tmp_path / "run")
+    assert load_model(tmp_path / "run", network="target_branch").predictor == "target_branch"
+    with pytest.raises(RunError, match=r"expected a trained source_branch .* study `tiny` trains target_branch alone"):
+        load_model(tmp_path / "run", network="source_branch")
+    assert load_model(finished.run, network="source_branch").predictor == "source_branch"
 
 
 def test_the_student_is_never_mirrored(pair: Sequence[Path]) -> None:

@@ -64,7 +64,7 @@ def test_one_branch_is_predicted_without_the_other_and_is_the_same(
 ) -> None:
     of = study()
     networks = initial_networks(of)
-    torch.nn.init.constant_(networks.infusion_head.log_temperature, 0.7)
+    networks.infusion_head.log_temperature.data = torch.tensor([0.7, -0.3])
     image = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
     valid = torch.ones(32, 32, dtype=torch.bool)
     together = predict_maps(networks, of, image, valid, MAPS)[name]

@@ -1,12 +1,14 @@
 """Flower's programs are found wherever this Python keeps them; a SuperLink that is away or new does not end a run."""
 
 import http.server
+import io
 import json
 import socket
 import sys
 import sysconfig
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,8 +119,29 @@ def test_a_superlink_that_never_had_a_run_says_so_and_how_to_go_on(tmp_path: Pat
 
 def test_an_app_is_bundled_out_of_its_own_files_alone_and_is_the_same_bundle(tmp_path: Path) -> None:
     copy_app(APP, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"pyproject.toml", "clients", "common", "configs", "server"}
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".py", ".toml", ".yaml"}
-    folders = ("clients", "common", "configs", "server", "simulations", "deploy")
-    files = [APP / "pyproject.toml", *(path for name in folders for path in (APP / name).rglob("*") if path.is_file())]
+    folders = {"clients", "common", "configs", "server"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pyproject.toml", ".gitignore", *folders}
+    more = (*folders, "simulations", "deploy")
+    files = [APP / "pyproject.toml", *(path for name in more for path in (APP / name).rglob("*") if path.is_file())]
     assert build_fab_from_disk(tmp_path) == build_fab_from_files({str(f.relative_to(APP)): f for f in files})[0]
+
+
+def test_links_and_ignored_files_are_left_out_of_a_bundle_as_flower_does(tmp_path: Path) -> None:
+    app, outside, copy = (tmp_path / name for name in ("app", "outside", "copy"))
+    for folder in (app / "inner", outside, copy):
+        folder.mkdir(parents=True)
+    about = '[project]\nname = "app"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "us"\nfab-include = ["**/*.py"]\n'
+    (app / "pyproject.toml").write_text(
+        f'{about}[tool.flwr.app.components]\nserverapp = "own:a"\nclientapp = "own:b"\n'
+    )
+    (app / ".gitignore").write_text("private*.py\n")
+    for file in (app / "own.py", app / "inner" / "own.py", app / "private_one.py", outside / "secret.py"):
+        file.write_text("a = b = 1\n")
+    (app / "linked.py").symlink_to(outside / "secret.py")
+    (app / ".#lock.py").symlink_to("me@host.12:34")
+    (app / "inner" / "linked").symlink_to(outside)
+    copy_app(app, copy)
+    bundle = build_fab_from_disk(copy)
+    assert bundle == build_fab_from_disk(app)
+    names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
+    assert [name for name in names if name.endswith(".py")] == ["own.py", "inner/own.py"]

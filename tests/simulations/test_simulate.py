@@ -11,11 +11,13 @@ import yaml
 from tiny import Between
 
 from clients.data.findings import SiteFolderError
+from clients.data.site import load_site
+from common.baseline import baseline_of
 from common.errors import RunError
 from common.study import Study, load_study
 from server.run import run_study
 from simulations import simulate as module
-from simulations.simulate import simulate
+from simulations.simulate import check_policies, simulate
 
 
 class InProcess:
@@ -93,16 +95,22 @@ def test_a_study_that_learns_from_no_label_runs_without_a_baseline(
     assert study.name in (tmp_path / "out/report.html").read_text()
 
 
+def allowing(folders: Sequence[Path], to: Path, **policy: object) -> list[Path]:
+    """Copies of sites with such settings in their policies."""
+    sites = [Path(shutil.copytree(folder, to / f"{folder.name}-{i}")) for i, folder in enumerate(folders)]
+    for folder in sites:
+        settings = yaml.safe_load((folder / "site.yaml").read_text())
+        settings["policy"] |= policy
+        (folder / "site.yaml").write_text(yaml.safe_dump(settings | {"name": folder.name}))
+    return sites
+
+
 def test_what_a_sites_policy_refuses_in_the_last_stage_is_said_before_the_first_round(
     pair: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulation = InProcess()
     monkeypatch.setattr(module, "Simulation", simulation)
-    sites = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in pair]
-    for folder in sites:
-        settings = yaml.safe_load((folder / "site.yaml").read_text())
-        settings["policy"] |= {"allowed_tasks": ["supervise", "self_supervise", "self_train"]}
-        (folder / "site.yaml").write_text(yaml.safe_dump(settings))
+    sites = allowing(pair, tmp_path, allowed_tasks=["supervise", "self_supervise", "self_train"])
     with pytest.raises(SiteFolderError) as error:
         simulate(tiny.study(), sites, tmp_path / "out")
     found = [(finding.code, finding.where) for finding in error.value.findings]
@@ -110,3 +118,17 @@ def test_what_a_sites_policy_refuses_in_the_last_stage_is_said_before_the_first_
     assert any(where.startswith(f"{sites[1]}: ") for _, where in found)
     assert not simulation.trained
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_is_asked_for_the_baseline_too_and_matters_where_too_few_sites_are_left(
+    pair: Sequence[Path], tmp_path: Path
+) -> None:
+    study = tiny.one_stage(source={"task": "supervise", "trains": ["target_branch"], "steps": 2})
+    willing = load_site(pair[0])
+    (barring,) = map(load_site, allowing(pair[:1], tmp_path, allowed_components=["target_branch", "infusion_head"]))
+    check_policies([barring], study)
+    with pytest.raises(SiteFolderError, match=r"stage baseline would send updates of source_branch\.encoder"):
+        check_policies([barring], baseline_of(study))
+    check_policies([barring, willing], baseline_of(study))
+    with pytest.raises(SiteFolderError, match="stage baseline"):
+        simulate(study, [barring.folder], tmp_path / "out")
