@@ -147,7 +147,7 @@ def test_what_is_drawn_is_what_was_asked_for(distilled: Finished, tmp_path: Path
 
 def test_a_branch_that_nothing_trained_is_no_model(finished: Finished, pair: Sequence[Path], tmp_path: Path) -> None:
     of = one_stage(source={"task": "supervise", "trains": ["target_branch"], "steps": 2})
-    run_study(of, LocalTransport(workers(of, pair[:1])), tmp_path / "run")
+    run_study(of, LocalTransport(workers(of, pair)), tmp_path / "run")
     assert load_model(tmp_path / "run", network="target_branch").predictor == "target_branch"
     with pytest.raises(RunError, match=r"expected a trained source_branch .* study `tiny` trains target_branch alone"):
         load_model(tmp_path / "run", network="source_branch")

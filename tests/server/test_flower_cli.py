@@ -144,4 +144,4 @@ def test_links_and_ignored_files_are_left_out_of_a_bundle_as_flower_does(tmp_pat
     bundle = build_fab_from_disk(copy)
     assert bundle == build_fab_from_disk(app)
     names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
-    assert [name for name in names if name.endswith(".py")] == ["own.py", "inner/own.py"]
+    assert [name for name in names if name.endswith(".py")] == ["inner/own.py", "own.py"]
