@@ -19,6 +19,12 @@ def origin(module: str, seed: int) -> dict[str, object]:
     return {"command": shlex.join(["python", "-m", module, *sys.argv[1:]]), "hardware": hardware(), "seed": seed}
 
 
+def write_figures(file: Path, figures: Mapping[str, object]) -> None:
+    """Write figures as JSON that stands in the documents. Raises RunError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, (json.dumps(figures, indent=1) + "\n").encode(), mode=PUBLIC)
+
+
 def insert(document: Path, name: str, text: str) -> None:
     """Write a part of a document anew, between its marks `<!-- NAME ... -->` and `<!-- end -->`.
 
@@ -35,13 +41,11 @@ def insert(document: Path, name: str, text: str) -> None:
 
 def tell(name: str, figures: Mapping[str, object], page: str) -> None:
     """Keep figures of speed as docs/performance/NAME.json, and write their part of `PERFORMANCE`. Raises RunError."""
-    folder = PERFORMANCE.with_suffix("")
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{name}.json", (json.dumps(figures, indent=1) + "\n").encode(), mode=PUBLIC)
+    write_figures(PERFORMANCE.with_suffix("") / f"{name}.json", figures)
     insert(PERFORMANCE, name, page)
 
 
 def publish(out: Path, figures: Mapping[str, object], page: str) -> None:
     """Write OUT.json and OUT.md. Raises RunError."""
-    write_atomically(out.with_suffix(".json"), (json.dumps(figures, indent=1) + "\n").encode(), mode=PUBLIC)
+    write_figures(out.with_suffix(".json"), figures)
     write_atomically(out.with_suffix(".md"), page.encode(), mode=PUBLIC)

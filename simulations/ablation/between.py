@@ -13,12 +13,11 @@ import numpy as np
 import typer
 
 from common.errors import RunError
-from common.files import write_atomically
 from common.options import only
 from simulations.ablation.comparison import BySeed, difference
 from simulations.ablation.tally import BASELINE, RELEASED, values
 from simulations.ablation.variants import chosen
-from simulations.publication import origin
+from simulations.publication import origin, write_figures
 
 #: What is compared with the other's baseline: the one's own baseline, and its released model if it has one.
 VARIANTS = chosen((BASELINE, "all"))
@@ -81,9 +80,7 @@ def main(
 ) -> None:
     """Write what the baseline and the released model of an ablation win on the baseline of another, by patient."""
     found = compared(ablation, other)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    content = {**origin("simulations.ablation.between", found["seeds"][0]), **found}
-    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+    write_figures(out, {**origin("simulations.ablation.between", found["seeds"][0]), **found})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ one, and the fold is measured. Its distance to the strongest baseline is the gap
 bound beside a table; it chooses nothing.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +22,6 @@ from clients.governance.policy import Policy
 from clients.learning.evaluate import measure_patients
 from clients.learning.training import TaskContext, perform
 from common.components import Role, Tensors
-from common.files import write_atomically
 from common.metrics import frame_dice
 from common.networks import Networks
 from common.options import Seed, StudyFile, only
@@ -38,7 +36,7 @@ from simulations.ablation.measuring import measure
 from simulations.ablation.stage_cache import StageCache
 from simulations.ablation.tally import BASELINE
 from simulations.ablation.variants import chosen
-from simulations.publication import origin
+from simulations.publication import origin, write_figures
 from simulations.simulate import open_sites
 
 #: The released model, and the first branch, which the last stage leaves as it was.
@@ -146,7 +144,7 @@ def main(
         "gap": difference([found[ORACLE]], [found[BASELINE]], same_patients=True).as_json(),
         "closed": closed(found[METHOD], found[BASELINE], found[ORACLE]),
     }
-    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+    write_figures(out, content)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """An ablation as Markdown tables and SVG charts, for docs/results.md."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from common.files import PUBLIC, write_atomically
 from server.report.charts import LETTER_WIDTH, Interval, axis_over, interval_chart
 from simulations.ablation.comparison import DETECTABLE
 from simulations.ablation.tally import AVERAGE, BASELINE, FAILED, PAPER, RELEASED
+from simulations.publication import write_figures
 
 #: A chart file stands alone: it brings the few colours that it needs, readable on white and on dark.
 STYLE = (
@@ -239,10 +239,7 @@ def _spread(seeds: list[float], sign: str = "+") -> str:
 def publish(summary: dict[str, Any], folder: Path) -> None:
     """Put an ablation's summary and charts where docs/results.md is made from."""
     published = folder / "ablation"
-    published.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        published / f"{summary['name']}.json", (json.dumps(summary, indent=1) + "\n").encode(), mode=PUBLIC
-    )
+    write_figures(published / f"{summary['name']}.json", summary)
     if is_population(summary):
         return
     for name, table in summary["data"].items():

@@ -6,7 +6,6 @@ on purpose (`simulations.ablation.candidates`), under every score that needs no 
 have no part in any of them.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ from clients.data.frames import Frame, read_mask
 from clients.data.site import load_site
 from clients.learning.scoring import FOREGROUND_TOLERANCE, SCORE_STRENGTH, Views, label_free_score, mean_area
 from common.augment import device_shift
-from common.files import write_atomically
 from common.geometry import from_grid
 from common.metrics import frame_dice
 from common.network_settings import BasicUNet
@@ -44,7 +42,7 @@ from simulations.ablation.candidates import (
 )
 from simulations.ablation.label_free import agreement, certainty, consistency, information, prior_match
 from simulations.ablation.verdict import INFORMATION, SOURCE, TODAYS
-from simulations.publication import origin
+from simulations.publication import origin, write_figures
 
 #: Target patients behind a score.
 PATIENTS = 32
@@ -172,7 +170,7 @@ def main(
         pairs[unlabelled.site.config.name] = rows
         found = {**origin("simulations.ablation.ranking", seed), "study": study_file.name}
         found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), "source": labelled.site.config.name}
-        write_atomically(out, (json.dumps(found | {"pairs": pairs}, indent=1) + "\n").encode())
+        write_figures(out, found | {"pairs": pairs})
         print(f"{unlabelled.site.config.name} done", file=sys.stderr)
 
 

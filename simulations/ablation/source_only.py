@@ -7,7 +7,6 @@ target's labels have no part in it.
 """
 
 import copy
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from clients.data.frames import Frame, read_mask
 from clients.data.site import load_site
 from common.artefact_settings import Artefact
 from common.components import Split
-from common.files import write_atomically
 from common.geometry import from_grid, standardise
 from common.infusion import without_small_parts
 from common.metrics import frame_dice
@@ -32,7 +30,7 @@ from common.options import Seed, StudyFile, only
 from common.seeds import derive_seed
 from common.study import Study, load_study
 from simulations.ablation.one_branch import train_branch
-from simulations.publication import origin
+from simulations.publication import origin, write_figures
 
 #: Of the largest part, the share below which a part is small.
 SHARE = 0.2
@@ -113,7 +111,7 @@ def main(
     rows = course(study, source, other or (), kinds, steps=steps, every=every)
     found = {**origin("simulations.ablation.source_only", seed), "artefacts": artefacts}
     found |= {"cpu_minutes": round((time.process_time() - begun) / 60, 1), "rows": rows}
-    write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
+    write_figures(out, found)
 
 
 if __name__ == "__main__":

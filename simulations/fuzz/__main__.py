@@ -1,6 +1,5 @@
 """`python -m simulations.fuzz --seed 0 --cases 2000 --json FILE`: bad inputs into every command that reads any."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from common.files import PUBLIC, write_atomically
 from common.options import Seed, only
 from simulations.fuzz.watch import MOST_MIB, MOST_S, Ended, run_cases
-from simulations.publication import origin
+from simulations.publication import origin, write_figures
 from simulations.show import counter, progress_bar
 
 
@@ -71,7 +70,7 @@ def main(
     found = summary(ended, origin("simulations.fuzz", seed))
     if out is not None:
         page = f"<!-- written by `python -m simulations.fuzz` -->\n{sentence(found)}\n"
-        write_atomically(out, (json.dumps(found, indent=1) + "\n").encode(), mode=PUBLIC)
+        write_figures(out, found)
         write_atomically(out.with_suffix(".md"), page.encode(), mode=PUBLIC)
     print(sentence(found))
     if found["faults"]:
