@@ -306,10 +306,10 @@ def test_the_documents_figures_are_those_of_the_benchmark(file: Path) -> None:
     assert "\n".join([*lines, ""]) in text
     for name in ("int8_dice", "dice_predict"):
         assert found[name] is None or f"{found[name]:.4f}" in text
-    # the document says that the student alone reached live speed, float32 too
+    # the document says that one network alone reached live speed, float32 too, and the whole model did not
     fast = next(t for t in found["timings"] if t["way"] == "onnxruntime float32")["frames_per_s"]
-    assert (fast >= bench.LIVE_FRAMES_PER_S) == ("student" in file.stem)
+    assert (fast >= bench.LIVE_FRAMES_PER_S) == any(alone in file.stem for alone in ("student", "branch"))
 
 
 def test_the_documents_have_figures() -> None:
-    assert len(list((ROOT / "docs").glob("export-bench-*.json"))) == 3
+    assert len(list((ROOT / "docs").glob("export-bench-*.json"))) == 5
