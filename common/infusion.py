@@ -60,6 +60,12 @@ def tempered(head: InfusionHead, branch: str, logits: Tensor) -> Tensor:
     return torch.sigmoid(logits / head.log_temperature.exp()[BRANCHES.index(branch)])
 
 
+def alone(networks: Networks, name: str, x: Tensor) -> Tensor:
+    """Return what one network says by itself, [B, 1, H, W] in [0, 1]: a branch, the student or the baseline."""
+    logits = networks.branch(name)(x)
+    return tempered(networks.infusion_head, name, logits) if name in BRANCHES else torch.sigmoid(logits)
+
+
 #: What the branches and the head give; the networks beside them are `baseline` and `student`.
 MAPS = ("source_branch", "target_branch", "average", "infusion", "weight")
 
@@ -128,12 +134,12 @@ def _stacked(networks: Networks, x: Tensor, names: Sequence[str], *, flips: bool
     by_name: dict[str, Tensor]
     own = set(names) & set(MAPS)
     if own <= set(BRANCHES):
-        by_name = {name: mean(tempered(networks.infusion_head, name, networks.branch(name)(views))) for name in own}
+        by_name = {name: mean(alone(networks, name, views)) for name in own}
     else:
         fusion = fuse(networks.infusion_head, networks.source_branch(views), networks.target_branch(views))
         by_name = {name: mean(getattr(fusion, name)) for name in MAPS}
     if "baseline" in names:
-        by_name["baseline"] = mean(torch.sigmoid(networks.baseline(views)))
+        by_name["baseline"] = mean(alone(networks, "baseline", views))
     if "student" in names:
-        by_name["student"] = torch.sigmoid(networks.branch("student")(x))
+        by_name["student"] = alone(networks, "student", x)
     return torch.cat([by_name[name] for name in names], 1)

@@ -183,7 +183,7 @@ class Study(Settings):
             raise ValueError(f"image.size must be a multiple of the student's stride, {self.student.stride}")
         if stages != sorted(stages):
             raise ValueError("`distil` stages come last: the student learns from the model that is released")
-        if missing := set(BRANCH_PARTS) - self._given - self._trained:
+        if missing := set(BRANCH_PARTS) - self.given - self._trained:
             raise ValueError(
                 f"`distil` has no model to learn from: expected every part of both branches to be trained or given in "
                 f"initial, found nothing of {', '.join(sorted(missing))}"
@@ -234,7 +234,8 @@ class Study(Settings):
         return {name for task in tasks for name in task.trains}
 
     @property
-    def _given(self) -> set[str]:
+    def given(self) -> set[str]:
+        """The components that begin with weights of `initial`, and so with none that the seed tells."""
         return {half for name in self.initial for half in HALVES.get(name, (name,))}
 
     @property
@@ -246,7 +247,7 @@ class Study(Settings):
     def learnt(self) -> tuple[str, ...]:
         """The branches that are trained, given, or taken over from one that is: others are as the seed has them."""
         begun = {half for stage in self.stages for branch in stage.begin for half in HALVES[branch]}
-        return tuple(branches_of(self._trained | begun | self._given))
+        return tuple(branches_of(self._trained | begun | self.given))
 
     @property
     def components(self) -> tuple[str, ...]:

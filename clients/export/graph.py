@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clients.released import Model
-from common.components import BRANCHES
 from common.geometry import standardise
-from common.infusion import fuse, tempered
+from common.infusion import alone, fuse
 
 
 class Graph(nn.Module):
@@ -46,8 +45,7 @@ class Graph(nn.Module):
         return larger + -larger % self.stride - side  # type: ignore[return-value]
 
     def _predict(self, x: Tensor) -> Tensor:
-        head = self.networks.infusion_head
-        if self.predictor == "infusion":
-            return fuse(head, self.networks.source_branch(x), self.networks.target_branch(x)).infusion
-        logits = self.networks.branch(self.predictor)(x)
-        return tempered(head, self.predictor, logits) if self.predictor in BRANCHES else torch.sigmoid(logits)
+        if self.predictor != "infusion":
+            return alone(self.networks, self.predictor, x)
+        source, target = self.networks.source_branch(x), self.networks.target_branch(x)
+        return fuse(self.networks.infusion_head, source, target).infusion

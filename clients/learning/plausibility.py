@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.components import BASELINE, HALVES, component_of, select
+from common.components import BASELINE, component_of, select
 from common.efficient_unet import ScaledConv
 from common.errors import ContractError
 from common.networks import Networks, initial_networks
@@ -63,7 +63,7 @@ class Plausibility:
     """
 
     def __init__(self, study: Study) -> None:
-        self.given = {half for name in study.initial for half in HALVES.get(name, (name,))}
+        self.given = study.given
         networks = initial_networks(study)
         self.initial = networks.export((*study.components, *BASELINE))
         self.public = networks.public()

@@ -17,7 +17,7 @@ import numpy as np
 
 from clients.governance.received import Received
 from clients.learning.training import annealed
-from common.components import FUSED, HALVES, ROLES, Tensors, component_of, select
+from common.components import FUSED, ROLES, Tensors, component_of, select
 from common.errors import ContractError
 from common.stage import Round
 from common.study import Study
@@ -40,7 +40,7 @@ class Travel:
 
     def __init__(self, study: Study, initial: Mapping[str, np.ndarray]) -> None:
         self.rounds, self.initial = study.rounds(), initial
-        self.given = {half for name in study.initial for half in HALVES.get(name, (name,))}
+        self.given = study.given
         scoring = (r.index for r in self.rounds if r.stage.target is not None and r.stage.target.selects_release)
         #: The first round whose model can be released, and so come back.
         self.first_released = next(scoring, len(self.rounds))

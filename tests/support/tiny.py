@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
@@ -13,6 +14,7 @@ from clients.data.folders import write_site_files
 from clients.node.simulated import open_worker
 from clients.node.worker import Worker
 from common.components import Role, Tensors
+from common.errors import StudyError
 from common.messages import EnrolReply, Refusal, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
 from common.stage import Round
@@ -109,6 +111,13 @@ def content(**changes: Any) -> dict[str, Any]:
 
 def study(**changes: Any) -> Study:
     return parse_study(content(**changes), origin="tests")
+
+
+def problems(broken: object) -> str:
+    """Return what a study that has to be refused is refused with."""
+    with pytest.raises(StudyError) as caught:
+        parse_study(broken, origin="my.yaml")
+    return str(caught.value)
 
 
 def distilling(**changes: Any) -> Study:
