@@ -44,6 +44,11 @@ class Stage(Settings):
         """Whether sites of any role train the student."""
         return any(isinstance(self.task_of(role), Distil) for role in ROLES)
 
+    @property
+    def selects_release(self) -> bool:
+        """Whether the model that sites receive in its rounds is scored, so that it may be the released one."""
+        return any((task := self.task_of(role)) is not None and task.selects_release for role in ROLES)
+
     def rho(self, component: str, role: Role) -> float:
         """Return the weight of `role`'s mean update in the aggregate of `component`."""
         trainers = [r for r in ROLES if (task := self.task_of(r)) and component in task.trains]

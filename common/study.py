@@ -88,15 +88,18 @@ class Participation(Settings):
 
 
 class Release(Settings):
-    """How the released model is picked: by the label-free score alone, the latest that is not worse.
+    """How the released model is picked: the latest that is not worse, by two numbers of the received model.
+
+    They are the targets' label-free score, and the Dice on the sources' validation patients: neither ranks models, but
+    both fall in a collapse, the second one also in failures that the first one takes for a steady model.
 
     Attributes:
-        tolerance: the released model is that of the latest round whose score is at most this much
-            below the best so far. The score saturates near its best and cannot rank the rounds there,
+        tolerance: the released model is that of the latest round in which neither number is more than this
+            below its best so far. The score saturates near its best and cannot rank the rounds there,
             while later rounds have learnt more; what it does tell is a collapse. On real images it
             went up and down by 0.05 from round to round.
-        rollback: a refine round whose received model scores this much below the best so far is undone,
-            and the run goes on from the released model. Far beyond the score's noise: a run that is
+        rollback: a refine round whose received model is more than this below the best so far in either is undone,
+            and the run goes on from the released model. Far beyond the numbers' noise: a run that is
             undone again and again learns nothing.
     """
 

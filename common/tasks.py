@@ -152,8 +152,8 @@ class TrainingTask(Task):
 class Supervise(TrainingTask):
     """Dice + cross-entropy on labelled `train` patients.
 
-    Where both branches travel, the head goes with them (0.4 kB): the reply then holds the received
-    fused model's Dice on `val` patients, the reference for the label-free score.
+    Where both branches travel, the head goes with them (0.4 kB). In a stage whose rounds may be released the reply
+    holds the Dice of the received model, or of the one branch that travels, on `val` patients.
 
     Attributes:
         artefacts: what a view may show besides the common augmentation, see `common.artefacts`.

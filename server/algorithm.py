@@ -6,9 +6,10 @@ From these replies the server's next state follows:
     for each role:        u_role = mean over its sites of (trained - received)     (`server.aggregation`)
     for each component:   new = old + rho_source * u_source + rho_target * u_target
 
-where a stage gives rho. Sites that can tell how good the received model is say so without labels (`score`).
-By that the released model is chosen: that of the latest round whose score is at most `release.tolerance` below
-the best so far. A round that trained under a model far below the best is undone.
+where a stage gives rho. Sites that can tell how good the received model is say so: targets without labels (`score`),
+sources by those of their validation patients (`val_dice`). By both the released model is chosen: that of the latest
+round in which neither is more than `release.tolerance` below its best so far. A round that trained under a model far
+below the best of either is undone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -113,15 +114,18 @@ def apply(
     if lacking(study, [state.participants[site].role for site in metrics], round_):
         return state, Diagnostics(counted=False, refused=refused)
 
-    score = weighted(state.participants, metrics, "score")
+    score, val_dice = (weighted(state.participants, metrics, name) for name in ("score", "val_dice"))
     rolled_back = False
     if score is not None:
-        best = score if state.best_score is None else max(score, state.best_score)
-        state = replace(state, best_score=best)
-        if score >= best - study.release.tolerance:
+        state = replace(
+            state, best_score=_best(state.best_score, score), best_val_dice=_best(state.best_val_dice, val_dice)
+        )
+        seen = (state.best_score, score), (state.best_val_dice, val_dice)
+        if not any(_falls_short(best, value, study.release.tolerance) for best, value in seen):
             state = replace(state, released=fused_tensors(state.components), released_round=round_.index)
         else:
-            rolled_back = _refines(round_.stage) and score < best - study.release.rollback
+            fell = any(_falls_short(best, value, study.release.rollback) for best, value in seen)
+            rolled_back = fell and _refines(round_.stage)
     components = state.components | state.released if rolled_back else updated(state.components, sums, round_.stage)
     prior = weighted(state.participants, metrics, "foreground_fraction")
     if prior is not None:
@@ -173,6 +177,15 @@ def weighted(
     known = [(m[name], participants[site].patients) for site, m in sorted(metrics.items()) if name in m]
     total = sum(patients for _, patients in known)
     return sum(value * patients for value, patients in known) / total if total else None
+
+
+def _best(best: float | None, value: float | None) -> float | None:
+    known = [number for number in (best, value) if number is not None]
+    return max(known, default=None)
+
+
+def _falls_short(best: float | None, value: float | None, tolerance: float) -> bool:
+    return best is not None and value is not None and value < best - tolerance
 
 
 def _aggregators(state: ServerState, stage: Stage) -> dict[Role, Aggregator]:

@@ -49,7 +49,7 @@ _CARD = """\
 | sites | {% for role, count in sites.items() %}{{ count }} {{ role }}{{ ", " if not loop.last }}{% endfor %} |
 | rounds | {{ rounds }} |
 {% if chosen is not none %}
-| chosen | the model of round {{ chosen }}, by a score that needs no labels |
+| chosen | the model of round {{ chosen }}, by a label-free score and the Dice on labelled validation patients |
 {% endif %}
 
 ## What bounds what it tells of a patient

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from clients.data.frames import Frame
-from clients.learning.scoring import fused_dice
+from clients.learning.scoring import received_dice
 from clients.learning.training import Loss, Objective, TaskContext
 from clients.learning.view import labelled_tiles, view
 from common.infusion import fuse
@@ -48,4 +48,4 @@ def objective(context: TaskContext) -> Objective:
         mean_weight = (fusion.weight.detach() * valid).sum() / valid.sum().clamp(min=1)
         return Loss(total, {"mean_weight": float(mean_weight)})
 
-    return Objective(loss, fused_dice(context))
+    return Objective(loss, received_dice(context))

@@ -105,12 +105,12 @@ def score_received(context: TaskContext, views: Mapping[Frame, Views]) -> Number
     return {"score": Measured(score, len(views))}
 
 
-def fused_dice(context: TaskContext) -> Numbers:
-    """Return `val_dice` of the received fused model: the mean over validation patients, on original pixels."""
+def received_dice(context: TaskContext, predictor: str = "infusion") -> Numbers:
+    """Return `val_dice` of the received model, or of one branch: the mean over `val` patients, on original pixels."""
     values = []
     for frame in context.data.counted_overview("val", SCORED_PATIENTS):
         sample = context.data.sample(frame)
-        p = predict_maps(context.networks, context.study, sample.image, sample.valid, ["infusion"])["infusion"]
+        p = predict_maps(context.networks, context.study, sample.image, sample.valid, [predictor])[predictor]
         values.append(frame_dice(from_grid(p, sample.place).numpy(), read_mask(frame)))
     return {"val_dice": Measured(sum(values) / len(values), len(values))} if values else {}
 

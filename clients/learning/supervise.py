@@ -6,7 +6,7 @@ import torch
 from torch import Generator
 
 from clients.data.frames import Frame
-from clients.learning.scoring import fused_dice, is_fused, mean_foreground
+from clients.learning.scoring import is_fused, mean_foreground, received_dice
 from clients.learning.training import Loss, Numbers, Objective, TaskContext
 from clients.learning.view import labelled_tiles, view
 from common.components import branches_of
@@ -32,6 +32,6 @@ def objective(context: TaskContext) -> Objective:
     measured: Numbers = {}
     if study.privacy is None:  # no number leaves under privacy, so none is measured
         measured |= mean_foreground(context)
-        if is_fused(task):
-            measured |= fused_dice(context)  # of the model as it was received
+        if context.round.stage.selects_release:  # a model that is worse on the labelled probe is not released
+            measured |= received_dice(context, "infusion" if is_fused(task) else branches[0])
     return Objective(loss, measured)

@@ -63,6 +63,22 @@ def test_supervision_finds_the_band_and_self_training_keeps_it(pair: Sequence[Pa
     assert dice[2] > dice[1] - 0.1
 
 
+def test_a_source_measures_the_branch_that_it_receives_where_a_round_may_be_released(
+    pair: Sequence[Path], trained: Tensors
+) -> None:
+    """A model that lost the labelled probe is not released; the whole of it does not travel to a source here."""
+    supervise = {"task": "supervise", "trains": ["target_branch"], "steps": 1}
+    of = one_stage(source=supervise, target={"task": "self_train", "trains": ["target_branch"], "steps": 1})
+    (north,) = workers(of, pair[:1])
+
+    good, untrained = (answer(north, request(of, "only", "source", model))[0].metrics for model in (trained, {}))
+
+    assert good["val_dice"] > 0.8
+    assert untrained["val_dice"] < 0.5
+    alone = one_stage(source=supervise)
+    assert "val_dice" not in answer(workers(alone, pair[:1])[0], request(alone, "only", "source"))[0].metrics
+
+
 @pytest.mark.parametrize("settings", [{"reconstruction_weight": 0}, {"contrast_weight": 0}])
 def test_a_term_of_weight_zero_trains_nothing_of_its_own(settings: dict, pair: Sequence[Path]) -> None:
     # no decay, which would move tensors without a gradient

@@ -208,13 +208,14 @@ def test_replies_that_did_not_count_and_undone_rounds_are_listed(tmp_path: Path)
     }
     html = page(fabricate(tmp_path / "run", changes=changes))
     assert '<td class="word">late</td><td>no reply within 5 s</td><td>2–3</td>' in html
-    assert "Undone because the score fell (roll-back): round 3." in html
+    assert "Undone because score or validation Dice fell (roll-back): round 3." in html
     assert '<td class="n" data-label="late">2</td>' in html
 
 
 def test_release_is_explained_by_score_and_tolerance(tmp_path: Path) -> None:
     html = page(fabricate(tmp_path / "run"))
     assert "received in round 3, the latest\nwhose label-free score (63.0 %) is at most 5 points below the best" in html
+    assert "whose Dice on the validation patients of labelled sites is no further below its best (66.0 %)" in html
     assert "Released if it ended now" in page(fabricate(tmp_path / "short", done=4))
 
 

@@ -23,15 +23,15 @@ from server.transport import Failure
 from simulations.local import LocalTransport
 
 
-def scored(plan: dict[int, float]) -> Callable[[bytes, bytes], bytes]:
-    """Replies with the label-free scores of a plan, by round."""
+def scored(plan: dict[int, float], number: str = "score") -> Callable[[bytes, bytes], bytes]:
+    """Replies with a plan's values of a number that tells how good the received model is, by round."""
 
     def rescore(request: bytes, reply: bytes) -> bytes:
         header, tensors = unpack(reply)
         assert isinstance(header, TaskReply)
-        if "score" not in header.metrics:
+        if number not in header.metrics:
             return reply
-        return pack(header.model_copy(update={"metrics": header.metrics | {"score": plan[header.round]}}), tensors)
+        return pack(header.model_copy(update={"metrics": header.metrics | {number: plan[header.round]}}), tensors)
 
     return rescore
 
@@ -42,11 +42,16 @@ def refining(rounds: int, **changes: Any) -> Study:
 
 
 def planned(
-    scores: Sequence[float], pair: Sequence[Path], run: Path, **changes: Any
+    scores: Sequence[float],
+    pair: Sequence[Path],
+    run: Path,
+    val_dice: Sequence[float] | None = None,
+    **changes: Any,
 ) -> tuple[Between, list[history.RoundRecord]]:
     """A run of refine rounds and the closing ones, of which each received model is scored as planned."""
     of = refining(len(scores) - 1, **changes)
-    transport = Between(workers(of, pair), {"east": scored(dict(enumerate(scores)))})
+    at_source = scored(dict(enumerate(val_dice or [0.8] * len(scores))), "val_dice")
+    transport = Between(workers(of, pair), {"east": scored(dict(enumerate(scores))), "north": at_source})
     run_study(of, transport, run)
     return transport, history.read(run)
 
@@ -80,6 +85,24 @@ def test_a_fall_in_score_restores_the_released_model(pair: Sequence[Path], tmp_p
     assert [r.rolled_back for r in records] == [False, False, True, False, False]
     assert not same(sent_model(transport, 2), sent_model(transport, 1))
     assert same(sent_model(transport, 3), sent_model(transport, 1))
+
+
+@pytest.mark.parametrize(
+    ("val_dice", "released", "undone"),
+    [
+        ((0.8, 0.82, 0.81), 2, []),
+        ((0.8, 0.7, 0.7), 0, []),
+        ((0.8, 0.7, 0.79), 2, []),  # it came back
+        ((0.8, 0.3, 0.8), 2, [1]),
+    ],
+)
+def test_a_model_that_lost_the_labelled_probe_is_not_released_however_steady_it_is(
+    val_dice: Sequence[float], released: int, undone: list[int], pair: Sequence[Path], tmp_path: Path
+) -> None:
+    limits = {"tolerance": 0.02, "rollback": 0.3}
+    _, records = planned((0.5, 0.6, 0.7), pair, tmp_path / "run", val_dice, release=limits)
+    assert records[-1].released_round == released
+    assert [record.round for record in records if record.rolled_back] == undone
 
 
 def test_a_fall_within_the_tolerance_is_not_undone(pair: Sequence[Path], tmp_path: Path) -> None:
