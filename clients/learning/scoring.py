@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clients.data.dataset import Sample
 from clients.data.frames import Frame, read_mask
 from clients.learning.training import Measured, Numbers, TaskContext
 from common.augment import device_shift
@@ -105,13 +106,18 @@ def score_received(context: TaskContext, views: Mapping[Frame, Views]) -> Number
     return {"score": Measured(score, len(views))}
 
 
+def sample_dice(p: Tensor, sample: Sample) -> float:
+    """Return the Dice of a map [h, w] on the study's grid with the frame's mask, on the image's own pixels."""
+    return frame_dice(from_grid(p, sample.place).numpy(), read_mask(sample.frame))
+
+
 def received_dice(context: TaskContext, predictor: str = "infusion") -> Numbers:
     """Return `val_dice` of the received model, or of one branch: the mean over `val` patients, on original pixels."""
     values = []
     for frame in context.data.counted_overview("val", SCORED_PATIENTS):
         sample = context.data.sample(frame)
         p = predict_maps(context.networks, context.study, sample.image, sample.valid, [predictor])[predictor]
-        values.append(frame_dice(from_grid(p, sample.place).numpy(), read_mask(frame)))
+        values.append(sample_dice(p, sample))
     return {"val_dice": Measured(sum(values) / len(values), len(values))} if values else {}
 
 

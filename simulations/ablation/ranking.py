@@ -19,12 +19,17 @@ import typer
 from torch import Tensor
 
 from clients.data.dataset import Dataset, Sample, by_patient
-from clients.data.frames import Frame, read_mask
+from clients.data.frames import Frame
 from clients.data.site import load_site
-from clients.learning.scoring import FOREGROUND_TOLERANCE, SCORE_STRENGTH, Views, label_free_score, mean_area
+from clients.learning.scoring import (
+    FOREGROUND_TOLERANCE,
+    SCORE_STRENGTH,
+    Views,
+    label_free_score,
+    mean_area,
+    sample_dice,
+)
 from common.augment import device_shift
-from common.geometry import from_grid
-from common.metrics import frame_dice
 from common.network_settings import BasicUNet
 from common.networks import Networks, initial_networks
 from common.options import Seed, StudyFile, only
@@ -61,10 +66,7 @@ def mean_dice(networks: Networks, study: Study, weights: Weights, data: Dataset,
     """Return a model's mean Dice over frames, one a patient, in [0, 1], on their images' own pixels."""
     samples = [data.sample(frame) for frame in frames]
     maps = predict(networks, study, weights, samples)
-    return mean(
-        frame_dice(from_grid(p, sample.place).numpy(), read_mask(sample.frame))
-        for p, sample in zip(maps, samples, strict=True)
-    )
+    return mean(sample_dice(p, sample) for p, sample in zip(maps, samples, strict=True))
 
 
 def dropped_out(networks: Networks, study: Study, weights: Weights, samples: Sequence[Sample]) -> list[Tensor]:

@@ -18,13 +18,13 @@ import typer
 from torch import Generator
 
 from clients.data.dataset import Dataset, Sample, by_patient
-from clients.data.frames import Frame, read_mask
+from clients.data.frames import Frame
 from clients.data.site import load_site
+from clients.learning.scoring import sample_dice
 from common.artefact_settings import Artefact
 from common.components import Split
-from common.geometry import from_grid, standardise
+from common.geometry import standardise
 from common.infusion import without_small_parts
-from common.metrics import frame_dice
 from common.networks import Branch, initial_networks
 from common.options import Seed, StudyFile, only
 from common.seeds import derive_seed
@@ -57,8 +57,7 @@ def dice(branch: Branch, data: Dataset, patients: Mapping[str, Sequence[Frame]])
             with torch.no_grad():
                 plain, mirrored = torch.sigmoid(branch(torch.cat([x, x.flip(-1)]))).chunk(2)
             p = ((plain + mirrored.flip(-1)) / 2)[0, 0] * sample.valid  # as `common.infusion.predict_maps` cuts it
-            maps = (from_grid(q, sample.place).numpy() for q in (p, without_small_parts(p, SHARE)))
-            own.append([frame_dice(q, read_mask(frame)) for q in maps])
+            own.append([sample_dice(q, sample) for q in (p, without_small_parts(p, SHARE))])
         both = np.mean(own, axis=0)
         whole.append(both[0])
         cleaned.append(both[1])

@@ -17,13 +17,12 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from clients.data.dataset import Dataset, by_patient
-from clients.data.frames import read_mask
 from clients.data.site import Site
+from clients.learning.scoring import sample_dice
 from clients.node.simulated import open_worker
 from common.components import Split
-from common.geometry import from_grid
 from common.infusion import predict_maps
-from common.metrics import bootstrap_interval, frame_dice
+from common.metrics import bootstrap_interval
 from common.networks import Networks
 from common.options import Seed, only
 from common.run_folder import RunFolder
@@ -84,7 +83,7 @@ def dice_of_patients(study: Study, site: Site, model: Path) -> np.ndarray:
         for frame in frames:
             sample = data.sample(frame)
             found = predict_maps(networks, study, sample.image, sample.valid, ["source_branch"])["source_branch"]
-            own.append(frame_dice(from_grid(found, sample.place).numpy(), read_mask(frame)))
+            own.append(sample_dice(found, sample))
         values.append(sum(own) / len(own))
     return np.array(values)
 
