@@ -1,5 +1,5 @@
 # One file, three images; what pip installs stands with versions and hashes in deploy/lock, a file a layer (`make lock`).
-#   node    Flower and the contract's libraries, no torch and no CrossProbe: SuperLink, SuperNode, SuperExec
+#   node    Flower and the contract's libraries, no torch and of CrossProbe deploy/ alone: SuperLink, SuperNode, SuperExec
 #   worker  torch and CrossProbe, for the hospital: opens images, has no network at run time
 #   server  torch and CrossProbe, for the coordinator: runs the ServerApp and the commands
 # What is in an image: docker run --rm IMAGE python /app/deploy/image.py
@@ -10,7 +10,7 @@ FROM ${BASE} AS node
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN useradd --create-home --uid 1000 crossprobe
 WORKDIR /app
-COPY deploy/image.py deploy/
+COPY deploy/image.py deploy/supernode.py deploy/
 COPY deploy/lock/node.lock deploy/lock/
 # Wheels alone: to build one would fetch and run what no lock names.
 RUN python -m pip install --require-hashes --no-deps --only-binary :all: -r deploy/lock/node.lock \

@@ -185,9 +185,8 @@ class LocalFederation:
         command = [self._local(kit, content, part) for part in content["command"]]
         for old, new in (changes or {}).items():
             command = [part.replace(old, new) for part in command]
-        command[0] = tool(command[0])
-        if Path(command[0]).name == "crossprobe":
-            command[:1] = [sys.executable, "-m", "crossprobe"]
+        own = {"crossprobe": [sys.executable, "-m", "crossprobe"], "python": [sys.executable]}
+        command[:1] = own.get(command[0]) or [tool(command[0])]
         command[:0] = self.surroundings(kit, service)
         home = self.root / key
         home.mkdir(exist_ok=True)
@@ -236,7 +235,7 @@ class LocalFederation:
 
     def _local(self, kit: str, content: Mapping[str, Any], text: str) -> str:
         """Return a text of the compose file with this machine's paths, names and ports."""
-        mounted = {}
+        mounted = {"/app/deploy": str(ROOT / "deploy")}
         for volume in content["volumes"]:
             inside = re.search(r":(/[^:]+?)(:ro)?$", volume)
             here = self._mounted(kit, volume)
@@ -244,7 +243,7 @@ class LocalFederation:
                 mounted[inside.group(1)] = here
         # in one pass: a path of this machine may hold what is the name of a mount
         names = "|".join(re.escape(name) for name in mounted)
-        text = re.sub(rf"({names})(?![\w.])", lambda found: mounted[found.group()], text) if names else text
+        text = re.sub(rf"({names})(?![\w.])", lambda found: mounted[found.group()], text)
         superlink, own = self.ports["superlink"], self.ports.get(kit, 0)
         places = {
             "${COORDINATOR_ADDRESS:-proxy:9443}": self.superlink_seen_by_sites or self.address,

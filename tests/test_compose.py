@@ -63,6 +63,15 @@ def test_every_image_is_pinned(name: str) -> None:
     assert re.fullmatch(version if "build" in SERVICES[name] else version + DIGEST, image)
 
 
+def test_a_file_that_a_command_names_is_in_the_image() -> None:
+    named = {part for service in SERVICES.values() for part in service.get("command", ()) if part.startswith("/app/")}
+    assert named == {"/app/deploy/supernode.py"}
+    node = (ROOT / "Dockerfile").read_text().partition("AS torch")[0]
+    for path in named:
+        assert (ROOT / path.removeprefix("/app/")).exists()
+        assert re.search(rf"^COPY .*{path.removeprefix('/app/')}\b", node, flags=re.M)
+
+
 def test_the_images_are_built_from_pinned_versions_as_another_user_than_root() -> None:
     text = (ROOT / "Dockerfile").read_text()
     stages = re.split(r"^FROM ", text, flags=re.M)[1:]

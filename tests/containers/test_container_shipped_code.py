@@ -51,7 +51,7 @@ def test_shipped_code_gets_no_more_rights_than_it_has(story: Story) -> None:
         for attempt in ("mount", "remount", "new_user", "new_net"):
             assert "not permitted" in found[attempt], attempt
         assert found["forks"] < 512
-        assert not [line for line in found["processes"] if "crossprobe worker" in line or "flower-supernode" in line]
+        assert not [line for line in found["processes"] if "crossprobe worker" in line or "deploy/supernode.py" in line]
         assert not [name for name in found["environment"] if re.search("KEY|SECRET|TOKEN|PASS|KIT|DATA|ADDRESS", name)]
 
 
