@@ -36,7 +36,11 @@ class Metric:
 
 LOSS = Metric(0, math.inf, "mean training error of this round; no unit")
 VAL_DICE = Metric(
-    0, 1, "mean agreement (Dice, 0 to 1) of the received model with your labels on `val` patients", role="source"
+    0,
+    1,
+    "mean agreement (Dice, 0 to 1) of the received model, or of the one branch received, with your labels on `val` "
+    "patients",
+    role="source",
 )
 SCORE = Metric(
     0, 1, "how steady the received model's predictions are under simulated changes of device, 0 to 1", role="target"

@@ -46,8 +46,8 @@ class Stage(Settings):
 
     @property
     def selects_release(self) -> bool:
-        """Whether the model that sites receive in its rounds is scored, so that it may be the released one."""
-        return any((task := self.task_of(role)) is not None and task.selects_release for role in ROLES)
+        """Whether targets score the model that sites receive in its rounds, so that it may be the released one."""
+        return self.target is not None and self.target.selects_release
 
     def rho(self, component: str, role: Role) -> float:
         """Return the weight of `role`'s mean update in the aggregate of `component`."""

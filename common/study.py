@@ -95,10 +95,10 @@ class Release(Settings):
 
     Attributes:
         tolerance: the released model is that of the latest round in which neither number is more than this
-            below its best so far. The score saturates near its best and cannot rank the rounds there,
-            while later rounds have learnt more; what it does tell is a collapse. On real images it
+            below the best of the models released so far. The score saturates near its best and cannot rank the
+            rounds there, while later rounds have learnt more; what it does tell is a collapse. On real images it
             went up and down by 0.05 from round to round.
-        rollback: a refine round whose received model is more than this below the best so far in either is undone,
+        rollback: a refine round whose received model is more than this below in either is undone,
             and the run goes on from the released model. Far beyond the numbers' noise: a run that is
             undone again and again learns nothing.
     """

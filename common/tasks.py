@@ -63,7 +63,7 @@ class Task(Settings):
     metrics: ClassVar[Mapping[str, Metric]] = {}
     #: Why the task cannot be in a study with differential privacy; empty where it can.
     not_private: ClassVar[str] = ""
-    #: Its `score` tells which round's model is released, and whether a round that trained has to be undone.
+    #: Its `score` tells, beside the sources' `val_dice`, which round's model is released, and whether one is undone.
     selects_release: ClassVar[bool] = False
     #: It is given the released model instead of the current one; where it trains nothing, it needs no quorum.
     of_released: ClassVar[bool] = False

@@ -14,4 +14,5 @@ if __name__ == "__main__":
     sys.argv[0] = "flower-supernode"  # what its help and its errors call it
     gc.collect()
     gc.freeze()
+    gc.collect()  # only a collection counts the old objects anew
     flower_supernode()

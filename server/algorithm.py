@@ -8,8 +8,8 @@ From these replies the server's next state follows:
 
 where a stage gives rho. Sites that can tell how good the received model is say so: targets without labels (`score`),
 sources by those of their validation patients (`val_dice`). By both the released model is chosen: that of the latest
-round in which neither is more than `release.tolerance` below its best so far. A round that trained under a model far
-below the best of either is undone.
+round in which neither is more than `release.tolerance` below the best of the models released so far. A round that
+trained under a model far below in either is undone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,18 +114,11 @@ def apply(
     if lacking(study, [state.participants[site].role for site in metrics], round_):
         return state, Diagnostics(counted=False, refused=refused)
 
-    score, val_dice = (weighted(state.participants, metrics, name) for name in ("score", "val_dice"))
+    score = weighted(state.participants, metrics, "score")
     rolled_back = False
     if score is not None:
-        state = replace(
-            state, best_score=_best(state.best_score, score), best_val_dice=_best(state.best_val_dice, val_dice)
-        )
-        seen = (state.best_score, score), (state.best_val_dice, val_dice)
-        if not any(_falls_short(best, value, study.release.tolerance) for best, value in seen):
-            state = replace(state, released=fused_tensors(state.components), released_round=round_.index)
-        else:
-            fell = any(_falls_short(best, value, study.release.rollback) for best, value in seen)
-            rolled_back = fell and _refines(round_.stage)
+        val_dice = {site: own["val_dice"] for site, own in metrics.items() if "val_dice" in own}
+        state, rolled_back = _judged(study, state, round_, score, val_dice)
     components = state.components | state.released if rolled_back else updated(state.components, sums, round_.stage)
     prior = weighted(state.participants, metrics, "foreground_fraction")
     if prior is not None:
@@ -179,13 +172,40 @@ def weighted(
     return sum(value * patients for value, patients in known) / total if total else None
 
 
-def _best(best: float | None, value: float | None) -> float | None:
-    known = [number for number in (best, value) if number is not None]
-    return max(known, default=None)
+def _judged(
+    study: Study, state: ServerState, round_: Round, score: float, val_dice: Mapping[str, float]
+) -> tuple[ServerState, bool]:
+    """Return the state with the received model released or not, and whether the round has to be undone.
 
+    A model that is not released raises no best: one that won in one number and lost in the other would have all later
+    rounds undone. Each source is held against its own best, since probes differ by more than models, and not every
+    source answers in every round. Where none answers that did before, nobody knows, and what is released stays.
+    """
+    changes = {
+        site: {"change": dice - state.best_val_dice[site]}
+        for site, dice in val_dice.items()
+        if site in state.best_val_dice
+    }
+    change = weighted(state.participants, changes, "change")
 
-def _falls_short(best: float | None, value: float | None, tolerance: float) -> bool:
-    return best is not None and value is not None and value < best - tolerance
+    def lost(tolerance: float) -> bool:
+        fell = state.best_score is not None and score < state.best_score - tolerance
+        return fell or (change is not None and change < -tolerance)
+
+    if lost(study.release.tolerance):
+        return state, _refines(round_.stage) and lost(study.release.rollback)
+    if change is None and state.best_val_dice and round_.stage.source is not None:
+        return state, False
+    return replace(
+        state,
+        released=fused_tensors(state.components),
+        released_round=round_.index,
+        best_score=score if state.best_score is None else max(score, state.best_score),
+        best_val_dice={
+            **state.best_val_dice,
+            **{x: max(y, state.best_val_dice.get(x, y)) for x, y in val_dice.items()},
+        },
+    ), False
 
 
 def _aggregators(state: ServerState, stage: Stage) -> dict[Role, Aggregator]:
@@ -195,5 +215,5 @@ def _aggregators(state: ServerState, stage: Stage) -> dict[Role, Aggregator]:
 
 
 def _refines(stage: Stage) -> bool:
-    """Whether a stage trains under a model whose score is measured first, so that a bad round can be undone."""
-    return stage.target is not None and stage.target.selects_release and bool(stage.target.trains)
+    """Whether a stage trains under a model that is judged first, so that a bad round can be undone."""
+    return stage.target is not None and stage.selects_release and bool(stage.target.trains)

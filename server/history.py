@@ -51,7 +51,7 @@ class RoundRecord:
 
     Attributes:
         score: patient-weighted label-free score of the model that the sites received, or None.
-        released_round: round whose received model would be released now, by that score.
+        released_round: round whose received model would be released now, see `server.algorithm`.
         rolled_back: the updates were dropped and the released model restored.
     """
 

@@ -49,7 +49,7 @@ _CARD = """\
 | sites | {% for role, count in sites.items() %}{{ count }} {{ role }}{{ ", " if not loop.last }}{% endfor %} |
 | rounds | {{ rounds }} |
 {% if chosen is not none %}
-| chosen | the model of round {{ chosen }}, by a label-free score and the Dice on labelled validation patients |
+| chosen | the model of round {{ chosen }}, by {{ chosen_by }} |
 {% endif %}
 
 ## What bounds what it tells of a patient
@@ -203,6 +203,7 @@ def _card(study: Study, state: ServerState, tensors: Tensors, weights: str, audi
         sites={role: sum(site.role == role for site in state.participants.values()) for role in ROLES},
         rounds=state.round,
         chosen=state.released_round,
+        chosen_by="a label-free score" + (" and Dice on labelled validation patients" if state.best_val_dice else ""),
         audited=audited,
         files={"signature": SIGNATURE, "weights": WEIGHTS, "study": STUDY, "sums": SUMS},
     )

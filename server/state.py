@@ -49,8 +49,8 @@ class ServerState:
         components: the current global tensors.
         released: the fused model that would be released now; empty before the first score.
         released_round: the round in which sites received that model, or None.
-        best_score: the best label-free score of any round so far, in [0, 1], or None.
-        best_val_dice: the best Dice on the sources' validation patients of any round with a score, in [0, 1], or None.
+        best_score: the best label-free score of a model that was released so far, in [0, 1], or None.
+        best_val_dice: source -> the best Dice on its validation patients of such a model, in [0, 1].
         foreground_prior: patient-weighted mean foreground at the sources, or None before the first reply.
         participants: site name -> participant.
         bytes_to_sites, bytes_from_sites: payload bytes so far.
@@ -61,7 +61,7 @@ class ServerState:
     released: Tensors = field(default_factory=dict)
     released_round: int | None = None
     best_score: float | None = None
-    best_val_dice: float | None = None
+    best_val_dice: Mapping[str, float] = field(default_factory=dict)
     foreground_prior: float | None = None
     participants: Mapping[str, Participant] = field(default_factory=dict)
     bytes_to_sites: int = 0
@@ -76,7 +76,7 @@ class _Saved(BaseModel):
     round: int = Field(ge=0, strict=True)
     released_round: int | None = Field(ge=0, strict=True)
     best_score: float | None = Field(ge=0, le=1)
-    best_val_dice: float | None = Field(default=None, ge=0, le=1)  # runs from before it was kept have none
+    best_val_dice: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}  # runs from before it was kept have none
     foreground_prior: float | None = Field(ge=0, le=1)
     participants: dict[str, Participant]
     bytes_to_sites: int = Field(ge=0, strict=True)
@@ -117,7 +117,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         "round": state.round,
         "released_round": state.released_round,
         "best_score": state.best_score,
-        "best_val_dice": state.best_val_dice,
+        "best_val_dice": dict(sorted(state.best_val_dice.items())),
         "foreground_prior": state.foreground_prior,
         "participants": _PARTICIPANTS.dump_python(dict(sorted(state.participants.items())), mode="json"),
         "bytes_to_sites": state.bytes_to_sites,

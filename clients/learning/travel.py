@@ -41,7 +41,7 @@ class Travel:
     def __init__(self, study: Study, initial: Mapping[str, np.ndarray]) -> None:
         self.rounds, self.initial = study.rounds(), initial
         self.given = study.given
-        scoring = (r.index for r in self.rounds if r.stage.target is not None and r.stage.target.selects_release)
+        scoring = (r.index for r in self.rounds if r.stage.selects_release)
         #: The first round whose model can be released, and so come back.
         self.first_released = next(scoring, len(self.rounds))
 

@@ -22,7 +22,7 @@ class RoundNumbers:
     """One counted round; means over sites are weighted by their declared patients.
 
     Attributes:
-        score, val_dice: in [0, 1], of the model that sites received in this round.
+        score, val_dice: in [0, 1], of the model, or the one branch, that sites received in this round.
         loss: role -> mean training loss of what the role did in this stage.
     """
 

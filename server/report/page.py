@@ -142,7 +142,7 @@ def _course(
         "score_chart": curves.score_chart(study, state, rounds, axis),
         "baseline_charts": baseline_charts,
         "loss_charts": curves.loss_charts(study, state, records),
-        "released_score": next((r.score for r in rounds if r.round == state.released_round), None),
+        "released": next((r for r in rounds if r.round == state.released_round), None),
         "rolled_back": [record for record in records if record.rolled_back],
         "short": [record for record in records if not record.counted],
     }

@@ -165,5 +165,12 @@ def _problems(records: list[RoundRecord]) -> list[dict[str, Any]]:
             if s.status != "ok"
         ]
         if record.rolled_back:
-            found.append({"round": record.round, "site": None, "status": "rolled-back", "detail": "score fell"})
+            found.append(
+                {
+                    "round": record.round,
+                    "site": None,
+                    "status": "rolled-back",
+                    "detail": "score or validation Dice fell",
+                }
+            )
     return found

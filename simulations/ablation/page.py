@@ -222,7 +222,7 @@ def _courses(courses: list[list[float]], released: list[float]) -> str:
     behind = ", ".join(f"{round(gap, 1) + 0.0:.1f}" for gap in gaps)  # + 0.0: no minus before a zero
     return (
         f"Target Dice % of the branches' average after each round of `refine`, seed by seed: {runs}. The release, "
-        f"picked without labels, is by the same average behind the best of them by {behind}."
+        f"picked without labels of this probe, is by the same average behind the best of them by {behind}."
     )
 
 

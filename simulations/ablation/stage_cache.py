@@ -104,7 +104,8 @@ class StageCache:
             RunFolder(folder).history.unlink(missing_ok=True)
             participants = enrol(study, transport)
             if before:
-                state = replace(self.train(before, pooled), round=0, participants=participants)
+                # rounds count from 0 again, so that the released model's round is none of them
+                state = replace(self.train(before, pooled), round=0, released_round=None, participants=participants)
             else:
                 state = init(study, participants, initial_components(study))
         if pooled:

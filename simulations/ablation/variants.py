@@ -169,7 +169,8 @@ VARIANTS = (
             "all stages, infusion head": "infusion",
         },
     ),
-    # Whether `refine` rises and then collapses, and whether the release, picked without labels, is near the best.
+    # Whether `refine` rises and then collapses, and whether the release, picked without labels of the target, is near
+    # the best.
     Variant("rounds", _through_refine, {}, each_round=True),
     Variant("pooled", lambda study: list(study.stages), {"all stages on pooled data": "infusion"}, "pooled"),
     Variant("oracle", _baseline, {"oracle: the target's labels too": "source_branch"}, "oracle"),

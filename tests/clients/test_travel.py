@@ -158,7 +158,8 @@ def followed(of: Study, rng: np.random.Generator) -> int:
                     travel.check(asked.tensors, round_, task, received[site])
                     received[site] = received[site].after(asked.tensors, round_.index)
                 updates = farthest(task, round_, asked.tensors, rng)
-            replies.append(Reply(site, {"score": float(rng.random())} if task.selects_release else {}, updates))
+            number = "score" if sites[site].role == "target" else "val_dice"
+            replies.append(Reply(site, {number: float(rng.random())} if round_.stage.selects_release else {}, updates))
         state, diagnostics = apply(of, state, round_, replies)
         undone += diagnostics.rolled_back
     return undone

@@ -267,7 +267,7 @@ def edited(saved: Path, **changes: Any) -> None:
         ({"round": -1}, "state.json round: "),
         ({"released_round": 99}, "cannot be released"),
         ({"best_score": 1.5}, "state.json best_score: "),
-        ({"best_val_dice": 1.5}, "state.json best_val_dice: "),
+        ({"best_val_dice": {"north": 1.5}}, "state.json best_val_dice"),
         ({"foreground_prior": 1.5}, "state.json foreground_prior: "),
         ({"foreground_prior": float("nan")}, "finite"),
         ({"bytes_to_sites": -1}, "state.json bytes_to_sites: "),

@@ -17,8 +17,9 @@ from common.messages import EnrolReply, Refusal, TaskReply, digest, pack, unpack
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
+from server.algorithm import Reply, apply, init
 from server.run import enrol, initial_components, run_study
-from server.state import fused_tensors, load_state
+from server.state import Participant, fused_tensors, load_state
 from server.transport import Failure
 from simulations.local import LocalTransport
 
@@ -103,6 +104,47 @@ def test_a_model_that_lost_the_labelled_probe_is_not_released_however_steady_it_
     _, records = planned((0.5, 0.6, 0.7), pair, tmp_path / "run", val_dice, release=limits)
     assert records[-1].released_round == released
     assert [record.round for record in records if record.rolled_back] == undone
+
+
+@pytest.mark.parametrize(
+    "unsteady", [((0.75, 0.97, 0.75, 0.76), (0.9, 0.5, 0.9, 0.9)), ((0.9, 0.5, 0.9), (0.7, 0.9, 0.7))]
+)
+def test_a_model_that_won_in_one_number_and_lost_in_the_other_does_not_have_all_others_undone(
+    unsteady: tuple[Sequence[float], Sequence[float]], pair: Sequence[Path], tmp_path: Path
+) -> None:
+    scores, val_dice = unsteady
+    _, records = planned(scores, pair, tmp_path / "run", val_dice)
+    assert [record.round for record in records if record.rolled_back] == [1]
+    assert records[-1].released_round == len(scores) - 1
+
+
+def judged(*rounds: dict[str, float | None]) -> list[int | None]:
+    """The round that is released after each round of refine in which a target and sources say these numbers."""
+    of = refining(len(rounds))
+    sites = {name: Participant("target" if name == "east" else "source", 6, True) for name in ("east", "north", "west")}
+    state = init(of, sites, initial_components(of))
+    found = []
+    for round_, numbers in zip(of.rounds(), rounds, strict=False):
+        replies = [
+            Reply(site, {"score" if site == "east" else "val_dice": x} if x is not None else {}, {})
+            for site, x in numbers.items()
+        ]
+        state, _ = apply(of, state, round_, replies)
+        found.append(state.released_round)
+    return found
+
+
+def test_each_source_is_held_against_its_own_best_whoever_answers() -> None:
+    both, north_alone = {"east": 0.9, "north": 0.92, "west": 0.5}, {"east": 0.9, "north": 0.93}
+    assert judged(both, north_alone, both, both) == [0, 1, 2, 3]
+    assert judged(both, north_alone, both | {"west": 0.3}) == [0, 1, 1]
+
+
+def test_a_round_of_which_no_source_that_knows_says_a_dice_releases_nothing() -> None:
+    known = {"east": 0.9, "north": 0.85}
+    assert judged(known, {"east": 0.9, "west": 0.5}, known | {"north": 0.4}, known) == [0, 0, 0, 3]
+    # where no source ever says one, the score decides alone
+    assert judged({"east": 0.9, "west": None}, {"east": 0.9, "west": None}) == [0, 1]
 
 
 def test_a_fall_within_the_tolerance_is_not_undone(pair: Sequence[Path], tmp_path: Path) -> None:

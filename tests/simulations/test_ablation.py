@@ -16,12 +16,12 @@ import yaml
 from clients.data.site import load_site
 from common.baseline import baseline_of
 from common.errors import StudyError
-from server import history
+from server import algorithm, history
 from simulations.ablation.cells import LOG, Ablation, Cell, load_ablation, run_ablation
 from simulations.ablation.code_version import code_digest
 from simulations.ablation.page import chart, overview, publish, section
 from simulations.ablation.results import page
-from simulations.ablation.stage_cache import StageCache
+from simulations.ablation.stage_cache import CLOSING, StageCache
 from simulations.ablation.tally import BASELINE, CONTRASTS, ORACLE
 from simulations.ablation.variants import RIVALS, VARIANTS, chosen
 
@@ -66,6 +66,20 @@ def test_a_sequence_killed_in_mid_stage_ends_with_the_same_tensors(sites: Sequen
         stopped.train(stages)
     resumed = stage_cache(sites, tmp_path / "stopped").train(stages)
     assert all(np.array_equal(resumed.components[name], x) for name, x in whole.components.items())
+
+
+def test_a_stage_that_releases_nothing_keeps_the_model_of_the_stage_before(
+    sites: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = stage_cache(sites, tmp_path)
+    stages = own.study.stages[:3]
+    before = own.train(stages)
+    assert before.released_round == 1
+    monkeypatch.setattr(algorithm, "_judged", lambda study, state, *rest: (state, False))
+    own.train([*stages, CLOSING])
+    again = stage_cache(sites, tmp_path).kept([*stages, CLOSING])
+    assert again is not None
+    assert all(np.array_equal(again.released[name], x) for name, x in before.released.items())
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 5}, {"weight_decay": 0.1}])
