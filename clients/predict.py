@@ -1,6 +1,7 @@
 """Segment images and cine loops with a run's released model: masks, confidence maps, overlays, a table."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,9 +130,10 @@ def segment(
     """
     rows: list[Row] = []
     done, problems = [], []
+    taken: set[str] = set()
     for index, given in enumerate(inputs):
         try:
-            for row, share in _segment(model, given, spacing_mm, out):
+            for row, share in _segment(model, given, spacing_mm, out, taken):
                 rows.append(row)
                 progress(index + share, len(inputs))
             done.append(given.name)
@@ -181,7 +183,6 @@ class Frames:
             _check_scale(self.spacing_mm, max(self.recording.height, self.recording.width))
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        # Two files of one name and different suffixes are two images.
         stem = self.name.removesuffix(".png")
         for index, pixels in enumerate(self.recording.frames()):
             grey = check_depth(b_mode(pixels), "image")
@@ -189,43 +190,71 @@ class Frames:
             yield f"{stem}.png" if self.count == 1 else f"{stem}-{index:04d}.png", image
 
 
-def _segment(model: Model, given: Input, spacing_mm: float | None, out: Path) -> Iterator[tuple[Row, float]]:
-    """Segment and write a file; yield what is told of each frame, and the share of the file that is done."""
+def _segment(
+    model: Model, given: Input, spacing_mm: float | None, out: Path, taken: set[str]
+) -> Iterator[tuple[Row, float]]:
+    """Segment and write a file; yield what is told of each frame, and the share of the file that is done.
+
+    Args:
+        taken: names of what was written before, to which its own come.
+    """
     kind = WRITERS.get(format_of(given.file))
     writer = kind(given.file, out, given.name, model.study.name) if kind is not None else None
+    if writer is not None:
+        _take(writer.file.relative_to(out).as_posix(), taken)
     frames = Frames(model.study, given, spacing_mm)
-    index = 0
+    index, refused = 0, None
     try:
         for index, (name, image) in enumerate(frames, 1):
             maps = model.maps(image, frames.spacing_mm)
             p = maps[model.predictor]
             if not np.isfinite(p).all():
                 raise PictureError("not-finite", "expected probabilities, the model gave none", "Report this image")
+            _take(name, taken)
             _write(out, name, image, p)
-            if writer is not None:
-                writer.add(p > 0.5, overlay(image, p > 0.5))
+            if writer is not None and refused is None:
+                try:
+                    with _result_file(writer):
+                        writer.add(p > 0.5, overlay(image, p > 0.5))
+                except PictureError as error:
+                    refused = error  # told at the end: the frames' own pictures need no such file
             yield row_of(name, maps, p, frames.spacing_mm), min(1.0, index / frames.count)
         if not index:
             raise PictureError("no-frames", "expected an image or a loop, found no frame in it", "Export it again")
+        if refused is not None:
+            raise refused
         if writer is not None:
-            _close(writer)
+            with _result_file(writer):
+                writer.close()
     except PictureError:
         if writer is not None:
             writer.file.unlink(missing_ok=True)  # half a video looks like a whole one, or does not open
         raise
 
 
-def _close(writer: Writer) -> None:
-    """Finish a file. Raises PictureError where the input's header does not allow it, and OSError for a full disk."""
+def _take(name: str, taken: set[str]) -> None:
+    """Take a name in the output. Raises PictureError if another file has it: `IM1` and `IM1.png` are two images."""
+    if name in taken:
+        raise PictureError(
+            "same-name",
+            f"expected files whose results differ in name, found another one that {name} was written for",
+            "Rename one of the two and segment it again",
+        )
+    taken.add(name)
+
+
+@contextmanager
+def _result_file(writer: Writer) -> Iterator[None]:
+    """Raise PictureError where no file can be made of the input, as by its header or size; OSError for a full disk."""
     try:
-        writer.close()
+        yield
     except (OSError, PictureError):
         raise
-    except Exception as error:  # of every kind, for whatever a header lacks
+    except Exception as error:  # of every kind, for whatever a header lacks or an encoder refuses
         found = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise PictureError(
             "no-result-file",
-            f"expected a header that a {writer.file.suffixes[0]} file can be made for, found one that cannot ({found})",
+            f"expected an input that a {writer.file.suffixes[0]} file can be made for, found one that cannot ({found})",
             "Use the masks, which are written",
         ) from None
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from common.components import BRANCHES, FUSED, STUDENT, Tensors
-from common.contract import check_tensors
+from common.contract import MAX_MODEL_NORM, check_tensors
 from common.errors import ContractError, RunError
 from common.geometry import from_grid, placement, to_grid
 from common.infusion import predict_maps
@@ -17,9 +17,6 @@ from common.networks import Networks
 from common.release import STUDY, WEIGHTS, find_release
 from common.strict_text import TextError, read_yaml
 from common.study import Study, read_study_of_run
-
-#: A model's L2 norm is around 100; a worker takes in no larger one.
-MAX_NORM = 1e5
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def load_model(folder: Path, key: Ed25519PublicKey | None = None, *, network: st
     networks = Networks(study)
     expected = (*FUSED, *(STUDENT if study.student is not None else ())) if study.fused else FUSED[:2]
     try:
-        check_tensors(tensors, networks.shapes(expected), max_norm=MAX_NORM)
+        check_tensors(tensors, networks.shapes(expected), max_norm=MAX_MODEL_NORM)
     except ContractError as error:
         raise RunError(
             f"{file} is not the model of the study beside it ({error}). Get the release again; nothing was segmented."

@@ -15,6 +15,8 @@ from common.tasks import TASKS
 
 #: Beyond the ends of a number's range: float32 sums of a share of 1 may be 1.0000001, of a loss of 0 be -1e-8.
 ROUNDING = 1e-6
+#: Bound on the L2 norm of a model that is taken in: a trained one has 50 to 100.
+MAX_MODEL_NORM = 1e5
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Shapes, *, max_norm: float) -> None:

@@ -139,9 +139,14 @@ def _refuse_others(found: set[str], names: Collection[str], folder: Path) -> Non
 
 
 def check_apart(images: Path, out: Path) -> None:
-    """Raises RunError if the output would be read as input the next time, or overwrite it."""
-    folder, target = images.resolve(), out.resolve()
-    if images.is_dir() and (target.is_relative_to(folder) or folder.is_relative_to(target)):
+    """Raises RunError if the output would be read as input the next time, or could overwrite what lies beside it.
+
+    Args:
+        images: a folder; or a file, such as a table, in whose folder another one may be the output.
+    """
+    target = out.resolve()
+    folder = images.resolve() if images.is_dir() else images.resolve().parent
+    if folder.is_relative_to(target) or (images.is_dir() and target.is_relative_to(folder)):
         raise RunError(
             f"expected the output apart from the images, found {out} within {images} or around it. Give another."
         )

@@ -27,6 +27,8 @@ from common.tasks import TASK_NAME
 MAGIC = b"XPRB"
 MAX_HEADER_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 30
+#: Patients that a site's enrolment may declare.
+MAX_PATIENTS = 1_000_000
 
 Hex = r"^([0-9a-f]{2})*$"
 SiteName = Annotated[str, Field(pattern=NAME)]
@@ -101,7 +103,7 @@ class EnrolReply(Header):
     role: Role = Field(description="source or target")
     patients: int = Field(
         ge=0,
-        le=1_000_000,
+        le=MAX_PATIENTS,
         description="number of your training patients, rounded and capped by your policy, or the study's public number",
     )
     labelled_test: bool = Field(description="whether you have enough labelled test patients for the evaluation")

@@ -19,6 +19,7 @@ class Metric:
         about: predictors of the evaluation; the number exists only where the study has all of them.
         frozen: it is about all patients of a split, so a site sends the first value again in all later rounds of a
             study: a change would be that of the patient who came or went.
+        judging: it is sent only in a stage whose rounds may be released (`common.stage.Stage.selects_release`).
     """
 
     low: float
@@ -28,6 +29,7 @@ class Metric:
     about: tuple[str, ...] = ()
     digits: int | None = 3
     frozen: bool = False
+    judging: bool = False
 
     def rounded(self, value: float) -> float:
         """Return the value as it may leave."""

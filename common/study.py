@@ -304,9 +304,13 @@ class Study(Settings):
         known = {*self.components, *(BASELINE if self.compares else ())}
         return tuple(name for name in task.components() if name in known)
 
-    def metrics_of(self, task: Task, role: Role) -> tuple[str, ...]:
-        """Return the numbers that `task` may send in this study from a site of `role`, before its policy."""
-        return task.metrics_of(role, private=self.privacy is not None, predictors=self.predictors)
+    def metrics_of(self, stage: Stage, role: Role) -> tuple[str, ...]:
+        """Return the numbers that sites of `role` may send in a stage of this study, before their policies."""
+        task = stage.task_of(role)
+        if task is None:
+            return ()
+        private, judged = self.privacy is not None, stage.selects_release
+        return task.metrics_of(role, private=private, judged=judged, predictors=self.predictors)
 
     def resolved(self) -> str:
         """Return the canonical JSON of the study with every default written out."""

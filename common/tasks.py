@@ -8,6 +8,7 @@ docs/method.md.
 import math
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator
@@ -112,17 +113,21 @@ class Task(Settings):
         return [half for branch in branches_of(self.trains) for half in HALVES[branch]]
 
     @classmethod
-    def metrics_of(cls, role: Role, *, private: bool, predictors: Collection[str]) -> tuple[str, ...]:
+    def metrics_of(cls, role: Role, *, private: bool, judged: bool, predictors: Collection[str]) -> tuple[str, ...]:
         """Return the numbers that a site of `role` may send at most.
 
         Args:
             private: the study has differential privacy; no noise is in a training task's numbers, so none leaves.
+            judged: the stage's rounds may be released.
             predictors: what the study has to evaluate.
         """
         if private and issubclass(cls, TrainingTask):
             return ()
-        own = cls.metrics.items()
-        return tuple(name for name, m in own if m.role in (None, role) and set(m.about) <= set(predictors))
+        return tuple(
+            name
+            for name, metric in cls.metrics.items()
+            if metric.role in (None, role) and set(metric.about) <= set(predictors) and (judged or not metric.judging)
+        )
 
 
 #: Every task by its name.
@@ -172,7 +177,7 @@ class Supervise(TrainingTask):
             digits=2,
             frozen=True,
         ),
-        "val_dice": VAL_DICE,
+        "val_dice": replace(VAL_DICE, judging=True),
     }
     task: Literal["supervise"] = "supervise"
     artefacts: Artefacts = Field(default={}, exclude_if=unset)

@@ -68,9 +68,9 @@ def _membership(record: AuditRecord) -> list[str]:
 
 
 def _numbers(record: AuditRecord) -> list[str]:
-    if not record.numbers:
-        return ["Numbers that leave beside the updates were not attacked."]
     lines, rows = [], [row for row in record.numbers if row.cohorts]
+    if not rows:
+        return ["Numbers that leave beside the updates were not attacked."]
     for name in dict.fromkeys(row.number for row in rows):
         worst = max((row for row in rows if row.number == name), key=lambda row: row.told)
         lines.append(

@@ -4,6 +4,7 @@ The same run, with the same audit, gives the same bytes. Nothing in it is of a s
 patients, no measure; but an audit's figures are those of the worst site, which is not named.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -91,7 +92,8 @@ def write_release(
 
     Args:
         key: the coordinator's, which signs it.
-        audit: record of an audit of this very model, for the card.
+        audit: record of an audit of this very model, for the card. Without one a whole release of this model keeps its
+            card, which may tell of an audit: a finished run is resumed without the record.
 
     Raises:
         RunError: if the audit is not of this model.
@@ -99,9 +101,12 @@ def write_release(
     """
     tensors = final_model(study, state)
     weights = save(dict(sorted(tensors.items())))
-    found = audited(load_audit(audit, study=study.hash(), weights=digest(weights))) if audit else NOT_AUDITED
-    card = _card(study, state, tensors, digest(weights), found)
-    contents = {WEIGHTS: weights, STUDY: _study(study), CARD: card.encode()}
+    contents = {WEIGHTS: weights, STUDY: _study(study)}
+    card = None if audit else _card_of(run, contents)
+    if card is None:
+        found = audited(load_audit(audit, study=study.hash(), weights=digest(weights))) if audit else NOT_AUDITED
+        card = _card(study, state, tensors, digest(weights), found).encode()
+    contents[CARD] = card
     contents[SUMS] = sums_of(contents)
     sums, signature = run.release / SUMS, run.release / SIGNATURE
     if key is not None:
@@ -113,6 +118,16 @@ def write_release(
         for name, content in contents.items():
             write_atomically(new / name, content)
     return run.release
+
+
+def _card_of(run: RunFolder, contents: Mapping[str, bytes]) -> bytes | None:
+    """Return the card of a run's whole release, if it is one of these contents; nobody but its maker changed it."""
+    try:
+        release = find_release(run.release)
+        same = all((release / name).read_bytes() == content for name, content in contents.items())
+        return (release / CARD).read_bytes() if same else None
+    except (OSError, RunError):
+        return None
 
 
 def export_release(

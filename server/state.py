@@ -14,13 +14,11 @@ from safetensors.numpy import load, save
 from common.components import FUSED, Role, Tensors, select
 from common.errors import RunError
 from common.files import private_folder, write_atomically
-from common.messages import MaskKey, digest
+from common.messages import MAX_PATIENTS, MaskKey, digest
 from common.plain_words import problems
 from common.strict_text import parse_json
 
 VERSION = 2
-#: Patients that a site's enrolment may declare, see `common.messages.EnrolReply`.
-MAX_PATIENTS = 1_000_000
 
 
 @dataclass(frozen=True)

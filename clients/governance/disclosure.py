@@ -67,7 +67,7 @@ def of_study(study: Study, roles: Iterable[Role] = ROLES) -> list[Leaving]:
             if task is not None:
                 rounds = f"{stage.rounds} round{'s' if stage.rounds > 1 else ''}"
                 where = f"{stage.name}, {role} sites, {rounds}"
-                found.append(Leaving(where, task.task, task.trains, study.metrics_of(task, role)))
+                found.append(Leaving(where, task.task, task.trains, study.metrics_of(stage, role)))
     return found
 
 

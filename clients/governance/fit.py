@@ -8,7 +8,7 @@ from clients.data.site import Site
 from common.components import Split
 from common.stage import Stage
 from common.study import Study
-from common.tasks import Supervise, Task, TrainingTask
+from common.tasks import Task, TrainingTask
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ def kept_back(study: Study, site: Site) -> list[KeptBack]:
     found = []
     for stage, task in _tasks(study, site):
         by_split: dict[Split, list[str]] = {}
-        for name in study.metrics_of(task, site.config.role):
-            unasked = name == "val_dice" and isinstance(task, Supervise) and not stage.selects_release
-            if policy.permits_metric(name) and not unasked:
+        for name in study.metrics_of(stage, site.config.role):
+            if policy.permits_metric(name):
                 by_split.setdefault(_behind(task, name), []).append(name.partition("/")[0])
         for split, names in by_split.items():
             patients = len(site.patients(split, labelled=True if split in ("val", "test") else None))

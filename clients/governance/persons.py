@@ -125,7 +125,7 @@ def approve_by_policy(
     Args:
         passphrase: the person's, where the policy asks for two.
         restart: let the study begin again at its first round, with the worker stopped. That is another look at the
-            patients: where two approved, their approval ends, and both give it again.
+            patients: where two approve, what either gave before ends, and both give it again.
 
     Raises:
         PersonError: as `approve_as` does.
@@ -137,7 +137,8 @@ def approve_by_policy(
             check_person(state, name, passphrase)  # before anything is changed
         with state.locked():
             before = approval_of(state, study.hash()) if two else None
-            if before is not None and not before.void(site.config):
+            looked = state.answered(study.hash()).round >= 0  # else the first of two began it again already
+            if before is not None and (looked or not before.void(site.config)):
                 withdraw(state, study.hash())
             state.start_over(study.hash())
     if two:

@@ -146,7 +146,7 @@ def propose(
         task = round_.stage.task_of(config.role)
         if task is None or round_.step > 0:
             continue
-        metrics = tuple(name for name in study.metrics_of(task, config.role) if policy.permits_metric(name))
+        metrics = tuple(name for name in study.metrics_of(round_.stage, config.role) if policy.permits_metric(name))
         stages.append(
             StagePlan(
                 stage=round_.stage.name,

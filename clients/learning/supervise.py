@@ -29,9 +29,10 @@ def objective(context: TaskContext) -> Objective:
             total = total + dice_cross_entropy(logits, truth=seen.maps, weight=seen.valid)
         return Loss(total / len(branches))
 
+    wanted = study.metrics_of(context.round.stage, "source")
     measured: Numbers = {}
-    if study.privacy is None:  # no number leaves under privacy, so none is measured
+    if "foreground_fraction" in wanted:
         measured |= mean_foreground(context)
-        if context.round.stage.selects_release:  # a model that is worse on the labelled probe is not released
-            measured |= received_dice(context, "infusion" if is_fused(task) else branches[0])
+    if "val_dice" in wanted:  # a model that is worse on the labelled probe is not released
+        measured |= received_dice(context, "infusion" if is_fused(task) else branches[0])
     return Objective(loss, measured)

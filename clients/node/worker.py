@@ -22,7 +22,7 @@ from clients.learning.travel import Travel
 from clients.node.masking import Masker
 from clients.node.refusals import ROUND_SPENT, refusal
 from common.components import Tensors
-from common.contract import check_metrics, check_tensors
+from common.contract import MAX_MODEL_NORM, check_metrics, check_tensors
 from common.errors import ContractError, CrossProbeError, SiteStateError
 from common.messages import (
     EnrolReply,
@@ -43,9 +43,6 @@ from common.tasks import Task, TrainingTask
 from common.version import software_version
 
 log = logging.getLogger("crossprobe.worker")
-
-#: Bound on a received model's L2 norm: a trained one of 0.3 M parameters has about 50.
-MAX_RECEIVED_NORM = 1e5
 
 
 def evaluates(site: Site, study: Study, counting: Counting = everyone) -> bool:
@@ -206,7 +203,7 @@ class Worker:
         policy, privacy = self.site.config.policy, self.study.privacy
         self._check_masking(task, header.masking)
         shapes = self.networks.shapes(self.study.components_of(task))
-        check_tensors(request.tensors, shapes, max_norm=MAX_RECEIVED_NORM)
+        check_tensors(request.tensors, shapes, max_norm=MAX_MODEL_NORM)
         torch.set_num_threads(self.site.config.threads)
         self.networks.load(request.tensors)
         if isinstance(task, TrainingTask):

@@ -154,10 +154,11 @@ def unregister(
     """Bar the keys behind a site's name, such as stolen ones."""
     from server.signed import expel, keys_folder
 
+    # First what needs nobody else: of a key that is barred already no second try would come this far.
+    expel(keys or keys_folder(), name)
+    print(f"no run that starts or goes on from now takes the signature of {name}")
     nodes = _connection(address, ca).unregister(name)
     print(f"unregistered {name}: node {', '.join(nodes)} may not connect any more")
-    expel(keys or keys_folder(), name)
-    print("and no run that starts or goes on from now takes its signature.")
     print("To let the hospital in again: a new key there with keygen, then `crossprobe study register`.")
 
 

@@ -12,7 +12,7 @@ from common.components import ROLES, Role
 from common.study import Study
 from server.algorithm import weighted
 from server.history import RoundRecord
-from server.report.charts import Axis, Band, Curve, Point, axis_over, round_chart
+from server.report.charts import Band, Curve, Point, axis_over, round_chart
 from server.report.spread import MANY_SITES
 from server.state import ServerState
 
@@ -76,18 +76,13 @@ def rounds(state: ServerState, records: Sequence[RoundRecord]) -> list[RoundNumb
     return found
 
 
-def percent_axis(*runs: Sequence[RoundNumbers]) -> Axis:
-    """Return the axis in percent of all scores and validation Dice of these runs, which are compared by it."""
-    found = [value for numbers in runs for r in numbers for value in (r.score, r.val_dice) if value is not None]
-    return axis_over([100 * value for value in found])
-
-
-def score_chart(study: Study, state: ServerState, found: Sequence[RoundNumbers], axis: Axis) -> Markup | None:
+def score_chart(study: Study, state: ServerState, found: Sequence[RoundNumbers]) -> Markup | None:
     """Return label-free score and validation Dice over the rounds, in percent, or None before the first of either."""
     score = tuple((float(r.round), 100 * r.score) for r in found if r.score is not None)
     dice = tuple((float(r.round), 100 * r.val_dice) for r in found if r.val_dice is not None)
     if not score and not dice:
         return None
+    axis = axis_over([y for _, y in (*score, *dice)])
     curves = [
         Curve("Dice on validation patients of the labelled sites", "source", (dice,)),
         Curve("label-free score", "score", (score,)),
@@ -98,27 +93,23 @@ def score_chart(study: Study, state: ServerState, found: Sequence[RoundNumbers],
         axis,
         title="Label-free score and validation Dice over the rounds, in percent",
         released=state.released_round,
-        undone=[(r.round, 100 * r.score) for r in found if r.rolled_back and r.score is not None],
+        # on both curves: a round is undone for either
+        undone=[(r.round, 100 * x) for r in found if r.rolled_back for x in (r.score, r.val_dice) if x is not None],
     )
 
 
-def baseline_charts(study: Study, found: Sequence[RoundNumbers], percent: Axis) -> list[tuple[str, Markup]]:
-    """Return what the baseline's run measured over its own rounds, named: validation Dice and mean loss.
+def baseline_chart(study: Study, found: Sequence[RoundNumbers]) -> Markup | None:
+    """Return the mean loss over the rounds of the baseline's own run, or None before the first.
 
     Args:
-        study: the baseline's.
-        percent: the axis of `score_chart`.
+        study: the baseline's. Nobody chooses a model by its rounds, so no labelled site measures one.
     """
-    dice = [(r.stage, (float(r.round), 100 * r.val_dice)) for r in found if r.val_dice is not None]
     losses = [(r.stage, (float(r.round), loss)) for r in found if (loss := r.loss["source"]) is not None]
+    if not losses:
+        return None
     axis = axis_over([loss for _, (_, loss) in losses])
-    curves = [("validation Dice, percent", dice, percent), ("training loss, labelled sites", losses, axis)]
-    stages = bands(study)
-    return [
-        (name, round_chart(stages, [Curve(name, "baseline", _segments(values))], own, title=f"Baseline: {name}"))
-        for name, values, own in curves
-        if values
-    ]
+    name = "training loss, labelled sites"
+    return round_chart(bands(study), [Curve(name, "baseline", _segments(losses))], axis, title=f"Baseline: {name}")
 
 
 def loss_charts(study: Study, state: ServerState, records: Sequence[RoundRecord]) -> list[LossChart]:

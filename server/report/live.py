@@ -136,7 +136,7 @@ def _content(run: Run, study: Study, state: ServerState, now: datetime) -> dict[
         "counts": Counter(site.state for site in sites),
         "sites": [site for site in sites if site.state != "in"][:MANY_SITES] if len(sites) > MANY_SITES else sites,
         "site_count": len(sites),
-        "score_chart": curves.score_chart(study, state, rounds, curves.percent_axis(rounds)),
+        "score_chart": curves.score_chart(study, state, rounds),
         "loss_charts": curves.loss_charts(study, state, run.records),
         "bands": curves.bands(study),
         "last": rounds[-1] if rounds else None,

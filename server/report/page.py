@@ -132,15 +132,16 @@ def _course(
     baseline: Sequence[RoundRecord],
 ) -> dict[str, Any]:
     """Return how the training went, the baseline's beside it where the run has one."""
-    rounds, of_baseline = curves.rounds(state, records), curves.rounds(state, baseline)
-    axis = curves.percent_axis(rounds, of_baseline)
-    baseline_charts = curves.baseline_charts(read_study_of_run(baseline_run), of_baseline, axis) if baseline else []
+    rounds = curves.rounds(state, records)
+    baseline_chart = (
+        curves.baseline_chart(read_study_of_run(baseline_run), curves.rounds(state, baseline)) if baseline else None
+    )
     return {
         "rounds": rounds,
         "rounds_csv": csv_links.rounds(rounds),
         "stages": curves.bands(study),
-        "score_chart": curves.score_chart(study, state, rounds, axis),
-        "baseline_charts": baseline_charts,
+        "score_chart": curves.score_chart(study, state, rounds),
+        "baseline_chart": baseline_chart,
         "loss_charts": curves.loss_charts(study, state, records),
         "released": next((r for r in rounds if r.round == state.released_round), None),
         "rolled_back": [record for record in records if record.rolled_back],
@@ -195,7 +196,7 @@ def _patient_charts(patients: Sequence[PatientDice]) -> list[tuple[str, str, int
 
 
 def _head_trained(study: Study, state: ServerState) -> bool:
-    """Return whether a round before the released one trained the infusion head: untrained, it is the average."""
+    """Return whether a round before the released one trained the infusion head: untrained, it is a fixed mean."""
     if "infusion_head" in study.initial:
         return True
     before = study.rounds()[: state.released_round or 0]

@@ -17,7 +17,7 @@ from server.state import ServerState, load_state
 #: Rounds with both numbers that a rank correlation needs before it says anything.
 MIN_SCORED_ROUNDS = 4
 #: What only the command knows that made the run: its own words, machine, and the time of it all.
-EXTRAS = ("wall_s", "command", "hardware", "privacy")
+EXTRAS = ("wall_s", "command", "hardware", "threads", "privacy")
 
 
 def summarise(study: Study, state: ServerState, records: list[RoundRecord]) -> dict[str, Any]:

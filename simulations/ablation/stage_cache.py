@@ -17,7 +17,7 @@ from clients.data.site import Site
 from clients.learning.evaluate import measure_patients
 from clients.node.worker import Worker
 from common.components import ROLES, Tensors
-from common.errors import RunError
+from common.errors import RunError, StudyError
 from common.metrics import frame_dice
 from common.networks import Networks
 from common.run_folder import RunFolder
@@ -50,6 +50,9 @@ class StageCache:
         sites: opened and checked.
         cache: folder for all sequences; a stage's own folder in it is named by its hash.
         device: where the networks compute; another device gives other tensors, so it is part of the hash.
+
+    Raises:
+        StudyError: if the study begins with weights of a file, which no stage here would begin with.
     """
 
     def __init__(
@@ -60,6 +63,10 @@ class StageCache:
         on_round: Callable[[RoundRecord], None] = lambda r: None,
         device: str = "cpu",
     ) -> None:
+        if study.initial:
+            raise StudyError(
+                f"study `{study.name}`: an ablation trains each variant from its seed; leave the key initial out"
+            )
         self.study, self.sites, self.cache, self.on_round, self.device = study, sites, cache, on_round, device
         self.data = {site.config.name: Dataset(site, study) for site in sites}
         self._sites = [(site.config.role, _site_digest(site)) for site in sites]
@@ -178,7 +185,7 @@ class StageCache:
 
     def _alone(self, stage: Stage) -> Study:
         """Return the study of one stage. Its name is fixed: it must not decide any randomness."""
-        return self.study.model_copy(update={"name": "chain", "stages": (stage,), "initial": {}})
+        return self.study.model_copy(update={"name": "chain", "stages": (stage,)})
 
 
 def _site_digest(site: Site) -> str:

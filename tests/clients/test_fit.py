@@ -47,6 +47,7 @@ def test_a_source_without_calibrate_patients_cannot_approve_a_study_that_needs_t
         ("source", {"train": 6, "calibrate": 5, "val": 5, "test": 5}, set()),
         ("source", {"train": 6, "calibrate": 5, "val": 1, "test": 5}, {("refine", "val_dice")}),
         ("source", {"train": 6, "calibrate": 1, "val": 5, "test": 5}, {("infuse", "mean_weight")}),
+        ("source", {"train": 6, "calibrate": 5, "val": 1, "test": 5}, {("score", "val_dice")}),
         ("target", {"train": 6, "val": 5, "test": 2}, {("evaluate", "infusion")}),
         ("target", {"train": 2, "val": 5, "test": 5}, {("pretrain", "reconstruction_loss"), ("score", "score")}),
     ],
@@ -60,6 +61,7 @@ def test_numbers_that_too_few_patients_stand_behind_are_named_by_stage(
 
     assert bool(found) == bool(kept)
     assert kept <= found
+    assert ("adapt", "val_dice") not in found  # no model is chosen there, so none is measured
     assert kept_back(study(), with_policy(site, min_patients=1)) == []
 
 

@@ -217,6 +217,16 @@ def test_a_table_names_each_image_once_however_it_writes_its_path(tmp_path: Path
         assert "found it in line 2 too" in finding.message
 
 
+def test_a_row_without_an_image_is_found_and_not_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "list.csv").write_text("image,patient\na.png,P1\n,P2\n")
+    with pytest.raises(SiteFolderError) as caught:
+        find_sources(tmp_path, table=tmp_path / "list.csv")
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where) == ("missing-image", "list.csv line 3")
+    assert "found an empty cell" in finding.message
+
+
 def test_a_loop_gives_frames_of_one_video_and_not_more_than_asked_for(tmp_path: Path) -> None:
     (tmp_path / "loops").mkdir()
     for patient in "ab":

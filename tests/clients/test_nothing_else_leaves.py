@@ -13,13 +13,13 @@ from common.networks import initial_networks
 from common.tasks import TASKS
 
 
-def exchanged(distilled: Finished) -> Iterator[tuple[TaskRequest, bytes, TaskReply, bytes]]:
+def exchanged(distilled: Finished) -> Iterator[tuple[Role, TaskRequest, bytes, TaskReply, bytes]]:
     for sent, received in zip(distilled.transport.sent, distilled.transport.received, strict=True):
         for site, reply in received.items():
             asked, answered = unpack(sent[site])[0], unpack(reply)[0]
             assert isinstance(asked, TaskRequest)
             assert isinstance(answered, TaskReply), answered
-            yield asked, sent[site], answered, reply
+            yield distilled.state.participants[site].role, asked, sent[site], answered, reply
 
 
 def traces(folder: Path) -> set[bytes]:
@@ -34,8 +34,7 @@ def traces(folder: Path) -> set[bytes]:
 def test_every_task_sends_exactly_the_tensors_it_trains(distilled: Finished) -> None:
     study, networks, seen = distilled.study, initial_networks(distilled.study), set()
     rounds = study.rounds()
-    for asked, sent, answered, reply in exchanged(distilled):
-        role: Role = "target" if asked.task in ("self_supervise", "self_train", "distil") else "source"
+    for role, asked, sent, answered, reply in exchanged(distilled):
         if asked.task in ("score", "evaluate"):
             expected: dict = {}
         else:
@@ -49,13 +48,28 @@ def test_every_task_sends_exactly_the_tensors_it_trains(distilled: Finished) -> 
     assert seen == set(TASKS)
 
 
-def test_every_task_sends_only_the_metrics_of_the_contract(distilled: Finished) -> None:
-    seen = set()
-    for asked, _, answered, _ in exchanged(distilled):
-        assert set(answered.metrics) <= set(TASKS[asked.task].metrics)
-        assert answered.metrics, asked.task
+def test_every_task_sends_the_numbers_that_the_study_tells_a_hospital(distilled: Finished) -> None:
+    study, seen = distilled.study, set()
+    rounds = study.rounds()
+    for role, asked, _, answered, _ in exchanged(distilled):
+        told = study.metrics_of(rounds[asked.round].stage, role)
+        assert set(told) <= set(TASKS[asked.task].metrics)
+        assert answered.metrics
+        assert answered.metrics.keys() <= set(told), (role, asked.task, asked.round)  # its policy may keep some back
+        if asked.task == "supervise":
+            assert answered.metrics.keys() == set(told)
         seen.add(asked.task)
     assert seen == set(TASKS)
+
+
+@pytest.mark.parametrize(("stage", "sent"), [("pretrain", False), ("adapt", False), ("refine", True)])
+def test_labelled_sites_measure_a_model_only_where_it_may_be_released(
+    stage: str, sent: bool, distilled: Finished
+) -> None:
+    asked = next(r.stage for r in distilled.study.rounds() if r.stage.name == stage)
+    assert asked.source is not None
+    assert asked.source.task == "supervise"
+    assert ("val_dice" in distilled.study.metrics_of(asked, "source")) == sent
 
 
 def test_no_reply_names_a_patient_a_file_or_a_folder(distilled: Finished, pair: Sequence[Path]) -> None:

@@ -11,7 +11,7 @@ from tiny import request, study, write_study
 
 import crossprobe
 from clients.data.site import Site
-from clients.governance.approval import approval_of, approve, valid_approvals
+from clients.governance.approval import approval_of, approve, valid_approvals, withdraw
 from clients.governance.dry_run import dry_run
 from clients.governance.persons import (
     SHORTEST,
@@ -92,6 +92,23 @@ def test_one_of_two_alone_cannot_let_a_study_look_at_the_patients_again(tmp_path
     assert both.names == "Ben Fuchs and Anna Berg"
     assert north.reopened().code(pretrain) == "ok"
     assert len(stub.ran) == 2
+
+
+def test_a_first_approval_is_none_of_a_study_that_the_second_person_begins_again(
+    tmp_path: Path, two: Site, stub: Stub
+) -> None:
+    north = hospital(tmp_path / "north", two)
+    for name, passphrase in (("Anna Berg", ANNA), ("Ben Fuchs", BEN)):
+        add_person(north.state, name, passphrase)
+        approve_as(north.state, two, STUDY, name=name, passphrase=passphrase)
+    assert north.code(request(STUDY, "pretrain", "source")) == "ok"
+    withdraw(north.state, STUDY.hash())
+    approve_by_policy(north.state, two, STUDY, name="Anna Berg", passphrase=ANNA)
+    begun = approve_by_policy(north.state, two, STUDY, name="Ben Fuchs", passphrase=BEN, restart=True)
+    assert begun.names == "Ben Fuchs"
+    assert not valid_approvals(north.state, two.config)
+    both = approve_by_policy(north.state, two, STUDY, name="Anna Berg", passphrase=ANNA)
+    assert both.names == "Ben Fuchs and Anna Berg"
 
 
 def test_a_first_approval_of_another_policy_does_not_count(state: State, site: Site, two: Site) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from empty_trap import EmptyTrap
 from hospital import with_policy
 from reconstruction import reconstruct
 from tiny import answer, refusal, request, study, workers
@@ -16,7 +17,7 @@ from common.networks import initial_networks
 from common.study import Study, parse_study
 from server.run import run_study
 from simulations.audit.ask import Refused
-from simulations.audit.trap import EmptyTrap, MimTrap, SuperviseTrap
+from simulations.audit.trap import MimTrap, SuperviseTrap
 from simulations.local import LocalTransport
 
 FIRST = "source_branch.encoder/conv_0.conv_0.conv.weight"

@@ -214,6 +214,24 @@ def test_the_output_is_neither_within_the_input_nor_around_it(scans: Path, out: 
         check_apart(scans, scans.parent / out)
     check_apart(scans, scans.parent / "out")
     check_apart(scans / "s0.png", scans / "out")  # a single file is not read again
+    for around in (scans, scans.parent):  # there `masks` could be the hospital's own outlines
+        with pytest.raises(RunError, match="apart from the images"):
+            check_apart(scans / "s0.png", around)
+
+
+def test_two_inputs_whose_results_would_have_one_name_do_not_replace_each_other(
+    letterbox: Model, scans: Path, tmp_path: Path
+) -> None:
+    dicom(scans / "s0", np.stack([frame(4)]), StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4")
+    dicom(scans / "s1-loop", np.stack([frame(4), frame(5)]), StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.5")
+    Image.fromarray(frame(6)).save(scans / "s1-loop-0000.png")
+
+    outcome = predict(letterbox, scans, tmp_path / "out")
+
+    names = [row.image for row in outcome.rows]
+    assert sorted(names) == sorted({path.name for path in (tmp_path / "out/masks").iterdir()})
+    assert [problem.split(":")[0] for problem in outcome.problems] == ["s0.png", "s1-loop-0000.png"]
+    assert "same-name: expected files whose results differ in name" in outcome.problems[0]
 
 
 def test_every_format_is_read_and_what_is_no_image_is_named(

@@ -20,6 +20,7 @@ from clients.predict import OUTLINE, TABLE, Frames, Input, predict, segment
 from clients.released import Model, load_model
 from clients.results import masks
 from clients.results.summary import LOOK_AGAIN_DICE, row_of, write_rows
+from clients.results.video import OverlayVideo
 from common.errors import RunError
 from common.release import RELEASE
 from crossprobe import main
@@ -137,7 +138,7 @@ def test_a_header_that_no_file_can_be_made_for_costs_that_file_alone(model: Mode
 
     outcome = predict(model, scans, tmp_path / "out")
 
-    assert any("turned.nii: no-result-file: expected a header that a .seg file" in line for line in outcome.problems)
+    assert any("turned.nii: no-result-file: expected an input that a .seg file" in line for line in outcome.problems)
     assert {"still.png", "turned.nii.png"} <= {row.image for row in outcome.rows}
     assert (tmp_path / "out/results.csv").exists()
 
@@ -179,14 +180,30 @@ def test_a_video_gets_a_video_with_the_outline_at_its_rate(
 
 
 def test_an_odd_side_is_padded_as_players_want_even_ones(model: Model, scans: Path, tmp_path: Path) -> None:
-    from clients.results.video import OverlayVideo
-
     source = video(scans / "loop.mp4", loop(2))
     made = OverlayVideo(source, tmp_path / "out", "loop", "model")
     made.add(np.zeros((33, 47), bool), np.full((33, 47, 3), 90, np.uint8))
 
     with av.open(str(made.close())) as found:
         assert (found.streams.video[0].height, found.streams.video[0].width) == (34, 48)
+
+
+def test_a_video_that_the_encoder_refuses_is_a_named_problem_and_the_others_are_segmented(
+    model: Model, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: OverlayVideo, mask: np.ndarray, overlay: np.ndarray) -> None:
+        raise av.error.ExternalError(542398533, "Generic error in an external library")  # as of a width of 17,000
+
+    video(scans / "loop.avi", loop(2))
+    monkeypatch.setattr(OverlayVideo, "add", refuse)
+
+    outcome = predict(model, scans, tmp_path / "out")
+
+    (problem,) = outcome.problems
+    assert problem.startswith("loop.avi: no-result-file: expected an input that a .avi file can be made for")
+    assert [row.image for row in outcome.rows] == ["loop.avi-0000.png", "loop.avi-0001.png"]
+    assert {path.name for path in (tmp_path / "out/masks").iterdir()} == {row.image for row in outcome.rows}
+    assert (tmp_path / "out/results.csv").exists()
 
 
 def test_half_a_video_is_taken_away(model: Model, scans: Path, tmp_path: Path) -> None:

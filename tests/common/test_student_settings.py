@@ -21,8 +21,9 @@ def test_only_a_study_that_distils_has_a_student() -> None:
     assert "student" in distilling().predictors
     assert baseline_of(distilling()).student is None
     for of, has in ((study(), False), (distilling(), True)):
-        evaluate = of.rounds()[-1].stage.target
-        assert (set(STUDENT) <= set(of.components_of(evaluate))) == has
+        evaluate = of.rounds()[-1].stage
+        assert evaluate.target is not None
+        assert (set(STUDENT) <= set(of.components_of(evaluate.target))) == has
         assert any(name.startswith("student/") for name in of.metrics_of(evaluate, "target")) == has
 
 

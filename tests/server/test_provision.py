@@ -27,6 +27,8 @@ from server.federation.provision import (
     signing_fingerprint,
     valid_host,
 )
+from server.signed import SITES as SITE_KEYS
+from simulations.processes import free_port
 
 SITES = [KitSite("north", "source"), KitSite("east", "target")]
 
@@ -250,6 +252,24 @@ def test_the_fingerprint_is_that_of_ssh_keygen(tmp_path: Path) -> None:
     except FileNotFoundError:
         pytest.skip("ssh-keygen is not installed here")
     assert done.stdout.split()[:2] == ["384", made]
+
+
+def test_a_stolen_key_signs_nothing_any_more_also_where_the_superlink_is_away(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CROSSPROBE_SIGNING_KEYS", raising=False)
+    assert main(["provision", str(study), "--out", str(tmp_path / "kits"), "--site", "north:source"]) == 0
+    link = ["--address", f"localhost:{free_port()}", "--ca", str(tmp_path / "kits/coordinator/ca.crt")]
+    keys = tmp_path / "signing"
+    (keys / SITE_KEYS).mkdir(parents=True)
+    (keys / SITE_KEYS / "north.pub").write_bytes(b"stolen")
+    assert main(["study", "unregister", "north", *link]) == 1
+    assert "CROSSPROBE_SIGNING_KEYS" in capsys.readouterr().err
+    assert main(["study", "unregister", "north", "--keys", str(keys), *link]) == 1
+    shown = capsys.readouterr()
+    assert "takes the signature of north" in shown.out
+    assert "Check that the SuperLink runs" in shown.err
+    assert not (keys / SITE_KEYS / "north.pub").exists()
 
 
 def test_the_commands_say_what_to_do_next(

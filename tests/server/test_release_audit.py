@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from finished import Finished
+from tiny import Remembered
 
 from common.audit_record import AuditRecord
 from common.messages import digest
@@ -17,6 +18,7 @@ from common.simulated import simulated_coordinator_key
 from crossprobe import main
 from server.audit_card import audited
 from server.release import export_release
+from server.run import run_study
 
 
 @pytest.fixture
@@ -133,6 +135,30 @@ def test_a_simulations_release_takes_its_audit_without_keys(
     assert released(run, tmp_path, record) == 0
     find_release(run, key.public_key())
     assert "**Not audited.**" not in (run / RELEASE / CARD).read_text()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_finished_run_that_is_resumed_keeps_its_audited_card_and_signature(
+    signed: bool, run: Path, tmp_path: Path, record: dict[str, Any], finished: Finished
+) -> None:
+    keys = tmp_path / "signing"
+    assert main(["study", "keygen", str(keys)]) == 0
+    assert released(run, tmp_path, record, *(["--keys", str(keys)] if signed else [])) == 0
+    before = {path.name: path.read_bytes() for path in (run / RELEASE).iterdir()}
+    assert (SIGNATURE in before) == signed
+    run_study(finished.study, Remembered(finished.transport), run, resume=True)
+    assert {path.name: path.read_bytes() for path in (run / RELEASE).iterdir()} == before
+    (run / RELEASE / CARD).write_text("**Safe.**")  # one that somebody changed is made anew
+    run_study(finished.study, Remembered(finished.transport), run, resume=True)
+    assert "**Not audited.**" in (find_release(run) / CARD).read_text()
+
+
+def test_an_audit_whose_numbers_belong_to_nobody_says_that_none_was_attacked(
+    run: Path, tmp_path: Path, record: dict[str, Any]
+) -> None:
+    record["numbers"] = [number | {"cohorts": False} for number in record["numbers"]]
+    assert released(run, tmp_path, record) == 0
+    assert "Numbers that leave beside the updates were not attacked." in (find_release(run) / CARD).read_text()
 
 
 def test_each_threshold_fails_the_audit_by_itself(record: dict[str, Any]) -> None:

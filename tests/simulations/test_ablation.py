@@ -264,6 +264,11 @@ def test_a_second_run_trains_nothing_again(finished: tuple[Ablation, Path, dict]
     assert json.dumps(again["data"]) == json.dumps(summary["data"])
 
 
+def test_a_study_that_begins_with_weights_of_a_file_is_refused(sites: Sequence[Path], tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="leave the key initial out"):
+        stage_cache(sites, tmp_path, initial={"baseline": {"file": "x", "sha256": "0" * 64}})
+
+
 def test_an_unknown_variant_and_a_missing_study_are_named(tmp_path: Path) -> None:
     content = {
         "name": "x",

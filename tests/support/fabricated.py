@@ -87,7 +87,9 @@ def fabricate(
         for site, participant in participants.items():
             task = round_.stage.task_of(participant.role)
             if task is not None and (task.task != "evaluate" or participant.labelled_test):
-                sites[site] = entry(participant.role, task.task, round_.index, (evaluated or {}).get(site, {}))
+                own = entry(participant.role, task.task, round_.index, (evaluated or {}).get(site, {}))
+                told = study.metrics_of(round_.stage, participant.role)
+                sites[site] = replace(own, metrics={name: x for name, x in own.metrics.items() if name in told})
         scores = [own.metrics["score"] for own in sites.values() if "score" in own.metrics]
         record = RoundRecord(
             round_.index,

@@ -158,6 +158,10 @@ def _lies_in(root: Path, name: str) -> bool:
 def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> Source:
     cells, where = line.cells, f"{table.name} line {line.number}"
     image, mask = (cells[name].replace("\\", "/") for name in ("image", "mask"))
+    if not image:
+        findings.append(
+            Finding("missing-image", where, "expected the path of an image, found an empty cell", "Fill it in")
+        )
     for name in filter(None, (image, mask)):
         if not _lies_in(folder, name):
             message = f"expected a file within {folder.name}, found {name!r}"
