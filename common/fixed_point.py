@@ -25,6 +25,18 @@ def check_range(x: np.ndarray, most_patients: int) -> None:
         raise ContractError("absurd-norm", "an update is too large to be summed exactly")
 
 
+def check_room(max_norm: float, most_patients: int) -> None:
+    """Check that no updates within a study's bound could overflow the sum of a role.
+
+    It looks at none of them: a refusal that depended on an update would tell how large it is.
+
+    Raises:
+        ContractError: `absurd-norm`.
+    """
+    if max_norm * SCALE * most_patients >= _LIMIT:
+        raise ContractError("absurd-norm", f"updates of a norm of {max_norm:g} are too large to be summed exactly")
+
+
 def to_fixed(x: np.ndarray) -> np.ndarray:
     """Return `rint(x * 2^32)`, int64."""
     return np.rint(x.astype(np.float64) * SCALE).astype(np.int64)

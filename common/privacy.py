@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from common.settings import Settings
 
+#: Above it even a formal promise is weak.
+WEAK_EPSILON = 8.0
+
 
 class Privacy(Settings):
     """Patient-level DP-SGD (Abadi et al. 2016; a user is a patient: McMahan et al. 2018).
@@ -27,8 +30,8 @@ class Privacy(Settings):
             before the clip. 2: the mean of two is steadier, at twice the time and no epsilon.
         delta: probability with which epsilon may fail; it has to be far below one in the patients. 1e-5
             suits up to some thousands of them.
-        epsilon_cap: a site that would come above it, all of its studies together, stops. Above 8 even a
-            formal promise is weak.
+        epsilon_cap: a site that would come above it, all of its studies together, stops. Above `WEAK_EPSILON` a site
+            takes the study for one without privacy, unless its policy has a cap of its own.
         evaluation: `none`: no round evaluates, and all that leaves is covered by epsilon. `outside`: the
             closing evaluation runs on `test` patients, who are in no training; its means and intervals
             are not noised, and epsilon does not cover them.
@@ -39,7 +42,7 @@ class Privacy(Settings):
     nominal_patients: int = Field(ge=1, le=1_000_000)
     frames_per_patient: int = Field(default=2, ge=1, le=64)
     delta: float = Field(default=1e-5, gt=0, le=1e-3)
-    epsilon_cap: float = Field(default=8.0, gt=0, allow_inf_nan=False)
+    epsilon_cap: float = Field(default=WEAK_EPSILON, gt=0, allow_inf_nan=False)
     evaluation: Literal["none", "outside"] = "none"
 
     @model_validator(mode="after")

@@ -56,6 +56,17 @@ class Stage(Settings):
             return 0.0
         return self.weights.get(component, {}).get(role, 1.0 / len(trainers))
 
+    def travel(self, component: str) -> float:
+        """Return how far a round moves a weight at most: steps x learning rate x rho, of both roles together."""
+        return sum(self.travel_of(component, role) for role in ROLES)
+
+    def travel_of(self, component: str, role: Role) -> float:
+        """Return the part of one role in `travel`."""
+        task = self.task_of(role)
+        if not isinstance(task, TrainingTask) or component not in task.trains:
+            return 0.0
+        return self.rho(component, role) * task.learning_rate * task.steps
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.source is None and self.target is None:

@@ -34,7 +34,7 @@ class ImageGrid(Settings):
 
     size: int = Field(default=64, ge=32, le=1024, multiple_of=8)
     geometry: Literal["spacing", "letterbox"] = "spacing"
-    spacing_mm: float | None = Field(default=0.625, gt=0, le=5)
+    spacing_mm: float | None = Field(default=0.625, ge=0.02, le=5)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -171,6 +171,21 @@ class Study(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names) or {"score", "evaluate"} & set(names):
             raise ValueError("stage names must differ, and `score` and `evaluate` are the engine's own")
+        evaluating = [
+            stage.name for stage in self.stages for role in ROLES if isinstance(stage.task_of(role), Evaluate)
+        ]
+        if evaluating:
+            raise ValueError(
+                f"stage `{evaluating[0]}`: `evaluate` is the engine's own closing round; each more would be a look at "
+                "the test patients by a model of the coordinator's choice"
+            )
+        first_released = next((i for i, stage in enumerate(self.stages) if stage.selects_release), len(self.stages))
+        late = [stage.name for stage in self.stages[first_released + 1 :] if stage.begin]
+        if late:
+            raise ValueError(
+                f"stage `{late[0]}`: a branch may begin as the other one only before a model can be released: one that "
+                "came back would be none that a site can know"
+            )
         return self
 
     @model_validator(mode="after")

@@ -196,7 +196,7 @@ class SelfSupervise(TrainingTask):
         mask_block: side of a block in pixels; larger than speckle, smaller than the bone.
         contrast_weight: weight of the contrastive term beside the reconstruction; 0 switches it off.
         reconstruction_weight: weight of the reconstruction; 0 switches it off.
-        contrast_temperature: InfoNCE's temperature.
+        contrast_temperature: InfoNCE's temperature; a large one shrinks gradients as a small weight of the loss does.
     """
 
     meaning: ClassVar[str] = (
@@ -215,7 +215,7 @@ class SelfSupervise(TrainingTask):
     mask_block: int = Field(default=8, ge=2)
     reconstruction_weight: LossWeight = 1.0
     contrast_weight: LossWeight = 0.1
-    contrast_temperature: float = Field(default=0.2, gt=0)
+    contrast_temperature: float = Field(default=0.2, ge=0.01, le=10)
 
     def _whole_branches(self) -> list[str]:
         return []  # the decoder never sees an unlabelled image here, so it does not travel

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from clients.governance.proposal import Budget, Proposal
+from common.privacy import WEAK_EPSILON
 
 
 def declared(proposal: Proposal) -> str:
@@ -13,16 +14,23 @@ def declared(proposal: Proposal) -> str:
 
 def what_it_tells(proposal: Proposal) -> str:
     """Return what never leaves, and what that which leaves could still tell."""
-    bound = (
-        "What the changes to the networks could still tell about single patients is not bounded in this study: it "
-        "has no differential privacy. A coordinator who sends networks made for it can rebuild images of your "
-        "patients from such changes; the policy's bounds make that harder and do not rule it out. Approve only if you "
-        "trust the coordinator as you would with the images, or ask for a study with differential privacy."
-        if proposal.budget is None
-        else "What the changes to the networks could tell about single patients is bounded by its differential privacy."
-    )
     return (
-        f"No image, label, file name or patient's name leaves. {_in_cohorts(proposal)}{_under_masks(proposal)}{bound}"
+        f"No image, label, file name or patient's name leaves. {_in_cohorts(proposal)}{_under_masks(proposal)}"
+        f"{_of_single_patients(proposal.budget)}"
+    )
+
+
+def _of_single_patients(budget: Budget | None) -> str:
+    what = "What the changes to the networks could tell about single patients is"
+    if budget is not None and budget.cap <= WEAK_EPSILON:
+        return f"{what} bounded by its differential privacy."
+    why = "it has no differential privacy"
+    if budget is not None:
+        why = f"its differential privacy is capped at an epsilon of {budget.cap:g}, over {WEAK_EPSILON:g}"
+    return (
+        f"{what} not bounded in this study: {why}. A coordinator who sends networks made for it can rebuild images of "
+        "your patients from such changes; the policy's bounds make that harder and do not rule it out. Approve only if "
+        "you trust the coordinator as you would with the images, or ask for a study with differential privacy."
     )
 
 

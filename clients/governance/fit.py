@@ -61,7 +61,7 @@ def misfits(study: Study, site: Site) -> Iterator[Finding]:
         )
     few: dict[Split, list[str]] = {}
     # Under privacy the noise takes the place of the floor; nothing can be drawn from nobody all the same.
-    least = site.config.policy.min_update_patients if study.privacy is None else 1
+    least = 1 if site.config.policy.bounded(study) else site.config.policy.min_update_patients
     for stage, task in own:
         if isinstance(task, TrainingTask) and task.split and len(site.patients(task.split)) < least:
             few.setdefault(task.split, []).append(f"{task.task} (stage {stage.name})")

@@ -5,12 +5,15 @@ norms decide how far an update is from that, so each has a bound in the site's p
 on the page that a hospital approves. Bounds make such an attack dearer; only differential privacy rules it out.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from common.components import ROLES, Role
+from common.stage import Stage
 from common.study import Study
-from common.tasks import SelfSupervise, Task, TrainingTask
+from common.tasks import Score, SelfSupervise, Task, TrainingTask
 
 if TYPE_CHECKING:
     from clients.governance.policy import Policy
@@ -25,7 +28,8 @@ class Limit:
         words: what the setting is, for a hospital.
         least: the bound is the least allowed value; else the largest.
         value: the setting in a task of a study, or None where the task has none.
-        unless_private: differential privacy bounds the same, so that the limit falls away with it.
+        unless_private: differential privacy bounds the same, so that the limit falls away with it, see
+            `clients.governance.policy.Policy.bounded`.
     """
 
     key: str
@@ -75,6 +79,33 @@ def _norm(study: Study, task: Task) -> float | None:
     return study.participation.max_norm if isinstance(task, TrainingTask) else None
 
 
+def _travel(study: Study, task: Task) -> float | None:
+    if not isinstance(task, TrainingTask):
+        return None
+    return max(stage.travel(name) for stage, _ in _stages_of(study, task) for name in task.trains)
+
+
+def _travel_ratio(study: Study, task: Task) -> float | None:
+    if not isinstance(task, TrainingTask):
+        return None
+    return max(
+        stage.travel(name) / own if (own := stage.travel_of(name, role)) else math.inf
+        for stage, role in _stages_of(study, task)
+        for name in task.trains
+    )
+
+
+def _stages_of(study: Study, task: Task) -> Iterator[tuple[Stage, Role]]:
+    return ((stage, role) for stage in study.stages for role in ROLES if stage.task_of(role) == task)
+
+
+def _score_rounds(study: Study, task: Task) -> float | None:
+    if not isinstance(task, Score):
+        return None
+    every = [round_.stage for round_ in study.rounds()]
+    return max(sum(isinstance(stage.task_of(role), Score) for stage in every) for role in ROLES)
+
+
 LIMITS = (
     Limit("min_update_draws", "images behind each update (steps x patients a step)", True, _draws, unless_private=True),
     Limit("max_mask_ratio", "share of an image that is hidden and filled in", False, _mask_ratio),
@@ -82,6 +113,9 @@ LIMITS = (
     Limit("max_learning_rate", "learning rate", False, _rate),
     Limit("max_weight_decay", "weight decay", False, _decay),
     Limit("max_update_norm", "size of an update (L2 norm)", False, _norm),
+    Limit("max_travel", "how far a round moves a weight at most (steps x learning rate x rho)", False, _travel),
+    Limit("max_travel_ratio", "the same over that of your own update alone", False, _travel_ratio),
+    Limit("max_score_rounds", "rounds that only measure the model you received", False, _score_rounds),
 )
 
 
@@ -89,5 +123,5 @@ def settings_of(study: Study, task: Task, policy: "Policy") -> Iterator[Setting]
     """Yield the limited settings of a task in a study, each with the policy's bound."""
     for limit in LIMITS:
         value = limit.value(study, task)
-        if value is not None and not (limit.unless_private and study.privacy is not None):
+        if value is not None and not (limit.unless_private and policy.bounded(study)):
             yield Setting(limit.key, limit.words, value, getattr(policy, limit.key), limit.least)

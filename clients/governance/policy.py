@@ -15,6 +15,7 @@ from clients.data.findings import Finding
 from clients.governance.limits import settings_of
 from common.components import COMPONENTS, Role
 from common.errors import ContractError
+from common.privacy import WEAK_EPSILON
 from common.study import Study
 from common.tasks import TASKS, Task, all_metrics
 
@@ -59,6 +60,15 @@ class Policy(BaseModel):
     # Honest rounds stay under 100 at 0.3 million parameters.
     max_update_norm: float = Field(default=1e3, gt=0)
 
+    # The three below are left out of the hash at their defaults, so that approvals from before them hold. The shipped
+    # studies' rounds move a weight by 0.6 at most, and by five times one's own part. Where that of others may be far
+    # larger than one's own, weights can come that a few steps of one's own were made for.
+    max_travel: float = Field(default=1.0, gt=0, exclude_if=(1.0).__eq__)
+    max_travel_ratio: float = Field(default=10.0, ge=1, exclude_if=(10.0).__eq__)
+
+    # Each is one more number of the same patients under the coordinator's weights. The shipped studies have two.
+    max_score_rounds: int = Field(default=10, ge=1, exclude_if=(10).__eq__)
+
     # 3 or more: only a sum with the updates of so many sites may be learnt by anybody, which takes a study with
     # `secure_aggregation` for this role. Left out of the hash while it is 1, so that approvals from before hold.
     min_summed_sites: int = Field(default=1, ge=1, exclude_if=(1).__eq__)
@@ -95,7 +105,8 @@ class Policy(BaseModel):
     # refuses every study without differential privacy.
     privacy_required: bool = False
 
-    # No cap while no privacy is asked for; a study without differential privacy is over any cap. It is
+    # No cap of the site's own while no privacy is asked for; then a study's counts as private if it has one of
+    # `common.privacy.WEAK_EPSILON` at most. A study without differential privacy is over any cap. It is
     # on all studies together, at the delta of the study that asks.
     epsilon_cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
@@ -154,6 +165,13 @@ class Policy(BaseModel):
         """Whether a metric of the contract may leave."""
         return _covers(self.allowed_metrics, name)
 
+    def bounded(self, study: Study) -> bool:
+        """Whether differential privacy bounds what a study tells: by an epsilon that means something, or this policy's.
+
+        A study writes its own cap, and one of a million is no promise. The site stops at the smaller of the two.
+        """
+        return study.privacy is not None and (self.epsilon_cap is not None or study.privacy.epsilon_cap <= WEAK_EPSILON)
+
     def findings(self, study: Study, role: Role, *, today: date, sent_bytes: Mapping[str, int]) -> list[Finding]:
         """Return everything in a study that this policy does not allow to a site of `role`.
 
@@ -189,7 +207,7 @@ class Policy(BaseModel):
 
     def check_drawn(self, study: Study, patients: int) -> None:
         """Check how many different patients were really drawn for an update. Raises ContractError `policy-patients`."""
-        if study.privacy is None:
+        if not self.bounded(study):
             _refuse(self._of_drawn(patients, "the update"))
 
     def check_bytes(self, count: int) -> None:
@@ -216,11 +234,15 @@ class Policy(BaseModel):
             )
         # How far the cap reaches is the accountant's business: a study that comes above it stops there.
         for key, asked in (("privacy_required", self.privacy_required), ("epsilon_cap", self.epsilon_cap is not None)):
-            if asked and study.privacy is None:
+            if asked and not self.bounded(study):
+                found = (
+                    "one without" if study.privacy is None else f"one that may come to {study.privacy.epsilon_cap:g}"
+                )
                 yield _finding(
                     "privacy-required",
                     key,
-                    "expected a study with differential privacy, found one without: its epsilon is unbounded",
+                    f"expected a study with differential privacy, its epsilon capped at {WEAK_EPSILON:g} or less, "
+                    f"found {found}",
                     "Ask the coordinator for a study with differential privacy, or change the policy",
                 )
 

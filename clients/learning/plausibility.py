@@ -49,7 +49,7 @@ SPREAD_OF_PUBLIC = 1.3
 #: How far an image has to move a channel after public weights: in trained layers nine of ten moved by 0.27 or more.
 #: Scales differ so much that a cosine lets most of them be nothing, and then all but a hundredth of the image is lost.
 MOVED_OF_PUBLIC = 0.05
-#: Tensors of fewer numbers have no statistics.
+#: Tensors of fewer numbers have no statistics but their spread.
 LEAST = 16
 #: Messages that passed last and are remembered: one of each role.
 KEPT = 2
@@ -105,11 +105,13 @@ class Plausibility:
                     yield f"{name}: expected sizes of {least:g} to {most:g}, found {found}"
                 continue
             began = _spread(initial)
-            if x.size < LEAST or began == 0.0:  # the head's last layer begins at zero
+            if began == 0.0:  # the head's last layer begins at zero
                 continue
             spread, most = _spread(x), SPREAD if x.size >= SMALL else SMALL_SPREAD
             if component_of(name) not in self.given and not began / most <= spread <= began * most:
                 yield f"{name}: expected a spread near {began:.3g}, found {spread:.3g}"
+            elif x.size < LEAST:
+                continue
             elif (focus := concentration(x)) < CONCENTRATION:
                 yield f"{name}: expected no few weights to be all, found a concentration of {focus:.3g}"
             elif (alike := likeness(x)) > LIKENESS:

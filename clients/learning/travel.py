@@ -5,7 +5,8 @@ step of Adam moves a number by about its rate at most, an average of sites by no
 server adds rho times that. So what a request brings lies within a distance of what this site was sent before that
 follows from its own copy of the study alone; before the first round, of the seeded weights. The fewer and smaller the
 steps behind an update, and the more that update is a copy of images therefore, the closer the weights have to stay to
-those that the site knows: whoever wants others has to ask for them step by step, in rounds that train.
+those that the site knows: whoever wants others has to ask for them step by step, in rounds that train. How much farther
+a round may go than a site's own update does is bounded by its policy (`max_travel`, `max_travel_ratio`).
 
 This bounds the way, not where it leads: over many rounds of many steps it allows everything. Then only
 `clients.learning.plausibility` looks.
@@ -85,10 +86,8 @@ class Travel:
             return origin, None, remembered
         if self._may_come_back(component, since, round_, task):
             # From what was known back to what was released, and on from there: each round at most once.
-            earlier = range(min(self.first_released, since), since)
-            if any(self._begun_from(component, index + 1) != component for index in earlier):
-                return origin, None, remembered
-            way += sum(self._moved(component, index) for index in earlier)
+            # No branch began as the other one in between, as a study sees to.
+            way += sum(self._moved(component, index) for index in range(min(self.first_released, since), since))
         return origin, way, remembered
 
     def _back(self, component: str, index: int) -> Iterator[tuple[str, int, float]]:
@@ -124,7 +123,7 @@ class Travel:
         round_, way = self.rounds[index], 0.0
         for role in ROLES:
             task = round_.stage.task_of(role)
-            if isinstance(task, TrainingTask) and component in task.trains:
-                rate = task.learning_rate * annealed(round_.learning_rate_progress(task, 0))
-                way += round_.stage.rho(component, role) * STEP * rate * task.steps
+            if isinstance(task, TrainingTask):
+                annealing = annealed(round_.learning_rate_progress(task, 0))
+                way += STEP * annealing * round_.stage.travel_of(component, role)
         return way

@@ -37,7 +37,7 @@ from common.messages import (
     UnmaskRequest,
 )
 from common.signing import NO_RUN, Sealed, public_key_of, seal, unseal
-from common.tasks import TASKS, TrainingTask
+from common.tasks import TASKS
 
 log = logging.getLogger("crossprobe.worker")
 
@@ -241,9 +241,8 @@ class Gatekeeper:
         place = replace(answered, round=header.round, request=request.sha256, reply=b"", survivors=(), runs=runs)
 
         def begin() -> None:
-            """Close the round to any other request: under privacy each of them would be another look."""
-            if approval.study.privacy is not None:
-                self.state.keep_answer(approval.study_hash, place)
+            """Close the round to any other request: each of them would be another look, whatever came of this one."""
+            self.state.keep_answer(approval.study_hash, place)
 
         reply = worker.answer(
             request,
@@ -260,9 +259,8 @@ class Gatekeeper:
             frozen = {name: value for name, value in reply.header.metrics.items() if numbers[name].frozen}
             place = replace(place, reply=reply.payload, frozen={**frozen, **answered.frozen})
             self.state.keep_answer(approval.study_hash, place)
-            if issubclass(TASKS[header.task], TrainingTask):  # of the others nobody looked at the weights
-                brought = received.after(request.tensors, header.round)
-                keep_received(self.state, approval.study_hash, answered.start, brought)
+            brought = received.after(request.tensors, header.round)
+            keep_received(self.state, approval.study_hash, answered.start, brought)
         elif isinstance(reply.header, Refusal) and reply.header.code == ROUND_SPENT:
             self.state.keep_answer(approval.study_hash, replace(place, reply=reply.payload))
         return reply

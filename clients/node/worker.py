@@ -24,6 +24,7 @@ from clients.node.refusals import ROUND_SPENT, refusal
 from common.components import Tensors
 from common.contract import MAX_MODEL_NORM, check_metrics, check_tensors
 from common.errors import ContractError, CrossProbeError, SiteStateError
+from common.fixed_point import check_room
 from common.messages import (
     EnrolReply,
     EnrolRequest,
@@ -206,8 +207,7 @@ class Worker:
         check_tensors(request.tensors, shapes, max_norm=MAX_MODEL_NORM)
         torch.set_num_threads(self.site.config.threads)
         self.networks.load(request.tensors)
-        if isinstance(task, TrainingTask):
-            self._check_plausible(request, round_, task, received)
+        self._check_plausible(request, round_, task, received)
         charge = charge_of(
             self.study, self.study_hash, round_, task, derive(self.secret, "charge", request.sha256).hex()
         )
@@ -294,7 +294,7 @@ class Worker:
         try:
             if received is not None:
                 self._travel.check(request.tensors, round_, task, received)
-            self._plausibility.check(request.tensors, self.networks, task.components(), request.sha256)
+            self._plausibility.check(request.tensors, self.networks, self.study.components_of(task), request.sha256)
         except ContractError as error:
             if self.site.config.policy.implausible_weights == "refuse":
                 raise
@@ -305,6 +305,10 @@ class Worker:
         if (masking is not None) != self.study.masks(task, self.site.config.role):
             raise ContractError("other-masking", "the study says whether this update is summed under masks")
         if masking is not None:
+            fewest = self.study.participation.quorum[self.site.config.role]  # what the approval's promise stands on
+            if len(masking.keys) < fewest:
+                raise ContractError("too-few-summed", f"{len(masking.keys)} sites are asked, the study says {fewest}")
+            check_room(self.study.participation.max_norm, masking.patients)
             self.site.config.policy.check_summed(self.masker.check(masking))
 
     def _check_study(self, study_hash: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finished import Finished
 from hospital import SECRET, Hospital, Stub, done, hospital, with_policy
@@ -19,6 +20,8 @@ from clients.learning.training import TaskContext
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.refusals import refusal as refused
 from clients.node.worker import Worker
+from common.components import FUSED
+from common.errors import ContractError
 from common.messages import EnrolReply, EnrolRequest, TaskReply, TaskRequest, pack, unpack
 from common.networks import initial_networks
 from common.run_folder import RunFolder
@@ -96,7 +99,37 @@ def test_a_study_withdrawn_while_its_task_runs_sends_nothing(north: Hospital, st
     stub.during = lambda context: withdraw(north.state, STUDY.hash()) and None
     assert north.worker.handle(PRETRAIN) == NOTHING_ELSE
     assert stub.ran == ["supervise"]
-    assert north.state.answered(STUDY.hash()).round == -1
+    approve(north.state, north.site, STUDY, by="anna")
+    other = request(STUDY, "pretrain", "source", prior=0.5)
+    assert north.code(other) == "round-answered"  # patients were looked at once for this round
+    stub.during = lambda context: None
+    assert north.code(PRETRAIN) == "ok"
+
+
+def test_a_task_that_came_to_nothing_can_be_asked_again_as_it_was_and_not_otherwise(
+    north: Hospital, stub: Stub
+) -> None:
+    """Else a coordinator whose bounds refuse every update could look at the same patients as often as it likes."""
+
+    def fail(context: TaskContext) -> None:
+        raise ContractError("absurd-norm", "as with a bound of next to nothing")
+
+    stub.during = fail
+    assert north.code(PRETRAIN) == "absurd-norm"
+    assert north.code(request(STUDY, "pretrain", "source", prior=0.5)) == "round-answered"
+    north = north.reopened()
+    assert north.code(request(STUDY, "pretrain", "source", prior=0.5)) == "round-answered"
+    stub.during = lambda context: None
+    assert north.code(PRETRAIN) == "ok"
+
+
+@pytest.mark.parametrize("stage", ["score", "evaluate"])
+def test_weights_that_no_training_makes_measure_nothing_either(stage: str, north: Hospital, stub: Stub) -> None:
+    stub.metrics = {}
+    made = {name: np.full_like(x, 0.5) for name, x in initial_networks(STUDY).export(FUSED).items()}
+    assert north.code(request(STUDY, stage, "source", made)) == "implausible-weights"
+    assert stub.ran == []
+    assert north.code(request(STUDY, stage, "source")) == "ok"
 
 
 def test_an_approval_is_void_when_the_policy_or_the_software_changes(
@@ -162,7 +195,7 @@ def test_a_round_whose_task_failed_can_be_asked_again(north: Hospital, stub: Stu
     stub.during = fail
     assert north.code(PRETRAIN) == "task-failed"
     stub.during = lambda context: None
-    assert north.code(request(STUDY, "pretrain", "source", prior=0.3)) == "ok"
+    assert north.code(PRETRAIN) == "ok"
 
 
 def test_a_study_that_starts_over_has_other_randomness(north: Hospital) -> None:
@@ -214,7 +247,7 @@ def test_what_the_policy_does_not_allow_is_refused_by_its_code(
 ) -> None:
     north = hospital(tmp_path / "state", with_policy(site, **policy), STUDY)
     assert north.code(PRETRAIN) == code
-    assert north.state.answered(STUDY.hash()).round == (0 if code == "ok" else -1)
+    assert north.state.answered(STUDY.hash()).round == (0 if code in ("ok", "policy-bytes") else -1)
     assert bool(stub.ran) == (code in ("ok", "policy-bytes"))
 
 

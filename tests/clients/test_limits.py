@@ -11,6 +11,7 @@ from hospital import Stub, done, hospital, with_policy
 from tiny import answer, one_stage, refusal, request, study, workers, write_site
 
 from clients.data.site import Site, load_site
+from clients.governance.approval_words import what_it_tells
 from clients.governance.limits import LIMITS, settings_of
 from clients.governance.policy import Policy
 from clients.governance.proposal import propose
@@ -22,11 +23,29 @@ ENCODER = ["target_branch.encoder", "mim_decoder", "projector"]
 TODAY = date(2026, 5, 1)
 
 
-def masked(batch_size: int = 8, participation: Mapping[str, Any] | None = None, **task: Any) -> Study:
+def masked(
+    batch_size: int = 8,
+    participation: Mapping[str, Any] | None = None,
+    privacy: Mapping[str, Any] | None = None,
+    **task: Any,
+) -> Study:
     """A study of masked image modelling alone, within every default bound unless changed."""
     target = {"task": "self_supervise", "trains": ENCODER, "steps": 16} | task
     stages = [{"name": "only", "rounds": 2, "target": target}]
-    return study(batch_size=batch_size, participation=participation or {}, stages=stages)
+    more: dict[str, Any] = {"privacy": privacy, "network": {"features": [8] * 6, "norm": "group"}} if privacy else {}
+    return study(batch_size=batch_size, participation=participation or {}, stages=stages, **more)
+
+
+def beside(source: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Study:
+    """The same, where source sites train the encoder too: their part moves what a target is sent."""
+    target = {"task": "self_supervise", "trains": ENCODER, "steps": 16}
+    own = {"task": "supervise", "trains": ["target_branch"], "steps": 16} | source
+    stage = {"name": "only", "rounds": 2, "source": own, "target": target}
+    return study(batch_size=8, stages=[stage | ({"weights": {ENCODER[0]: weights}} if weights else {})])
+
+
+#: A section that is there, and an epsilon that says nothing.
+PROMISES_NOTHING = {"nominal_patients": 8, "noise_multiplier": 0.1, "delta": 1e-3, "epsilon_cap": 1e12}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +71,11 @@ def test_an_honest_study_is_within_the_default_bounds(site: Site) -> None:
         (masked(learning_rate=1.0), "max_learning_rate"),
         (masked().model_copy(update={"weight_decay": 1.0}), "max_weight_decay"),
         (masked(participation={"max_norm": 1e5}), "max_update_norm"),
+        (beside({"steps": 100_000, "learning_rate": 0.02}), "max_travel"),
+        (beside({"steps": 1000}), "max_travel_ratio"),
+        (beside({}, {"source": 10.0, "target": 0.5}), "max_travel_ratio"),
+        (beside({}, {"source": 1.0, "target": 0.0}), "max_travel_ratio"),
+        (masked(batch_size=1, steps=1, privacy=PROMISES_NOTHING), "min_update_draws"),
     ],
 )
 def test_a_study_made_to_copy_images_is_found_before_its_approval_and_refused_after_it(
@@ -62,10 +86,32 @@ def test_a_study_made_to_copy_images_is_found_before_its_approval_and_refused_af
     assert refusal(worker.handle(request(crafted, "only", "target"))).code == "policy-limit"
 
 
+def test_a_privacy_section_that_promises_nothing_lifts_no_bound_and_the_page_says_so(site: Site) -> None:
+    weak = masked(privacy=PROMISES_NOTHING)
+    strong = masked(privacy=PROMISES_NOTHING | {"epsilon_cap": 8.0})
+    strict = replace(site, config=site.config.model_copy(update={"policy": Policy(privacy_required=True)}))
+    assert ("privacy-required", "privacy_required") in found(weak, strict)
+    assert "privacy-required" not in dict(found(strong, strict))
+    said = what_it_tells(propose(weak, site, today=TODAY))
+    assert "is not bounded in this study: its differential privacy is capped at an epsilon of 1e+12" in said
+    assert "is bounded by its differential privacy" in what_it_tells(propose(strong, site, today=TODAY))
+    own = replace(site, config=site.config.model_copy(update={"policy": Policy(epsilon_cap=20.0)}))
+    assert own.config.policy.bounded(weak)  # by the hospital's own word
+
+
+def test_many_rounds_that_only_measure_are_refused(site: Site) -> None:
+    measures = {"name": "steady", "rounds": 10, "target": {"task": "score"}}
+    of = study(batch_size=8, stages=[*masked().model_dump(mode="json")["stages"], measures])
+    assert ("policy-limit", "max_score_rounds") in found(of, site)  # the closing one is the eleventh
+    fewer = study(batch_size=8, stages=[*masked().model_dump(mode="json")["stages"], measures | {"rounds": 9}])
+    assert "policy-limit" not in dict(found(fewer, site))
+
+
 def test_every_bound_is_on_the_page_that_a_hospital_approves(site: Site) -> None:
-    proposal = propose(masked(), site, today=TODAY)
-    assert [limited.key for limited in proposal.stages[0].settings] == [limit.key for limit in LIMITS]
-    assert all(limited.key in Policy.model_fields for limited in proposal.stages[0].settings)
+    stages = propose(masked(), site, today=TODAY).stages
+    shown = [limited.key for stage in stages for limited in stage.settings]
+    assert shown == [limit.key for limit in LIMITS]  # the last one by the closing `score`
+    assert all(key in Policy.model_fields for key in shown)
 
 
 def test_a_setting_stands_on_the_page_once_beside_the_stages_that_have_it_so(site: Site) -> None:
@@ -119,6 +165,6 @@ def test_numbers_leave_with_few_digits(pair: Sequence[Path], monkeypatch: pytest
 
 def test_the_settings_of_a_task_without_training_are_none(pair: Sequence[Path]) -> None:
     of = study()
-    score = of.stages[-1].target
-    assert score is not None
-    assert list(settings_of(of, score, Policy())) == []
+    evaluate = of.rounds()[-1].stage.target
+    assert evaluate is not None
+    assert list(settings_of(of, evaluate, Policy())) == []

@@ -18,7 +18,7 @@ from clients.governance.proposal import propose
 from clients.governance.state import State
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.masking import Masker
-from common.errors import ContractError, SiteStateError
+from common.errors import SiteStateError
 from common.messages import EnrolReply, EnrolRequest, Masking, Message, TaskReply, UnmaskReply, UnmaskRequest, unpack
 from common.signing import key_of, text_of
 from crossprobe import main
@@ -81,8 +81,13 @@ class East:
 
 
 @pytest.fixture
-def east(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> East:
-    Stub().install(monkeypatch)
+def stub() -> Stub:
+    return Stub()
+
+
+@pytest.fixture
+def east(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub: Stub) -> East:
+    stub.install(monkeypatch)
     state, site = State.create(tmp_path / "east", b"e" * 32), load_site(pair[1])
     approve(state, site, STUDY, by="anna", sites=KEYS)
     approve(state, site, BARE, by="anna")
@@ -183,10 +188,26 @@ def test_an_unapproved_study_gets_no_help(east: East) -> None:
     assert east.code(east.unmask(asked, {}, study="1" * 64)) == "not-approved"
 
 
-def test_an_update_that_could_overflow_the_sum_does_not_leave(east: East) -> None:
-    big = {"w": np.full(3, 900.0, np.float32)}
-    with pytest.raises(ContractError, match="absurd-norm"):
-        east.own.masked(big, 6, east.masking(patients=2**40), "a" * 64)
+def test_a_sum_that_could_overflow_is_refused_before_an_image_is_looked_at(east: East, stub: Stub) -> None:
+    """Were it refused by the update's own size, the patients of a request would ask for that size."""
+    assert east.code(east.asked(east.masking(patients=2**40))) == "absurd-norm"
+    assert stub.ran == []
+    most = 2**62 // 2**32 // int(STUDY.participation.max_norm)  # patients, whatever the update is
+    assert east.code(east.asked(east.masking(patients=most + 1))) == "absurd-norm"
+    assert stub.ran == []
+    assert east.code(east.asked(east.masking(patients=most - 1))) == "ok"
+
+
+def test_a_sum_of_fewer_sites_than_the_page_says_is_refused(east: East, stub: Stub) -> None:
+    of = study(participation={"quorum": {"source": 1, "target": 4}}, secure_aggregation=["target"])
+    others = {name: Masker(name, of.hash(), own.secret, own.signing_key) for name, own in PEERS.items()}
+    approve(east.hospital.state, east.hospital.site, of, by="anna", sites=KEYS)
+    own = Masker("east", of.hash(), east.own.secret, east.own.signing_key)
+    every = {site.site: site.mask_key() for site in (own, *others.values())}
+    few = {name: key for name, key in every.items() if name != "west"}
+    for keys, code in ((few, "too-few-summed"), (every, "ok")):
+        assert east.code(east.asked(Masking(keys=dict(sorted(keys.items())), patients=40), of)) == code
+    assert len(stub.ran) == 1
 
 
 def test_an_approval_needs_the_others_keys(east: East) -> None:

@@ -273,7 +273,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(folders: Folders, monkeypa
         ({"task": "self_train", "trains": ["target_branch"]}, "target", "moves the gradients of others"),
         ({"task": "infuse"}, "source", "no accountant"),
         ({"task": "score"}, "target", "not noised"),
-        ({"task": "evaluate"}, "target", "privacy.evaluation"),
+        ({"task": "evaluate"}, "target", "engine's own closing round"),
     ],
 )
 def test_a_task_that_cannot_be_private_is_refused_with_the_reason(task: dict, role: str, reason: str) -> None:

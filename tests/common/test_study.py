@@ -212,6 +212,16 @@ def test_the_hash_does_not_depend_on_key_order_or_on_written_out_defaults() -> N
     assert parse_study(yaml.safe_load(yaml.safe_dump(content())), origin="tests").hash() == of.hash()
 
 
+def test_a_study_neither_evaluates_at_will_nor_begins_a_branch_anew_once_a_model_can_be_released() -> None:
+    evaluating = {"name": "quality", "rounds": 200, "source": {"task": "evaluate"}, "target": {"task": "evaluate"}}
+    with pytest.raises(StudyError, match="stage `quality`: `evaluate` is the engine's own closing round"):
+        parse_study(content() | {"stages": [*content()["stages"], evaluating]}, origin="tests")
+    supervise = {"task": "supervise", "trains": ["source_branch", "target_branch"]}
+    late = {"name": "late", "rounds": 1, "begin": {"target_branch": "source_branch"}, "source": supervise}
+    with pytest.raises(StudyError, match="stage `late`: a branch may begin as the other one only before"):
+        parse_study(content() | {"stages": [*content()["stages"], late]}, origin="tests")
+
+
 def test_the_hash_covers_the_content_of_initial_weights_and_not_their_path() -> None:
     def given(file: str, sha256: str) -> Study:
         return study(initial={"baseline": {"file": file, "sha256": sha256}})

@@ -185,10 +185,11 @@ def test_a_disk_that_is_full_leaves_no_half_release(
 
 def test_a_finished_run_that_is_resumed_without_the_key_stays_signed(finished: Finished, run: Path) -> None:
     key = key_of(b"c" * 32)
+    other = {name: x + np.float32(1) for name, x in finished.state.released.items()}
     for of, state, signed in (
         (key, finished.state, True),
         (None, finished.state, True),
-        (None, replace(finished.state, round=99), False),  # another card, so the signature is not of it
+        (None, replace(finished.state, released=other), False),  # another model, so the signature is not of it
     ):
         write_release(RunFolder(run), finished.study, state, of)
         assert (run / RELEASE / SIGNATURE).exists() == signed

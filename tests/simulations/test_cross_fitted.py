@@ -21,7 +21,7 @@ REFINE = {
     "rounds": 2,
     "begin": {"target_branch": "source_branch"},
     "source": SUPERVISE | {"trains": ["target_branch"], "steps": 6},
-    "target": {"task": "self_train", "trains": ["target_branch"], "steps": 6},
+    "target": {"task": "self_train", "trains": ["target_branch"], "steps": 6, "learning_rate": 2e-3},
 }
 
 
