@@ -210,7 +210,9 @@ def test_a_worker_that_is_down_gives_a_refusal_in_time(tmp_path: Path) -> None:
 
 
 #: Long enough to be killed in: each step takes milliseconds.
-LONG = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 100_000, "learning_rate": 5e-6}, rounds=2)
+LONG = one_stage(
+    source={"task": "supervise", "trains": ["source_branch"], "steps": 100_000, "learning_rate": 5e-6}, rounds=2
+)
 
 
 @pytest.fixture
