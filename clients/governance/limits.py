@@ -114,7 +114,7 @@ LIMITS = (
     Limit("max_weight_decay", "weight decay", False, _decay),
     Limit("max_update_norm", "size of an update (L2 norm)", False, _norm),
     Limit("max_travel", "how far a round moves a weight at most (steps x learning rate x rho)", False, _travel),
-    Limit("max_travel_ratio", "the same over that of your own update alone", False, _travel_ratio),
+    Limit("max_travel_ratio", "that way, in multiples of what your own update alone moves it", False, _travel_ratio),
     Limit("max_score_rounds", "rounds that only measure the model you received", False, _score_rounds),
 )
 
