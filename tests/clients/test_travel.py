@@ -114,6 +114,14 @@ def growing_out() -> Study:
 STUDIES = {
     "all tasks": study(stages=[stage | {"rounds": 3} for stage in content()["stages"]], release=STRICT),
     "begin": growing_out(),
+    "scored between": study(
+        stages=[
+            *(stage | {"rounds": 2} for stage in content()["stages"]),
+            {"name": "steady", "rounds": 3, "target": {"task": "score"}},
+            content()["stages"][2] | {"name": "again", "rounds": 4},
+        ],
+        release=STRICT,
+    ),
     "distil": distilling(release=STRICT),
     "weights of the roles": study(
         stages=[
@@ -153,10 +161,10 @@ def followed(of: Study, rng: np.random.Generator) -> int:
             task = round_.stage.task_of(sites[site].role)
             assert task is not None
             updates: Tensors = {}
+            if rng.random() < 0.7:
+                travel.check(asked.tensors, round_, task, received[site])
+                received[site] = received[site].after(asked.tensors, round_.index)
             if isinstance(task, TrainingTask):
-                if rng.random() < 0.7:
-                    travel.check(asked.tensors, round_, task, received[site])
-                    received[site] = received[site].after(asked.tensors, round_.index)
                 updates = farthest(task, round_, asked.tensors, rng)
             number = "score" if sites[site].role == "target" else "val_dice"
             replies.append(Reply(site, {number: float(rng.random())} if round_.stage.selects_release else {}, updates))
