@@ -180,7 +180,7 @@ class Study(Settings):
                 "the test patients by a model of the coordinator's choice"
             )
         first_released = next((i for i, stage in enumerate(self.stages) if stage.selects_release), len(self.stages))
-        late = [stage.name for stage in self.stages[first_released + 1 :] if stage.begin]
+        late = [s.name for i, s in enumerate(self.stages) if s.begin and (i > first_released or s.distils)]
         if late:
             raise ValueError(
                 f"stage `{late[0]}`: a branch may begin as the other one only before a model can be released: one that "

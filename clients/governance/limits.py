@@ -80,19 +80,23 @@ def _norm(study: Study, task: Task) -> float | None:
 
 
 def _travel(study: Study, task: Task) -> float | None:
+    """The farthest of all that the task is sent, in any stage: what others trained before comes to it too."""
     if not isinstance(task, TrainingTask):
         return None
-    return max(stage.travel(name) for stage, _ in _stages_of(study, task) for name in task.trains)
+    return max(stage.travel(name) for stage in study.stages for name in study.components_of(task))
 
 
 def _travel_ratio(study: Study, task: Task) -> float | None:
+    """The way of a component that the task is sent over its own part in it; in others, over its own farthest."""
     if not isinstance(task, TrainingTask):
         return None
-    return max(
-        stage.travel(name) / own if (own := stage.travel_of(name, role)) else math.inf
-        for stage, role in _stages_of(study, task)
-        for name in task.trains
-    )
+    found = []
+    for stage, role in _stages_of(study, task):
+        own = {name: stage.travel_of(name, role) for name in task.trains}
+        for name in study.components_of(task):
+            part = own.get(name, max(own.values()))
+            found.append(stage.travel(name) / part if part else math.inf)
+    return max(found)
 
 
 def _stages_of(study: Study, task: Task) -> Iterator[tuple[Stage, Role]]:
@@ -114,7 +118,7 @@ LIMITS = (
     Limit("max_weight_decay", "weight decay", False, _decay),
     Limit("max_update_norm", "size of an update (L2 norm)", False, _norm),
     Limit("max_travel", "how far a round moves a weight at most (steps x learning rate x rho)", False, _travel),
-    Limit("max_travel_ratio", "that way, in multiples of what your own update alone moves it", False, _travel_ratio),
+    Limit("max_travel_ratio", "that way, in multiples of what your own update moves", False, _travel_ratio),
     Limit("max_score_rounds", "rounds that only measure the model you received", False, _score_rounds),
 )
 

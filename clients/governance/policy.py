@@ -61,10 +61,10 @@ class Policy(BaseModel):
     max_update_norm: float = Field(default=1e3, gt=0)
 
     # The three below are left out of the hash at their defaults, so that approvals from before them hold. The shipped
-    # studies' rounds move a weight by 0.6 at most, and by five times one's own part. Where that of others may be far
+    # studies' rounds move a weight by 0.6 at most, and by 17 times one's own part. Where that of others may be far
     # larger than one's own, weights can come that a few steps of one's own were made for.
     max_travel: float = Field(default=1.0, gt=0, exclude_if=(1.0).__eq__)
-    max_travel_ratio: float = Field(default=10.0, ge=1, exclude_if=(10.0).__eq__)
+    max_travel_ratio: float = Field(default=20.0, ge=1, exclude_if=(20.0).__eq__)
 
     # Each is one more number of the same patients under the coordinator's weights. The shipped studies have two.
     max_score_rounds: int = Field(default=10, ge=1, exclude_if=(10).__eq__)

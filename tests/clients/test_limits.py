@@ -17,10 +17,12 @@ from clients.governance.policy import Policy
 from clients.governance.proposal import propose
 from clients.learning.training import Measured, Outcome, TaskContext
 from clients.node.worker import Worker
-from common.study import Study
+from common.components import ROLES
+from common.study import Study, load_study
 
 ENCODER = ["target_branch.encoder", "mim_decoder", "projector"]
 TODAY = date(2026, 5, 1)
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def masked(
@@ -42,6 +44,20 @@ def beside(source: Mapping[str, Any], weights: Mapping[str, float] | None = None
     own = {"task": "supervise", "trains": ["target_branch"], "steps": 16} | source
     stage = {"name": "only", "rounds": 2, "source": own, "target": target}
     return study(batch_size=8, stages=[stage | ({"weights": {ENCODER[0]: weights}} if weights else {})])
+
+
+def before(source: Mapping[str, Any]) -> Study:
+    """The same after a stage in which source sites alone train the encoder."""
+    own = {"task": "supervise", "trains": ["target_branch"]} | source
+    first = {"name": "first", "rounds": 1, "source": own}
+    return study(batch_size=8, stages=[*masked().model_dump(mode="json")["stages"], first])
+
+
+def through(source: Mapping[str, Any]) -> Study:
+    """A decoder's few steps behind an encoder that source sites move in the same round."""
+    own = {"task": "supervise", "trains": ["target_branch.encoder"], "steps": 16} | source
+    target = {"task": "self_train", "trains": ["target_branch.decoder"], "steps": 16}
+    return study(batch_size=8, stages=[{"name": "only", "rounds": 2, "source": own, "target": target}])
 
 
 #: A section that is there, and an epsilon that says nothing.
@@ -73,7 +89,9 @@ def test_an_honest_study_is_within_the_default_bounds(site: Site) -> None:
         (masked(participation={"max_norm": 1e5}), "max_update_norm"),
         (beside({"steps": 100_000, "learning_rate": 0.02}), "max_travel"),
         (beside({"steps": 1000}), "max_travel_ratio"),
-        (beside({}, {"source": 10.0, "target": 0.5}), "max_travel_ratio"),
+        (beside({}, {"source": 10.0, "target": 0.2}), "max_travel_ratio"),
+        (before({"steps": 100_000, "learning_rate": 1.0}), "max_travel"),
+        (through({"steps": 1000}), "max_travel_ratio"),
         (beside({}, {"source": 1.0, "target": 0.0}), "max_travel_ratio"),
         (masked(batch_size=1, steps=1, privacy=PROMISES_NOTHING), "min_update_draws"),
     ],
@@ -84,6 +102,13 @@ def test_a_study_made_to_copy_images_is_found_before_its_approval_and_refused_af
     assert ("policy-limit", key) in found(crafted, site)
     worker = Worker(site, crafted, bytes(32))
     assert refusal(worker.handle(request(crafted, "only", "target"))).code == "policy-limit"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("[!a]*.yaml")), ids=lambda file: file.stem)
+def test_every_study_that_is_shipped_keeps_the_default_bounds(file: Path) -> None:
+    of = load_study(file)
+    for role in ROLES:
+        assert list(Policy().findings(of, role, today=TODAY, sent_bytes={})) == []
 
 
 def test_a_privacy_section_that_promises_nothing_lifts_no_bound_and_the_page_says_so(site: Site) -> None:

@@ -220,6 +220,10 @@ def test_a_study_neither_evaluates_at_will_nor_begins_a_branch_anew_once_a_model
     late = {"name": "late", "rounds": 1, "begin": {"target_branch": "source_branch"}, "source": supervise}
     with pytest.raises(StudyError, match="stage `late`: a branch may begin as the other one only before"):
         parse_study(content() | {"stages": [*content()["stages"], late]}, origin="tests")
+    begun = {"name": "learn", "rounds": 1, "begin": {"target_branch": "source_branch"}, "target": {"task": "distil"}}
+    first = {"name": "first", "rounds": 1, "source": supervise}
+    with pytest.raises(StudyError, match="stage `learn`: a branch may begin as the other one only before"):
+        parse_study(content() | {"stages": [first, begun], "student": {}}, origin="tests")
 
 
 def test_the_hash_covers_the_content_of_initial_weights_and_not_their_path() -> None:
