@@ -21,20 +21,20 @@ def check_range(x: np.ndarray, most_patients: int) -> None:
     Raises:
         ContractError: `absurd-norm`.
     """
-    if x.size and max(float(x.max()), -float(x.min())) * SCALE * most_patients >= _LIMIT:
-        raise ContractError("absurd-norm", "an update is too large to be summed exactly")
+    if x.size:
+        check_room(max(float(x.max()), -float(x.min())), most_patients)
 
 
-def check_room(max_norm: float, most_patients: int) -> None:
-    """Check that no updates within a study's bound could overflow the sum of a role.
+def check_room(largest: float, most_patients: int) -> None:
+    """Check that the sum of a role's updates cannot overflow where none has a number larger than `largest`.
 
-    It looks at none of them: a refusal that depended on an update would tell how large it is.
+    A site asks it of the study's bound: a refusal that depended on its update would tell how large that is.
 
     Raises:
         ContractError: `absurd-norm`.
     """
-    if max_norm * SCALE * most_patients >= _LIMIT:
-        raise ContractError("absurd-norm", f"updates of a norm of {max_norm:g} are too large to be summed exactly")
+    if largest * SCALE * most_patients >= _LIMIT:
+        raise ContractError("absurd-norm", f"updates of up to {largest:.3g} are too large to be summed exactly")
 
 
 def to_fixed(x: np.ndarray) -> np.ndarray:

@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/data/check":
             desk.check_data()
             return see("/data?done=checking")
-        if path == "/work/stop":
+        if path == "/stop":
             return see(f"{desk.background.stop()}?done=stopped")
         if path == "/predictions/make":
             desk.predict(form.get("model", ""), form.get("images", ""), form.get("spacing", ""))

@@ -172,23 +172,23 @@ def test_a_person_stops_a_long_prediction_and_nothing_of_it_is_kept(
     assert at_second.wait(60)
     page = browser.get("/predictions").text
     assert re.search(r"At work: segmenting all \d+ images of north with first, 1 of \d+", page)
-    assert 'action="/work/stop"' in page
-    assert Visitor(browser.socket, browser.gate, browser.desk).post("/work/stop").status == 403
-    assert browser.post("/work/stop", {"Origin": "http://evil.example"}).status == 403
-    assert browser.post("/work/stop", csrf="guess").status == 403
-    assert browser.get("/work/stop").status == 404
+    assert 'action="/stop"' in page
+    assert Visitor(browser.socket, browser.gate, browser.desk).post("/stop").status == 403
+    assert browser.post("/stop", {"Origin": "http://evil.example"}).status == 403
+    assert browser.post("/stop", csrf="guess").status == 403
+    assert browser.get("/stop").status == 404
     assert "Being stopped" not in browser.get("/").text
-    answer = browser.post("/work/stop")
+    answer = browser.post("/stop")
     assert (answer.status, answer.headers["Location"]) == (303, "/predictions?done=stopped")
     page = browser.get("/predictions?done=stopped").text
     assert "Being stopped" in page
-    assert 'action="/work/stop"' not in page
+    assert 'action="/stop"' not in page
     go_on.set()
     wait_for(browser.desk)
     assert browser.desk.background.work is None
     assert len(asked) == 2
     assert files(kept(browser)) == {"lock"}
-    assert browser.post("/work/stop").status == 409
+    assert browser.post("/stop").status == 409
     assert make(browser, "site/val")
 
 

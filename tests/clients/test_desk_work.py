@@ -52,7 +52,7 @@ def test_a_person_stops_a_dry_run_within_a_task_and_nothing_of_it_is_kept(
     browser.post(FORMS[1])
     assert at_step.wait(60)
     assert re.search(r"At work: trying out tiny, 1 of \d+", browser.get(PAGES[3]).text)
-    answer = browser.post("/work/stop")
+    answer = browser.post("/stop")
     assert (answer.status, answer.headers["Location"]) == (303, f"{PAGES[3]}?done=stopped")
     go_on.set()
     wait_for(browser.desk)

@@ -50,7 +50,7 @@ def before(source: Mapping[str, Any]) -> Study:
     """The same after a stage in which source sites alone train the encoder."""
     own = {"task": "supervise", "trains": ["target_branch"]} | source
     first = {"name": "first", "rounds": 1, "source": own}
-    return study(batch_size=8, stages=[*masked().model_dump(mode="json")["stages"], first])
+    return study(batch_size=8, stages=[first, *masked().model_dump(mode="json")["stages"]])
 
 
 def through(source: Mapping[str, Any]) -> Study:

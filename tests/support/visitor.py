@@ -25,7 +25,7 @@ PAGES = ("/", "/data", "/ledger", f"/study/{STUDY.hash()}", "/predictions")
 FORMS = (
     "/data/check",
     *(f"/study/{STUDY.hash()}/{word}" for word in ("try", "approve", "withdraw")),
-    "/work/stop",
+    "/stop",
 )
 
 
