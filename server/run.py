@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.numpy import load
 from common.components import BASELINE, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
+from common.fixed_point import check_room
 from common.messages import EnrolReply, EnrolRequest, Message
 from common.run_folder import RunFolder
 from common.stage import Round
@@ -38,6 +40,8 @@ log = logging.getLogger("crossprobe.server")
 ASK_AGAIN_S = 5.0
 #: Refusals of a site that answered the study in another run.
 ANSWERED_BEFORE = ("old-round", "round-answered")
+#: A site's refusal of weights that look made rather than trained.
+LOOKS_MADE = "implausible-weights"
 
 
 def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[str, Participant]:
@@ -47,7 +51,8 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         wait_s: how long a role that is short is waited for: a site may still be starting.
 
     Raises:
-        RunError: naming every site that said no, if a role has fewer sites than the quorum.
+        RunError: naming every site that said no, if a role has fewer sites than the quorum; or naming the study's
+            bounds, if they leave no room for an exact sum under masks over the patients there are.
     """
     deadline = time.monotonic() + wait_s
     participants, noes = _ask(study, transport)
@@ -67,7 +72,22 @@ def enrol(study: Study, transport: Transport, *, wait_s: float = 0.0) -> dict[st
         )
     for no in answers:
         log.warning("not enrolled: %s", no.strip())
+    _check_room(study, participants)
     return participants
+
+
+def _check_room(study: Study, participants: Mapping[str, Participant]) -> None:
+    """Check what each site would refuse its first masked round for: a sum over all patients that might overflow."""
+    for role in study.secure_aggregation:
+        patients = sum(one.patients for one in participants.values() if one.role == role)
+        try:
+            check_room(study.participation.max_norm, patients)
+        except ContractError:
+            raise RunError(
+                f"study `{study.name}` sums updates under masks, exactly only while max_norm x patients is small: its "
+                f"max_norm is {study.participation.max_norm:g}, and the {role} sites declare {patients} patients "
+                "together. Lower participation.max_norm or participation.patients_cap; hospitals then approve again."
+            ) from None
 
 
 def _ask(
@@ -202,6 +222,10 @@ def _run_study(
             on_round(record)
             if record.counted:
                 break
+            if state.released and _looks_made(round_, record):
+                log.warning("round %d: the last model looks made to sites; an earlier one is released", round_.index)
+                state = replace(state, round=round_.index + 1)
+                break
             _refuse_another_runs(record)
             first_short = first_short or _time_in(0.0)
             log.warning("round %d fell short of quorum, %d attempt(s) left", round_.index, attempts_left)
@@ -260,6 +284,17 @@ def _refuse_another_runs(record: RoundRecord) -> None:
             "on with that run: its --out and --resume. To start the study over, each of them stops its worker and "
             "approves again with `crossprobe site approve --restart`."
         )
+
+
+def _looks_made(round_: Round, record: RoundRecord) -> bool:
+    """Whether a round trains nothing, and lacks only sites whose own check refused to measure the model they received.
+
+    They would refuse it each time. Such a model is not released; what was released before stays.
+    """
+    if any(task.trains for role in ROLES if (task := round_.stage.task_of(role)) is not None):
+        return False
+    lacking = [site for site in record.sites.values() if site.status != "ok"]
+    return bool(lacking) and all(site.status == "refused" and site.detail.startswith(LOOKS_MADE) for site in lacking)
 
 
 def _time_in(seconds: float) -> str:

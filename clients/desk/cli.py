@@ -74,8 +74,9 @@ def desk(
         from clients.desk.desk import Desk
         from clients.desk.gate import PARAMETER, Gate
         from clients.desk.predictions import Places, only_desk
-        from clients.desk.server import serving, until_stopped
+        from clients.desk.server import serving
         from clients.governance.state import State
+        from clients.node.stop_signal import StopSignal
         from common.signing import public_key_beside, site_keys_beside
 
         places = Places(models, predictions, images) if models is not None and predictions is not None else None
@@ -96,7 +97,7 @@ def desk(
             print(f"note: {sentence}", file=sys.stderr)
         print(f"The desk is at http://127.0.0.1:{port}/?{PARAMETER}={gate.token}", flush=True)
         print("Whoever has this address can approve: do not pass it on. It ends with this command.", flush=True)
-        until_stopped()
+        StopSignal().wait()
 
 
 def desk_forward(

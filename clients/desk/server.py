@@ -6,7 +6,6 @@ What a browser asks goes through `Gate` first. GET shows and POST acts; each rep
 import logging
 import os
 import re
-import signal
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -233,11 +232,3 @@ def serving(desk: Desk, gate: Gate, socket: Path, *, group: str | None = None) -
         server.shutdown()
         server.server_close()
         socket.unlink(missing_ok=True)
-
-
-def until_stopped() -> None:
-    """Wait for SIGTERM or SIGINT."""
-    stop = threading.Event()
-    for sort in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sort, lambda *_: stop.set())
-    stop.wait()

@@ -5,7 +5,6 @@ The kernel decides who may connect: the socket belongs to the worker's user and 
 
 import logging
 import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from clients.governance.witness import witness_of
 from clients.node.channel import METHOD, SERVICE, address, options
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.socket_file import UMASK, give_to, remove_stale
+from clients.node.stop_signal import StopSignal
 from clients.node.surroundings import alone_on
 from common.errors import SiteStateError
 from common.messages import MAX_MESSAGE_BYTES
@@ -98,9 +98,7 @@ def run(
     Raises:
         SiteStateError: if the state folder, the site's folder or the socket is in use, or the ledger is damaged.
     """
-    stop = threading.Event()
-    for sort in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sort, lambda *_: stop.set())
+    stop = StopSignal()
     with state.locked(), alone_on(site.folder) as without:
         heads = (lambda head: None) if witness is None else witness_of(witness, site.config.name)
         worker = Gatekeeper(site, state, witness=heads)

@@ -10,7 +10,7 @@ from tiny import enrolled, round_of, same, study, workers, write_site
 
 from clients.node.worker import Worker
 from common.errors import RunError, StudyError
-from common.messages import Message, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, unpack
+from common.messages import Message, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, pack, unpack
 from common.run_folder import RunFolder
 from server.algorithm import init
 from server.history import RoundRecord, read
@@ -305,3 +305,25 @@ def test_participants_keep_their_keys_over_a_restart(tmp_path: Path, secure: Seq
     loaded = load_state(tmp_path, SECURE.hash())
     assert loaded is not None
     assert loaded.participants == replace(state).participants
+
+
+def test_a_study_whose_sum_might_overflow_is_refused_before_its_first_round(
+    secure: Sequence[Worker], folders: Sequence[Path], tmp_path: Path
+) -> None:
+    class Large(LocalTransport):
+        def enrol(
+            self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+        ) -> Mapping[str, bytes | Failure]:
+            def large(payload: bytes) -> bytes:
+                return pack(unpack(payload)[0].model_copy(update={"patients": 300_000}))
+
+            return {
+                site: large(payload) for site, payload in super().enrol(request).items() if isinstance(payload, bytes)
+            }
+
+    with pytest.raises(
+        RunError, match=r"max_norm is 1000, and the target sites declare 1500000 patients.*patients_cap"
+    ):
+        run_study(SECURE, Large(secure), tmp_path / "run")
+    capped = study(participation=QUORUM | {"patients_cap": 200_000}, secure_aggregation=["target"])
+    assert {one.patients for one in enrol(capped, Large(workers(capped, folders))).values()} == {200_000}

@@ -13,7 +13,7 @@ from tiny import Between, content, one_stage, same, study, workers, write_site
 from common.baseline import baseline_of
 from common.components import Tensors
 from common.errors import RunError
-from common.messages import EnrolReply, Refusal, TaskReply, digest, pack, unpack
+from common.messages import EnrolReply, Refusal, TaskReply, TaskRequest, digest, pack, unpack
 from common.run_folder import RunFolder
 from common.study import Study, read_study_of_run
 from server import history
@@ -79,6 +79,46 @@ def test_the_released_model_is_the_latest_that_scores_about_as_well_as_the_best(
     model = load_file(RunFolder(tmp_path / "run").model)
     assert same(model, sent_model(transport, released))
     assert same(sent_model(transport, len(scores)), model), "the released model is the one evaluated"
+
+
+def refuses(code: str, rounds: Collection[int]) -> Callable[[bytes, bytes], bytes]:
+    """Replies of a site that says no in some rounds."""
+
+    def no(request: bytes, reply: bytes) -> bytes:
+        header, _ = unpack(request)
+        assert isinstance(header, TaskRequest)
+        return pack(Refusal(code=code, message="no")) if header.round in rounds else reply
+
+    return no
+
+
+def test_a_last_model_that_looks_made_to_a_site_is_not_released_and_the_one_before_is(
+    pair: Sequence[Path], tmp_path: Path
+) -> None:
+    of, run = refining(2), tmp_path / "run"
+    transport = Between(workers(of, pair), {"east": refuses("implausible-weights", {2})})
+    run_study(of, transport, run)
+    records = history.read(run)
+    assert [(r.round, r.stage, r.counted) for r in records] == [
+        (0, "refine", True),
+        (1, "refine", True),
+        (2, "score", False),
+        (3, "evaluate", True),
+    ]
+    assert records[-1].released_round == 1
+    model = load_file(RunFolder(run).model)
+    assert same(model, sent_model(transport, 1))
+    assert not same(model, sent_model(transport, 2))
+
+
+@pytest.mark.parametrize(("code", "rounds"), [("not-approved", {1}), ("implausible-weights", {0})])
+def test_another_refusal_or_one_of_a_round_that_trains_stops_the_run(
+    code: str, rounds: Collection[int], pair: Sequence[Path], tmp_path: Path
+) -> None:
+    of = refining(1, participation={"retries": 0})
+    with pytest.raises(RunError, match=f"round {min(rounds)} .*fell short of quorum.*{code}"):
+        run_study(of, Between(workers(of, pair), {"east": refuses(code, rounds)}), tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").model.exists()
 
 
 def test_a_fall_in_score_restores_the_released_model(pair: Sequence[Path], tmp_path: Path) -> None:
