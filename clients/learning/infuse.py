@@ -13,9 +13,33 @@ from clients.data.frames import Frame
 from clients.learning.scoring import received_dice
 from clients.learning.training import Loss, Objective, TaskContext
 from clients.learning.view import labelled_tiles, view
-from common.infusion import fuse
+from common.infusion import Fusion, fuse
 from common.losses import mean_within
 from common.tasks import Infuse
+
+
+def fusion_loss(fusion: Fusion, truth: Tensor, valid: Tensor, shrinkage: float, share: float) -> Tensor:
+    """Return Dice and cross-entropy of the fused prediction, and what holds the head near a fixed share, [B].
+
+    Args:
+        truth, valid: [B, 1, H, W] in {0, 1}; `valid` is 0 on padding.
+        shrinkage: weight of the penalty `4 (w - share)^2`.
+    """
+
+    def cross_entropy(p: Tensor) -> Tensor:
+        return mean_within(F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth, reduction="none"), valid)
+
+    intersection = (fusion.infusion * truth * valid).sum((1, 2, 3))
+    size = ((fusion.infusion + truth) * valid).sum((1, 2, 3))
+    dice = 1 - (2 * intersection + 1) / (size + 1)
+    # The branches' own terms calibrate the temperatures (Guo et al. 2017, arXiv 1706.04599).
+    return (
+        cross_entropy(fusion.infusion)
+        + dice
+        + cross_entropy(fusion.source_branch)
+        + cross_entropy(fusion.target_branch)
+        + shrinkage * mean_within((2 * (fusion.weight - share)).square(), valid)
+    )
 
 
 def objective(context: TaskContext) -> Objective:
@@ -30,21 +54,7 @@ def objective(context: TaskContext) -> Objective:
         with torch.no_grad():
             source, target = networks.source_branch(seen.x), networks.target_branch(seen.x)
         fusion = fuse(networks.infusion_head, source, target)
-
-        def cross_entropy(p: Tensor) -> Tensor:
-            return mean_within(F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), truth, reduction="none"), valid)
-
-        intersection = (fusion.infusion * truth * valid).sum((1, 2, 3))
-        size = ((fusion.infusion + truth) * valid).sum((1, 2, 3))
-        dice = 1 - (2 * intersection + 1) / (size + 1)
-        # The branches' own terms calibrate the temperatures (Guo et al. 2017, arXiv 1706.04599).
-        total = (
-            cross_entropy(fusion.infusion)
-            + dice
-            + cross_entropy(fusion.source_branch)
-            + cross_entropy(fusion.target_branch)
-            + task.shrinkage * mean_within((2 * (fusion.weight - study.source_share)).square(), valid)
-        )
+        total = fusion_loss(fusion, truth, valid, task.shrinkage, study.source_share)
         mean_weight = (fusion.weight.detach() * valid).sum() / valid.sum().clamp(min=1)
         return Loss(total, {"mean_weight": float(mean_weight)})
 

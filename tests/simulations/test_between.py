@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import RunError
-from simulations.ablation import results
+from simulations.ablation import sections
 from simulations.ablation.between import compared, main
 from simulations.ablation.tally import RELEASED
 
@@ -34,7 +34,7 @@ def test_what_the_one_wins_on_the_other_is_told_by_patient_and_by_run_and_stands
     assert target["dice"] == pytest.approx([0.75, 0.55])
     assert target["difference"]["mean"] == pytest.approx(0.2)
     assert target["difference"]["seeds"] == pytest.approx([0.1, 0.3])
-    page = results.beside([found])
+    page = sections.beside([found])
     assert "| pair | unlabelled | baseline | 75.0 | 55.0 | +20.0 [+20.0, +20.0] |" in page
     assert "+10.0 to +30.0" in page
     assert "large.yaml, less the baseline of small.yaml; seeds 0, 1" in page

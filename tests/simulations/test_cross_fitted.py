@@ -13,7 +13,7 @@ from common.components import Role, Tensors
 from common.networks import Networks
 from common.study import Study
 from server.state import ServerState
-from simulations.ablation import cross_fitted, results
+from simulations.ablation import cross_fitted, sections
 
 SUPERVISE = {"task": "supervise", "trains": ["source_branch"], "steps": 12, "learning_rate": 1e-2}
 REFINE = {
@@ -69,7 +69,7 @@ def test_every_patient_is_measured_once_and_by_a_model_that_never_saw_its_masks(
     assert found["patients"] == len(everyone) - -(-len(everyone) // 2)
     assert (
         f"| 2 | {found['patients']} | {' | '.join(f'{100 * value:.1f}' for value in rows)} |"
-        in results.cross_fitted([found])
+        in sections.cross_fitted([found])
     )
 
 
