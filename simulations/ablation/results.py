@@ -1,4 +1,4 @@
-"""docs/results.md, written from the summaries of runs: `python -m simulations.ablation.results docs/results`.
+"""docs/results.md and the README's numbers, from what runs left: `python -m simulations.ablation.results docs/results`.
 
 The folder holds one summary.json a run, under the run's name, `ablation/` with what `crossprobe ablate --publish` put
 there, and what modules of `simulations.ablation` wrote, each in a folder: `between/`, `cross-fitted/`, `heads/`,
@@ -21,6 +21,7 @@ from simulations.ablation.page import section as ablation_section
 from simulations.ablation.random_effects import LEAST_PAIRS, random_effects, variances
 from simulations.ablation.sections import beside, cross_fitted, heads, ranked, source_only
 from simulations.ablation.tally import RELEASED
+from simulations.publication import insert
 
 #: The studies that the README runs, on real images and on phantoms; all others are earlier forms of the method.
 CURRENT = (
@@ -34,6 +35,8 @@ CURRENT = (
 )
 #: Of these, those whose network begins with public weights.
 PUBLIC_WEIGHTS = CURRENT[:2]
+#: Those that the README says to take: on real images, and in the demo.
+TAKEN = ("pretrained.yaml", "demo.yaml")
 #: Ablations that train the released model on the same patients with the same seeds as another one does.
 REPEATED = ("ablation-rivals-mean-teacher",)
 #: A run that ends further below its baseline does harm (docs/preregistration.md).
@@ -94,6 +97,12 @@ def by_form(summaries: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     return current, [summary for summary in once if summary["study"] not in CURRENT]
 
 
+def headline(summaries: Sequence[dict[str, Any]]) -> str:
+    """Return what the README shows of the ablations: the studies to take, and all real pairs together."""
+    current, _ = by_form(summaries)
+    return f"{overview([summary for summary in current if summary['study'] in TAKEN])}\n{real_pairs(current)}"
+
+
 def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
     """Return the section on all pairs of real probes of the method as it is, or nothing where they are too few.
 
@@ -105,7 +114,7 @@ def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
     lines = [
         "### Real pairs together",
         "",
-        f"The {len(found)} pairs of real probes above that the released model was measured on; random effects over "
+        f"The {len(found)} pairs of real probes that the released model was measured on; random effects over "
         "pairs (`simulations/ablation/random_effects.py`). Pairs share scanners and patients, some the whole draw of "
         "split and patients, so that they are less independent than the intervals take them to be.",
         "",
@@ -206,4 +215,6 @@ def write_page(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(write_page(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")))
+    given = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")
+    print(write_page(given))
+    insert(Path("README.md"), "results", headline(list(_read(given / "ablation").values())))

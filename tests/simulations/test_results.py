@@ -7,8 +7,7 @@ import pytest
 
 from common.errors import RunError
 from simulations.ablation.alone import BRANCH, alone
-from simulations.ablation.page import overview
-from simulations.ablation.results import REPEATED, by_form, page, real_pairs
+from simulations.ablation.results import REPEATED, by_form, headline, page, real_pairs
 from simulations.ablation.tally import RELEASED
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,8 +28,8 @@ def test_every_table_stands_with_command_seed_hardware_and_time() -> None:
 
 def test_the_readme_shows_the_ablations_as_they_were_published() -> None:
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    _, begin, rest = readme.partition("<!-- begin: ablations in short, of docs/results.md -->\n")
-    table, end, _ = rest.partition("<!-- end: ablations in short -->")
+    _, begin, rest = readme.partition("<!-- results, of docs/results.md -->\n")
+    table, end, _ = rest.partition("\n<!-- end -->")
     assert begin
     assert end
     summaries = [json.loads(file.read_text("utf-8")) for file in sorted((DOCS / "results" / "ablation").glob("*.json"))]
@@ -38,9 +37,7 @@ def test_the_readme_shows_the_ablations_as_they_were_published() -> None:
     current, earlier = by_form(summaries)
     assert current
     assert earlier
-    assert table == f"{overview(current)}\n{real_pairs(current)}", (
-        "put the table of docs/results.md between the two marks"
-    )
+    assert table == headline(summaries).rstrip(), "run `python -m simulations.ablation.results docs/results`"
 
 
 def test_pairs_of_real_probes_are_pooled_each_once() -> None:
