@@ -83,8 +83,8 @@ def difference(row: BySeed, reference: BySeed, *, same_patients: bool) -> Differ
 def _over_runs(groups: Sequence[np.ndarray], means: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean of the groups' means, patients and training runs both redrawn.
 
-    Few runs redrawn vary less than new ones would, by (n - 1) / n in variance: that is put right. Each run's mean
-    holds some of the patients' chance too, which then counts twice: the interval is rather too wide.
+    Few runs redrawn vary less than new ones would, by (n - 1) / n in variance: that is put right. How much runs differ
+    two of them hardly tell: where they lie close together by chance the interval is too narrow.
     """
     patients, runs, values = np.random.default_rng(0), np.random.default_rng(1), np.array(means)
     drawn = np.mean([own[patients.integers(0, len(own), (DRAWS, len(own)))].mean(1) for own in groups], axis=0)

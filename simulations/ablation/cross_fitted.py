@@ -142,6 +142,7 @@ def main(
         "dice": {row: float(np.mean(list(own.values()))) for row, own in found.items()},
         "difference": difference([found[ORACLE]], [found[FIRST_BRANCH]], same_patients=True).as_json(),
         "gap": difference([found[ORACLE]], [found[BASELINE]], same_patients=True).as_json(),
+        "less_method": difference([found[ORACLE]], [found[METHOD]], same_patients=True).as_json(),
         "closed": closed(found[METHOD], found[BASELINE], found[ORACLE]),
     }
     write_figures(out, content)

@@ -2,8 +2,9 @@
 
 `python -m simulations.ablation.heads --help`. The branches are those that a study's stages left. A head learns on
 labelled patients of another scanner, whom neither branch has seen: the device shift that it learns under is a real one,
-and that scanner is left out of the branches' training. Beside the heads stands the best weight of each image by its
-true mask, which no head with one weight an image can pass: a bound. The target's test masks choose nothing.
+and that scanner is left out of the branches' training. All rows weigh the same two maps: temperatures stay at 1. Beside
+the heads stands the best single weight of each image by its true mask: about what a head with one weight an image could
+reach at most. The target's test masks measure here, and choose nothing.
 """
 
 from collections.abc import Sequence
@@ -30,16 +31,16 @@ from common.study import Study, load_study
 from common.tasks import Infuse
 from server.state import fused_tensors
 from simulations.ablation.comparison import difference
-from simulations.ablation.stage_cache import StageCache
+from simulations.ablation.stage_cache import CLOSING, StageCache
 from simulations.publication import origin, write_figures
 from simulations.simulate import open_sites
 
-#: Steps of a head, of a batch of images each; its loss is level by then.
+#: Steps of a head, of a batch of images each.
 STEPS, BATCH = 300, 8
-#: Weights of the source branch among which the best one of an image is looked for.
-WEIGHTS = [i / 10 for i in range(11)]
+#: Weights of the source branch among which, beside the study's share, the best one of an image is looked for.
+WEIGHTS = [i / 20 for i in range(21)]
 #: How the rows are named where they are written.
-FIXED, BOUND = "fixed share", "best weight of each image, by its mask"
+FIXED, BEST = "fixed share", "best weight of each image, by its mask"
 
 
 class ImageHead(InfusionHead):
@@ -52,7 +53,7 @@ class ImageHead(InfusionHead):
 
 @dataclass(frozen=True)
 class Said:
-    """What both branches say of a frame: logits [1, 1, h, w], far below 0 on padding."""
+    """What both branches say of a frame: logits [1, 1, h, w] of its content alone, without padding."""
 
     sample: Sample
     source: Tensor
@@ -62,9 +63,16 @@ class Said:
         """Return the fusion under a head."""
         return fuse(head, self.source, self.target)
 
+    def content(self, x: Tensor) -> Tensor:
+        """Return the part [1, 1, h, w] of a map on the grid [H, W] that the branches' maps cover."""
+        height, width = self.source.shape[-2:]
+        return x[None, None, :height, :width]
+
     def dice(self, p: Tensor, study: Study) -> float:
         """Return the Dice of a map [1, 1, h, w] as it would be released, in [0, 1]."""
-        return sample_dice(without_small_parts(p[0, 0] * self.sample.valid, study.smallest_part), self.sample)
+        whole = torch.zeros(self.sample.image.shape)
+        self.content(whole).copy_(p)
+        return sample_dice(without_small_parts(whole * self.sample.valid, study.smallest_part), self.sample)
 
 
 def said(networks: Networks, study: Study, data: Dataset, frames: Sequence[Frame]) -> list[Said]:
@@ -73,21 +81,31 @@ def said(networks: Networks, study: Study, data: Dataset, frames: Sequence[Frame
     for frame in frames:
         sample = data.labelled(frame)
         maps = predict_maps(networks, whole, sample.image, sample.valid, BRANCHES)
-        source, target = (torch.logit((maps[name] * sample.valid)[None, None], eps=1e-6) for name in BRANCHES)
+        height, width = sample.place.content
+        source, target = (torch.logit(maps[name][None, None, :height, :width], eps=1e-6) for name in BRANCHES)
         found.append(Said(sample, source, target))
     return found
 
 
-def learnt(head: InfusionHead, lessons: Sequence[Said], shrinkage: float, seed: int) -> InfusionHead:
-    """Train a head in place on what the branches say of labelled frames, by the loss of `infuse`, and return it."""
-    task, generator = Infuse(), torch.Generator().manual_seed(derive_seed(b"heads", seed))
-    optimizer = torch.optim.AdamW(head.parameters(), task.learning_rate)
+def learnt(
+    kind: type[InfusionHead], share: float, lessons: Sequence[Said], shrinkage: float, seed: int
+) -> InfusionHead:
+    """Return a head that learnt from what the branches say of labelled frames, by the loss of `infuse`.
+
+    Of one seed all begin with the same weights and see the same draws.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(b"heads", "weights", seed))
+        head = kind(share)
+    head.log_temperature.requires_grad_(False)
+    generator = torch.Generator().manual_seed(derive_seed(b"heads", "draws", seed))
+    optimizer = torch.optim.AdamW((p for p in head.parameters() if p.requires_grad), Infuse().learning_rate)
     for _ in range(STEPS):
         optimizer.zero_grad()
         for i in torch.randperm(len(lessons), generator=generator)[:BATCH].tolist():
             own = lessons[i]
             assert own.sample.truth is not None
-            truth, valid = own.sample.truth[None, None], own.sample.valid[None, None].float()
+            truth, valid = own.content(own.sample.truth), own.content(own.sample.valid.float())
             (fusion_loss(own.fused(head), truth, valid, shrinkage, head.share).sum() / BATCH).backward()
         optimizer.step()
     return head
@@ -99,8 +117,8 @@ def rows_of(heads: dict[str, InfusionHead], study: Study, own: Said) -> dict[str
     found = {name: own.dice(own.fused(head).infusion, study) for name, head in heads.items()}
     source, target = torch.sigmoid(own.source), torch.sigmoid(own.target)
     found |= {"source branch": own.dice(source, study), "target branch": own.dice(target, study)}
-    of_weight = [own.dice(w * source + (1 - w) * target, study) for w in WEIGHTS]
-    return found | {"average": of_weight[len(WEIGHTS) // 2], BOUND: max(of_weight)}
+    of_weight = {w: own.dice(w * source + (1 - w) * target, study) for w in (*WEIGHTS, study.source_share)}
+    return found | {"average": of_weight[0.5], BEST: max(of_weight.values())}
 
 
 def main(
@@ -118,14 +136,15 @@ def main(
     study = load_study(study_file).model_copy(update={"seed": seed})
     cache = StageCache(study, open_sites([source, target], study), stages)
     networks = Networks(study)
-    networks.load(fused_tensors(cache.train(study.stages).components))
+    state = cache.train([*study.stages, CLOSING])
+    networks.load({**fused_tensors(state.components), **state.released})
     third = Dataset(load_site(other), study)
     lessons = said(networks, study, third, [frame for frame in third.site.frames if frame.mask is not None])
     share, held = study.source_share, Infuse().shrinkage
     heads = {FIXED: InfusionHead(share)}
     for name, kind in (("per pixel", InfusionHead), ("per image", ImageHead)):
-        heads[f"head {name}"] = learnt(kind(share), lessons, 0.0, seed)
-        heads[f"head {name}, held near the share"] = learnt(kind(share), lessons, held, seed)
+        heads[f"head {name}"] = learnt(kind, share, lessons, 0.0, seed)
+        heads[f"head {name}, held near the share"] = learnt(kind, share, lessons, held, seed)
     unlabelled = cache.data[cache.sites[1].config.name]
     rows: dict[str, dict[str, float]] = {}
     for patient, frames in by_patient(unlabelled.site.frames_of("test", labelled=True)).items():

@@ -1,7 +1,7 @@
 """An ablation as Markdown tables and SVG charts, for docs/results.md."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,8 +44,8 @@ def overview(summaries: Sequence[dict[str, Any]]) -> str:
     A population of devices is left out: it has a table of its own, see `population`.
     """
     lines = [
-        "| data | baseline | paper's recipe | all stages | all stages - baseline [95 % over patients] | "
-        "range over seeds | the same on the labelled probe | command |",
+        "| data | baseline | paper's recipe | all stages | all stages - baseline [95 % over patients and runs; * one "
+        "run] | range over seeds | the same on the labelled probe | command |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for summary in summaries:
@@ -60,9 +60,9 @@ def overview(summaries: Sequence[dict[str, Any]]) -> str:
                 name,
                 *(f"{100 * rows[row]['target']['mean']:.1f}" if row in rows else "" for row in (BASELINE, PAPER)),
                 f"{100 * released['target']['mean']:.1f}",
-                points(released["target"]["difference"]),
+                over_runs(released["target"]["difference"]),
                 _spread(released["target"]["difference"]["seeds"]),
-                points(released["source"]["difference"]),
+                over_runs(released["source"]["difference"]),
                 f"`{summary['command']}`",
             ]
             lines.append(f"| {' | '.join(cells)} |")
@@ -179,7 +179,7 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
         lines += [
             "",
             f"Of the released model: {gain['gaining']} of {count} patients gain; the median of their differences is "
-            f"{100 * gain['median']:+.1f} points. {detectable(count, gain['low'], gain['high'])}",
+            f"{100 * gain['median']:+.1f} points. {detectable(count, gain)}",
         ]
         if gain.get("run_deviation") is not None:
             low, high = 100 * gain["run_low"], 100 * gain["run_high"]
@@ -206,12 +206,18 @@ def _data_set(name: str, table: dict[str, Any], folder: str, seeds: int) -> list
     return [*lines, ""]
 
 
-def detectable(patients: int, low: float, high: float) -> str:
-    """Return the sentence on the smallest difference in Dice that patients can show, from an interval of them."""
-    points = 100 * DETECTABLE * (high - low) / 2
+def detectable(patients: int, difference: Mapping[str, Any]) -> str:
+    """Return the sentence on the smallest difference in Dice that can be shown, from an interval of one.
+
+    Args:
+        difference: `low` and `high` over patients, and `run_low` and `run_high` over runs too where there are several.
+    """
+    several = difference.get("run_low") is not None
+    trained = "these training runs" if several else "one training"
+    low, high = (difference[f"run_{end}" if several else end] for end in ("low", "high"))
     return (
-        f"With {patients} patients a true difference of about {points:.1f} points would be found four times out of "
-        f"five ({DETECTABLE} times half the released model's interval)."
+        f"With {patients} patients and {trained} a true difference of about {100 * DETECTABLE * (high - low) / 2:.1f} "
+        f"points would be found four times out of five ({DETECTABLE} times half the released model's interval)."
     )
 
 
@@ -229,6 +235,13 @@ def _courses(courses: list[list[float]], released: list[float]) -> str:
 def points(difference: dict[str, Any]) -> str:
     """Return a difference with its interval, in Dice points."""
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * difference[key] for key in ("mean", "low", "high")))
+
+
+def over_runs(difference: dict[str, Any]) -> str:
+    """Return a difference with its interval over patients and training runs; of one run with a star, over patients."""
+    if difference.get("run_low") is None:
+        return f"{points(difference)} *"
+    return points(difference | {"low": difference["run_low"], "high": difference["run_high"]})
 
 
 def _spread(seeds: list[float], sign: str = "+") -> str:

@@ -1,4 +1,4 @@
-"""Several pairs of probes together: the mean gain over pairs, and what a next pair may expect."""
+"""Several pairs of scanners together: the mean gain over pairs, and what a next pair may expect."""
 
 import math
 from collections.abc import Sequence
@@ -55,16 +55,26 @@ def random_effects(means: Sequence[float], variances: Sequence[float]) -> Pooled
     return Pooled(mean, mean - half, mean + half, math.sqrt(between), mean - reach, mean + reach)
 
 
-def variances(differences: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the variance over patients and training runs of each difference, as `comparison.Difference` tells it.
+def of_a_run(differences: Sequence[dict[str, Any]]) -> float:
+    """Return the variance of a single training run, over all data sets of several runs together.
 
-    Of a pair that was trained once, the runs' share is the mean of the others'.
+    Of a data set's own two runs it is not to be known: they may lie close together by chance.
     """
-    deviations = [own["run_deviation"] for own in differences if own["run_deviation"] is not None]
-    of_a_run = float(np.mean(np.square(deviations))) if deviations else 0.0
-    found = []
-    for own in differences:
-        once = own["run_deviation"] is None
-        low, high = (own[key] for key in (("low", "high") if once else ("run_low", "run_high")))
-        found.append(((high - low) / 2 / HALF_WIDTH) ** 2 + (of_a_run if once else 0.0))
-    return found
+    several = [(len(own["seeds"]) - 1, own["run_deviation"]) for own in differences if own["run_deviation"] is not None]
+    freedom = sum(count for count, _ in several)
+    return sum(count * deviation**2 for count, deviation in several) / freedom if freedom else 0.0
+
+
+def together(differences: Sequence[dict[str, Any]], run: float) -> tuple[float, float]:
+    """Return the mean over data sets of one pair of scanners, and its variance.
+
+    They share scanners and test patients, so that patients count as if they were the same in all of them, and more data
+    sets bring more training runs and no more patients.
+
+    Args:
+        differences: as `comparison.Difference` tells them.
+        run: variance of a single training run, see `of_a_run`.
+    """
+    patients = float(np.mean([(own["high"] - own["low"]) / 2 / HALF_WIDTH for own in differences]))
+    runs = sum(len(own["seeds"]) for own in differences)
+    return float(np.mean([own["mean"] for own in differences])), patients**2 + run / runs

@@ -6,8 +6,9 @@ there, and what modules of `simulations.ablation` wrote, each in a folder: `betw
 """
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from common.metric_name import PREDICTORS
 from simulations.ablation.alone import alone
 from simulations.ablation.page import detectable, is_population, overview, points, population
 from simulations.ablation.page import section as ablation_section
-from simulations.ablation.random_effects import LEAST_PAIRS, random_effects, variances
+from simulations.ablation.random_effects import LEAST_PAIRS, of_a_run, random_effects, together
 from simulations.ablation.sections import beside, cross_fitted, heads, ranked, source_only
 from simulations.ablation.tally import RELEASED
 from simulations.publication import insert
@@ -39,6 +40,8 @@ PUBLIC_WEIGHTS = CURRENT[:2]
 TAKEN = ("pretrained.yaml", "demo.yaml")
 #: Ablations that train the released model on the same patients with the same seeds as another one does.
 REPEATED = ("ablation-rivals-mean-teacher",)
+#: The two scanners in a data set's name.
+SCANNERS = re.compile(r"([^-]+)-to-([^-]+)$")
 #: A run that ends further below its baseline does harm (docs/preregistration.md).
 HARM = 0.005
 
@@ -104,49 +107,75 @@ def headline(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
-    """Return the section on all pairs of real probes of the method as it is, or nothing where they are too few.
+    """Return the section on the real probes that the method as it is was measured on, or nothing where there are none.
 
-    Those of `PUBLIC_WEIGHTS` have rows of their own besides.
+    A row for each pair of scanners, of all studies and of those of `PUBLIC_WEIGHTS`, and their pool.
     """
-    found = _released(summaries)
-    if len(found) < LEAST_PAIRS:
+    found = _by_scanners(summaries)
+    if not found:
         return ""
+    public = _by_scanners([summary for summary in summaries if summary["study"] in PUBLIC_WEIGHTS])
     lines = [
         "### Real pairs together",
         "",
-        f"The {len(found)} pairs of real probes that the released model was measured on; random effects over "
-        "pairs (`simulations/ablation/random_effects.py`). Pairs share scanners and patients, some the whole draw of "
-        "split and patients, so that they are less independent than the intervals take them to be.",
+        f"Dice points, released model less baseline, of {sum(map(len, found.values()))} data sets, which are "
+        f"{len(found)} pairs of scanners: data sets of one pair differ in study, labels and draw, and share test "
+        "patients.",
         "",
-        "| Dice points, released model less baseline | pairs | mean [95 %] | deviation between pairs | a next pair, "
-        f"95 % | runs above their baseline | more than {100 * HARM:g} points below |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| labelled -> unlabelled probe | data sets | runs | mean | of single data sets | runs above their baseline "
+        f"| more than {100 * HARM:g} points below | labelled probe, mean | runs more than {100 * HARM:g} below there |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    public = _released([summary for summary in summaries if summary["study"] in PUBLIC_WEIGHTS])
-    groups = {"": found} | ({", public weights alone": public} if LEAST_PAIRS <= len(public) < len(found) else {})
-    for which, rows in groups.items():
-        for role, words in (("target", "unlabelled probe"), ("source", "labelled probe")):
-            lines.append(f"| {words}{which} | {len(rows)} | {_pooled([row[role]['difference'] for row in rows])} |")
+    for which, groups in (("", found), (", public weights alone", public)):
+        for pair, rows in groups.items():
+            lines.append(f"| {pair}{which} | {_counted(rows)} |")
+    lines += ["", _pooled(found)]
     return "\n".join([*lines, ""])
 
 
-def _released(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the released model's row of each pair of real probes."""
-    return [
-        table["rows"][RELEASED]
-        for summary in summaries
-        for table in summary["data"].values()
-        if table["same_patients"] and RELEASED in table["rows"]
+def _by_scanners(summaries: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the released model's rows on real probes, by labelled and unlabelled scanner."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for summary in summaries:
+        for name, table in summary["data"].items():
+            if table["same_patients"] and RELEASED in table["rows"] and (pair := SCANNERS.search(name)):
+                found.setdefault(" -> ".join(pair.groups()), []).append(table["rows"][RELEASED])
+    return found
+
+
+def _counted(rows: Sequence[dict[str, Any]]) -> str:
+    gains, costs = ([row[role]["difference"] for row in rows] for role in ("target", "source"))
+    means = [100 * own["mean"] for own in gains]
+    runs, at_source = ([run for own in differences for run in own["seeds"]] for differences in (gains, costs))
+    cells = [
+        len(rows),
+        len(runs),
+        f"{sum(means) / len(means):+.1f}",
+        f"{min(means):+.1f} to {max(means):+.1f}",
+        f"{sum(run > 0 for run in runs)} of {len(runs)}",
+        sum(run < -HARM for run in runs),
+        f"{100 * sum(own['mean'] for own in costs) / len(costs):+.1f}",
+        sum(run < -HARM for run in at_source),
     ]
+    return " | ".join(map(str, cells))
 
 
-def _pooled(differences: Sequence[dict[str, Any]]) -> str:
-    pooled = random_effects([own["mean"] for own in differences], variances(differences))
-    runs = [mean for own in differences for mean in own["seeds"]]
+def _pooled(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Return the sentence on all pairs of scanners, each taken once."""
+    if len(found) < LEAST_PAIRS:
+        return "Pairs of scanners are too few to be pooled."
+    words = []
+    for role, probe in (("target", "unlabelled"), ("source", "labelled")):
+        by_pair = [[row[role]["difference"] for row in rows] for rows in found.values()]
+        run = of_a_run([own for differences in by_pair for own in differences])
+        pooled = random_effects(*zip(*(together(differences, run) for differences in by_pair), strict=True))
+        words.append(
+            f"{points(asdict(pooled))} on the {probe} probe, where a next pair may expect {100 * pooled.next_low:+.1f} "
+            f"to {100 * pooled.next_high:+.1f}, and a single training run deviates by {100 * run**0.5:.1f}"
+        )
     return (
-        f"{points(asdict(pooled))} | {100 * pooled.between:.1f} | {100 * pooled.next_low:+.1f} to "
-        f"{100 * pooled.next_high:+.1f} | {sum(mean > 0 for mean in runs)} of {len(runs)} | "
-        f"{sum(mean < -HARM for mean in runs)}"
+        f"Over these {len(found)} pairs of scanners, each taken once (random effects, 95 %, "
+        f"`simulations/ablation/random_effects.py`): {'; '.join(words)}."
     )
 
 
@@ -176,7 +205,7 @@ def section(name: str, summary: dict[str, Any]) -> str:
         if role == "target" and gain:
             low, high = gain["ci95"]
             count = summary["dice"][site]["infusion"]["patients"]
-            lines += ["", f"{site}: {detectable(count, low, high)}"]
+            lines += ["", f"{site}: {detectable(count, {'low': low, 'high': high})}"]
     correlation = score["rank_correlation_with_source_val_dice"]
     relation = (
         "not validated (too few rounds with both numbers)"

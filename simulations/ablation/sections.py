@@ -70,7 +70,8 @@ def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
         "",
         "Dice % on a target's test patients. The oracle: each is measured by a model whose last stage had true masks "
         "of the other folds in the place of pseudo-labels. A bound; it chose nothing. The gap is the oracle less the "
-        "baseline, the share closed the method less the baseline, of it; intervals are over patients, of one training.",
+        "baseline, the share closed the method less the baseline, of it, where the gap is clear of zero; intervals are "
+        "over patients, of one training.",
         "",
         "| pair | study | seed | folds | patients with masks | first branch | baseline | method | oracle | gap [95 %] "
         "| closed % [95 %] |",
@@ -81,9 +82,8 @@ def cross_fitted(bounds: Sequence[dict[str, Any]]) -> str:
         rows = ("first branch", "baseline", "method", "oracle")
         cells += [f"{100 * own['dice'][row]:.1f}" if row in own["dice"] else "" for row in rows]
         cells.append(points(own["gap"]) if "gap" in own else "")  # the oldest one was measured without a baseline
-        cells.append(
-            "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * x for x in own["closed"].values())) if "gap" in own else ""
-        )
+        shown = "gap" in own and own["gap"]["low"] > 0  # of a gap that may be none, a share means nothing
+        cells.append("{:.0f} [{:.0f}, {:.0f}]".format(*(100 * x for x in own["closed"].values())) if shown else "")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, "", *(f"- `{own['command']}`: {own['hardware']}" for own in bounds), ""])
 
@@ -128,9 +128,9 @@ def heads(found: Sequence[dict[str, Any]]) -> str:
         "## An infusion head that learnt on a third probe",
         "",
         "Dice % on a target's test patients, of the same two branches under different weights: fixed as the study "
-        "says, of a head that learnt on labelled patients of a scanner that neither branch has seen, and, as a bound, "
-        "the best weight of each image by its true mask. Differences are to the fixed share, by patient, of one "
-        "training.",
+        "says, of a head that learnt on labelled patients of a scanner that neither branch has seen, and the best "
+        "single weight of each image by its true mask. Differences are to the fixed share, by patient, of one training "
+        "of branches and heads.",
         "",
         "| pair | third probe | seed | source branch's share | weights | Dice % | less the fixed share [95 %] |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.stats import t
 
-from simulations.ablation.random_effects import random_effects, variances
+from simulations.ablation.random_effects import of_a_run, random_effects, together
 
 
 def test_pairs_that_differ_by_more_than_their_errors_have_a_spread_of_their_own() -> None:
@@ -29,8 +30,23 @@ def test_a_surer_pair_counts_for_more() -> None:
     assert random_effects([0, 0, 0.5], [1, 1, 0.01]).mean > 2 * random_effects([0, 0, 0.5], [1, 1, 1]).mean
 
 
-def test_a_pair_that_was_trained_once_has_the_others_spread_over_runs() -> None:
-    once: dict[str, Any] = {"low": -0.0196, "high": 0.0196, "run_deviation": None}
-    twice: dict[str, Any] = {"low": 0.0, "high": 0.0, "run_low": -0.0392, "run_high": 0.0392, "run_deviation": 0.03}
-    assert variances([once, twice]) == pytest.approx([0.01**2 + 0.03**2, 0.02**2])
-    assert variances([once]) == pytest.approx([0.01**2])
+def of(mean: float, half: float, *seeds: float) -> dict[str, Any]:
+    """A difference whose interval over patients reaches `half` to either side."""
+    deviation = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
+    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": list(seeds), "run_deviation": deviation}
+
+
+def test_how_much_runs_differ_is_told_by_all_data_sets_together() -> None:
+    close, apart, once = of(0.0, 0.01, -0.001, 0.001), of(0.0, 0.01, -0.03, 0.03), of(0.0, 0.01, 0.0)
+    assert of_a_run([close, apart, once]) == pytest.approx((2 * 0.001**2 + 2 * 0.03**2) / 2)
+    assert of_a_run([once]) == 0
+    three = of(0.0, 0.01, -0.02, 0.0, 0.02)
+    assert of_a_run([close, three]) == pytest.approx((2 * 0.001**2 + 2 * 0.02**2) / 3), "three runs tell twice as much"
+
+
+def test_more_data_sets_of_one_pair_of_scanners_bring_runs_and_no_patients() -> None:
+    one, other = of(0.01, 0.0196, 0.0, 0.02), of(0.03, 0.0392, 0.03)
+    assert together([one], 0.0) == pytest.approx((0.01, 0.01**2))
+    assert together([one, other], 0.0) == pytest.approx((0.02, 0.015**2))
+    assert together([one] * 9, 0.0)[1] == pytest.approx(0.01**2)
+    assert together([one] * 9, 0.06**2)[1] == pytest.approx(0.01**2 + 0.06**2 / 18)

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import RunError
 from simulations.ablation.alone import BRANCH, alone
-from simulations.ablation.results import REPEATED, by_form, headline, page, real_pairs
+from simulations.ablation.results import HARM, REPEATED, by_form, headline, page, real_pairs
 from simulations.ablation.tally import RELEASED
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -44,9 +44,17 @@ def test_pairs_of_real_probes_are_pooled_each_once() -> None:
     summaries = [json.loads(file.read_text("utf-8")) for file in sorted((DOCS / "results" / "ablation").glob("*.json"))]
     current, _ = by_form(summaries)
     text = real_pairs(current)
-    pairs = int(text.partition("The ")[2].partition(" pairs")[0])
     real = [summary for summary in current if all(table["same_patients"] for table in summary["data"].values())]
-    assert pairs == sum(len(summary["data"]) for summary in real)
+    sets = sum(len(summary["data"]) for summary in real)
+    assert f"of {sets} data sets, which are" in text
+    rows = [row.split(" | ") for row in text.splitlines() if " -> " in row and "data sets |" not in row]
+    every = [row for row in rows if "public weights" not in row[0]]
+    assert sum(int(row[1]) for row in every) == sets
+    assert f"which are {len(every)} pairs of scanners" in text
+    assert f"Over these {len(every)} pairs of scanners, each taken once" in text
+    seeds = [x for s in real for t in s["data"].values() for x in t["rows"][RELEASED]["target"]["difference"]["seeds"]]
+    assert sum(int(row[2]) for row in every) == len(seeds)
+    assert sum(int(row[6]) for row in every) == sum(x < -HARM for x in seeds)
     again = [{**summary, "name": REPEATED[0]} for summary in real]
     assert by_form([*current, *again])[0] == current
     assert real_pairs([summary for summary in current if summary not in real]) == ""  # phantoms alone
