@@ -17,7 +17,18 @@ from rich.table import Table
 from clients.export.cli import app as export
 from clients.governance.cli import app as site
 from clients.node.cli import app as node
-from common.options import ADDRESS_VARIABLE, CA_VARIABLE, Address, Ca, Json, OneNetwork, commands, examples, finite
+from common.options import (
+    ADDRESS_VARIABLE,
+    CA_VARIABLE,
+    Address,
+    Ca,
+    Json,
+    OneNetwork,
+    Overwrite,
+    commands,
+    examples,
+    number,
+)
 
 app = commands()
 app.add_typer(site, name="site")
@@ -40,9 +51,10 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="use only a release that this key signed")
     ] = None,
     spacing_mm: Annotated[
-        float | None, typer.Option(callback=finite, help="side of a pixel in mm, where neither file nor CSV tells it")
+        float | None, typer.Option(parser=number, help="side of a pixel in mm, where neither file nor CSV tells it")
     ] = None,
     network: OneNetwork = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment images and cine loops (PNG, JPEG, TIFF, DICOM, NIfTI, MP4 and others) with a released model.
 
@@ -63,6 +75,7 @@ def predict(
             images,
             out,
             spacing_mm=spacing_mm,
+            overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     again = sum(bool(row.look_again) for row in outcome.rows)

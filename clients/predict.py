@@ -1,5 +1,6 @@
 """Segment images and cine loops with a run's released model: masks, confidence maps, overlays, a table."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,15 +20,17 @@ from clients.released import Model
 from clients.results import WRITERS, Writer
 from clients.results.summary import Row, row_of, write_rows
 from common.errors import CrossProbeError, RunError
-from common.files import check_apart
+from common.files import FolderInUseError, check_apart
 from common.study import Study
 
 #: One line an image, in the output's folder.
 TABLE = "results.csv"
 #: Overlay colour of the mask's outline: orange is told apart from grey by colour-blind readers too.
 OUTLINE = (255, 149, 0)
+#: What an earlier run leaves in the output's folder.
+WRITTEN = (TABLE, "masks", "confidence", "overlays", "segmentations")
 #: What lies in a folder of images and is none; every other file is segmented or named.
-OTHER_FILES = ("manifest.csv", "site.yaml", "thumbs.db", "desktop.ini")
+OTHER_FILES, OTHER_SUFFIXES = ("site.yaml", "thumbs.db", "desktop.ini"), (".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def find_inputs(images: Path) -> list[Input]:
     table = images / "manifest.csv" if (images / "manifest.csv").is_file() else images
     if table.suffix.lower() == ".csv":
         return _listed(table)
+    if not images.exists():
+        raise RunError(f"there is no {images}. Correct the path given with --images.")
     if images.is_file():
         return [Input(images, images.name, None)]
     found = [path for path in _files(images) if not _is_other(path.relative_to(images))]
@@ -93,6 +98,7 @@ def predict(
     out: Path,
     *,
     spacing_mm: float | None = None,
+    overwrite: bool = False,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Segment `images`, see `find_inputs`.
@@ -103,16 +109,36 @@ def predict(
 
     Args:
         spacing_mm: for images of which neither the table nor the file itself tells it.
+        overwrite: remove what an earlier run left in `out`; else it is refused: two models' masks would lie together.
         progress: called after each image with how many files are done, parts of one included, and how many there are.
 
     Raises:
         RunError: if there is nothing to segment, no image at all could be, or `out` cannot be used.
+        FolderInUseError: if `out` holds results, unless `overwrite`, or what only looks like them.
         SiteFolderError: if the table cannot be used.
     """
     check_spacing(spacing_mm)
     check_apart(images, out)
-    outcome = segment(model, find_inputs(images), out, spacing_mm=spacing_mm, progress=progress)
+    inputs = find_inputs(images)
+    _make_room(out, overwrite=overwrite)
+    outcome = segment(model, inputs, out, spacing_mm=spacing_mm, progress=progress)
     return replace(outcome, skipped=_skipped(images))
+
+
+def _make_room(out: Path, *, overwrite: bool) -> None:
+    """Remove an earlier run's results. Raises FolderInUseError, see `predict`, and RunError."""
+    there = [path for name in WRITTEN if (path := out / name).exists()]
+    if not there:
+        return
+    if not (out / TABLE).is_file():
+        raise FolderInUseError(f"{out} holds {there[0].name}/ and no {TABLE} of an earlier run. Give another --out.")
+    if not overwrite:
+        raise FolderInUseError(f"{out} holds the results of an earlier run. Give another --out, or --overwrite.")
+    try:
+        for path in there:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise RunError(f"cannot replace what lies in {out}: {error.strerror}. Give another --out.") from None
 
 
 def segment(
@@ -301,7 +327,8 @@ def _skipped(images: Path) -> tuple[str, ...]:
 
 
 def _is_other(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts) or name.name.lower() in OTHER_FILES
+    hidden = any(part.startswith(".") for part in name.parts)
+    return hidden or name.name.lower() in OTHER_FILES or name.suffix.lower() in OTHER_SUFFIXES
 
 
 def _listed(table: Path) -> list[Input]:

@@ -64,10 +64,14 @@ def only(main: Callable[..., None], *lines: str, option: str = "") -> None:
     app()
 
 
-def finite(value: float | None) -> float | None:
-    """Refuse `nan`, which no range does. Raises BadParameter."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"expected a number, found {value}")
+def number(text: str | float) -> float:
+    """Return a number as people type it, with a decimal point or comma, and no `nan`. Raises BadParameter."""
+    try:
+        value = float(str(text).strip().replace(",", "."))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"expected a number such as 0.12, found {text}")
     return value
 
 

@@ -42,6 +42,13 @@ def find_release(folder: Path, key: Ed25519PublicKey | None = None) -> Path:
         RunError: if there is none, or anything in it is not as it was written; all of it at once.
     """
     found = folder if (folder / SUMS).exists() else folder / RELEASE
+    if not folder.is_dir():
+        raise RunError(f"there is no folder {folder}. Give a release, or the finished run that holds it.")
+    if not found.exists() and not (folder / WEIGHTS).exists():
+        raise RunError(
+            f"{folder} holds no release. Give its folder, with {SUMS}, or the run that holds it; a run that is not "
+            "finished has none yet: go on with it by --resume."
+        )
     problems = _problems(found)
     if key is not None and not problems:
         problems = _unsigned(found, key)

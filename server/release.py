@@ -30,7 +30,7 @@ from server.state import ServerState, fused_tensors, load_state
 _CARD = """\
 # Model card: {{ study.name }}
 
-{{ kind }} that marks one structure in ultrasound images, trained by federated learning: no image left a site.
+{{ kind }} one structure in ultrasound images, trained by federated learning: no image left a site.
 **Research software, no medical device. Nobody has shown that it is safe or useful for any patient.**
 
 | | |
@@ -209,7 +209,7 @@ def _card(study: Study, state: ServerState, tensors: Tensors, weights: str, audi
     return page.render(
         study=study,
         publics=sorted({network.began_as for network in (study.network, study.student) if network} - {""}),
-        kind="Two networks and the small one that weighs them" if study.fused else "A network",
+        kind="Two networks, and a small one that weighs them: they mark" if study.fused else "A network that marks",
         weights=weights,
         parameters=sum(x.size for x in tensors.values()),
         software=software_version(),

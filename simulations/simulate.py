@@ -122,7 +122,9 @@ def simulate(
     begun = time.monotonic() - (_seconds_so_far(out) if resume else 0.0)
     sites = open_sites(folders, study)
     folder = RunFolder(out)
-    if not resume:
+    if resume:
+        _check_resumed(folder, sites)
+    else:
         folder.refuse_a_run()
     baseline = baseline_of(study) if study.supervised_steps() else None
     for trained, run in ((baseline, folder.baseline), (study, folder)):
@@ -158,6 +160,26 @@ def simulate(
     summary = write_summary(out, extra)
     render_report(out)
     return summary
+
+
+def _check_resumed(folder: RunFolder, sites: Sequence[Site]) -> None:
+    """See to it that there is a run to go on with, and that it is of these sites. Raises RunError."""
+    if not (folder.study_input.exists() or folder.baseline.study_input.exists()):
+        raise RunError(
+            f"nothing to go on with: no run was begun in {folder.path}. Correct --out, or leave --resume out."
+        )
+    if not folder.state.exists():
+        return  # only the baseline was begun
+    try:
+        begun_with = json.loads(folder.state.read_text(encoding="utf-8"))["participants"].keys()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return  # reading the checkpoint will say what is wrong with it
+    given = {site.config.name for site in sites}
+    if given != begun_with:
+        raise RunError(
+            f"the run in {folder.path} is of the sites {', '.join(sorted(begun_with))}, given are "
+            f"{', '.join(sorted(given))}. Give the same ones with --sites, or another --out."
+        )
 
 
 def privacy_spent(study: Study, baseline: Study | None) -> dict[str, Any]:

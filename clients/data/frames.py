@@ -31,8 +31,8 @@ FIELD_MM = (10.0, 500.0)
 #: Shares of the pixels, of all masks together and along the images' borders: an outline seldom covers half of an image
 #: and does not run along all four sides.
 INVERTED_SHARE, INVERTED_BORDER = 0.5, 0.9
-#: Findings with which most likely the listed files themselves would be taken for unlisted ones.
-UNLISTED_UNKNOWN = {"missing-image", "unreadable-image", "path-outside-folder", "wrong-cell-count"}
+#: Findings with which the listed files themselves would be taken for unlisted ones.
+UNLISTED_UNKNOWN = {"path-outside-folder", "wrong-cell-count"}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".dcm")
 
 
@@ -93,8 +93,10 @@ class FileChecker:
         image, mask = self.folder / row.image, self.folder / row.mask if row.mask else None
         size = (0, 0)
         self.listed |= {os.path.normpath(name) for name in (row.image, row.mask) if name}
-        self.image_folders.add(os.path.dirname(row.image))
-        if self._is_file(row, row.image, "image") and self._is_first(row, image):
+        there = self._is_file(row, row.image, "image")
+        if there:
+            self.image_folders.add(os.path.dirname(row.image))
+        if there and self._is_first(row, image):
             try:
                 pixels = decode_grey(image, "image")
             except PictureError as error:
@@ -136,7 +138,7 @@ class FileChecker:
                 self.findings.append(Finding(code, f"{len(shares)} masks", message, remedy))
         for name in sorted(self._unlisted()):
             message = "expected a row for each image in the folder, found none that names this file"
-            remedy = "Add a row for it, or move it out of the folder"
+            remedy = "Add a row for it, correct the row that names it otherwise, or move it out of the folder"
             self.findings.append(Finding("unlisted-image", name, message, remedy))
 
     def _unlisted(self) -> set[str]:
@@ -250,6 +252,8 @@ class FileChecker:
             if self.role == "target":
                 found: tuple[int, ...] = png_size(mask, "mask")
             else:
+                if size != (0, 0):  # first: a mask that was resized has smeared edges too
+                    check_mask_size(png_size(mask, "mask"), size)
                 decoded = decode_mask(mask)
                 found = decoded.shape
                 border = np.concatenate([decoded[0], decoded[-1], decoded[:, 0], decoded[:, -1]])

@@ -9,6 +9,8 @@ _DATE = re.compile(
     r"|(?:19[2-9]\d|20[0-4]\d)(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))(?!\d)"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
+#: Words alone, written as names are: `Anna Müller`, `Mueller_Anna`.
+_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ ._-]+[^\W\d_]{2,})+")
 #: Words that a pseudonym is made of, beside a number or the day of the visit.
 _HARMLESS = {
     "anon", "case", "exam", "fall", "img", "image", "pat", "patient", "probe", "pseudonym", "scan", "session",
@@ -22,6 +24,7 @@ def personal(patient: str) -> str:
     names = [word for word in _WORD.findall(_DATE.sub(" ", patient)) if word.lower() not in _HARMLESS]
     if _DATE.search(patient) and names:
         return "a name with a date of birth"
-    if re.search(r"[^\W\d_]\s*[\^,]\s*[^\W\d_]", patient):
+    written_so = _WORDS.fullmatch(patient.strip()) and sum(name.istitle() for name in names) > 1
+    if written_so or re.search(r"[^\W\d_]\s*[\^,]\s*[^\W\d_]", patient):
         return "a family name and a first name"
     return ""

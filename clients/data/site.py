@@ -60,11 +60,16 @@ class SiteConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Site:
-    """A folder without findings; `frames` in the order of the manifest."""
+    """A folder without findings; `frames` in the order of the manifest.
+
+    Attributes:
+        blank_masks: masks of a source that mark nothing.
+    """
 
     config: SiteConfig
     folder: Path
     frames: tuple[Frame, ...]
+    blank_masks: int = 0
 
     def frames_of(self, split: Split, labelled: bool | None = None) -> list[Frame]:
         """The frames of a split; with `labelled`, only those with (True) or without a mask."""
@@ -127,7 +132,7 @@ def check_site(folder: Path, progress: OnProgress | None = None) -> tuple[Site |
     checker.check_whole()
     if config is None or findings:
         return None, findings
-    return Site(config, folder, tuple(frames)), []
+    return Site(config, folder, tuple(frames), sum(share == 0 for share, _ in checker.foreground)), []
 
 
 def read_config(path: Path, findings: list[Finding]) -> tuple[SiteConfig | None, Role | None]:

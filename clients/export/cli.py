@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import RunError
-from common.options import Json, OneNetwork, Overwrite, commands, examples, finite
+from common.options import Json, OneNetwork, Overwrite, commands, examples, number
 
 app = commands()
 
@@ -36,7 +36,7 @@ def export(
         Path | None, typer.Option(help="images to compare on and to calibrate with: file, folder or CSV, as in predict")
     ] = None,
     spacing_mm: Annotated[
-        float | None, typer.Option(callback=finite, help="side of their pixels in mm, where nothing else tells it")
+        float | None, typer.Option(parser=number, help="side of their pixels in mm, where nothing else tells it")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="write OUT's name with .int8.onnx too; needs --images")] = False,
     bench: Annotated[bool, typer.Option("--bench", help="time it beside torch, on frames of 256 x 256")] = False,

@@ -77,9 +77,17 @@ def misfits(study: Study, site: Site) -> Iterator[Finding]:
 
 def notes(site: Site) -> list[str]:
     """Return what is no fault of a folder, but would surprise its owner in a study."""
+    found = []
     if site.config.role == "source" and not site.patients("calibrate"):
-        return ["no calibrate patients: a study with the task infuse cannot be approved here (see the column split)"]
-    return []
+        found.append(
+            "no calibrate patients: a study with the task infuse cannot be approved here (see the column split)"
+        )
+    if site.blank_masks:
+        found.append(
+            f"{site.blank_masks} mask(s) mark nothing: right for a frame without the structure, else export it again "
+            "(--html shows them)"
+        )
+    return found
 
 
 def kept_back(study: Study, site: Site) -> list[KeptBack]:

@@ -98,6 +98,11 @@ def run_of(out: Path) -> FlowerRun:
     try:
         return FlowerRun(**json.loads(RunFolder(out).flower.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
+        if RunFolder(out).state.exists():
+            raise RunError(
+                f"the run in {out} was not started by `crossprobe study run`. See it with: crossprobe report {out}, or "
+                f"crossprobe study watch {out}"
+            ) from None
         raise RunError(
             f"{out} holds no run that was started by `crossprobe study run`. Start one with: "
             f"crossprobe study run STUDY --out {out}"

@@ -40,6 +40,7 @@ def provision(
     if add + renew + overwrite > 1:
         raise click.UsageError("--add, --renew and --overwrite are three different things: give one of them")
 
+    from common.components import ROLES
     from common.study import load_study
     from server.federation.provision import add_sites, parse_site, renew_server, signing_fingerprint, valid_host
     from server.federation.provision import provision as make_kits
@@ -64,8 +65,13 @@ def provision(
     except ValueError as error:
         raise click.UsageError(f"--address: {error}") from None
     sites = [parse_site(text) for text in site or ("source:source", "target:target")]
-    kits = make_kits(load_study(study_file), study_file, out, sites, host=host, port=port or 9443, overwrite=overwrite)
+    study = load_study(study_file)
+    kits = make_kits(study, study_file, out, sites, host=host, port=port or 9443, overwrite=overwrite)
     print("\n".join(f"{kit}: begin with {kit / 'README.md'}" for kit in kits))
+    for role in ROLES:
+        named, needed = sum(own.role == role for own in sites), study.needs(role)
+        if named < needed:
+            print(f"note: the study needs {needed} {role} site(s) and {named} are named: add them with --add --site")
     print(f"{out / 'ca'}: the authority's key; take it off this machine and keep it safe")
     print("Each hospital approves the key that signs your requests: compare its fingerprint over the telephone. It is")
     print(f"  {signing_fingerprint(out)}")

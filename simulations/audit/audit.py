@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clients.data.site import Site, load_site
+from clients.node.refusals import ROUND_SPENT
 from clients.node.worker import Worker
 from clients.released import load_model
 from common.components import ROLES, Tensors
@@ -213,7 +214,8 @@ def attack_on_sums(site: Site, rounds: int, seed: int) -> Attack:
 def run_attack(attack: Attack, *sites: Site, seed: int = 0) -> Reconstruction:
     """Return what an attack gets from a site, or from the mean over several.
 
-    Where a site's own policy refuses, it is what sites without limits give.
+    Where a site's own policy refuses, it is what sites without limits give. A private round for which nobody was drawn
+    gives nothing: its privacy is spent, and no update comes of it.
     """
     answer, lifted = "answered", False
     trap = attack.trap(attack.study) if attack.trap is not None else None
@@ -251,13 +253,20 @@ def _matches(attack: Attack, trap: Trap | None, workers: Sequence[Worker], seed:
     if trap is None:
         images = [match_gradient(workers[0], study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:
-        images = [image for r in rounds for image in trap.read(_mean(workers, study, r, trap), r)]
-    if attack.combined is not None:
+        updates = [(_mean(workers, study, r, trap), r) for r in rounds]
+        images = [image for update, r in updates if update is not None for image in trap.read(update, r)]
+    if attack.combined is not None and images:
         images = attack.combined(images)
     return matches(images, *(worker.data for worker in workers))
 
 
-def _mean(workers: Sequence[Worker], study: Study, round_: Round, trap: Trap) -> Tensors:
-    """Return the mean of several sites' updates; of one, its own."""
-    updates = [ask(worker, study, round_, trap.tensors) for worker in workers]
+def _mean(workers: Sequence[Worker], study: Study, round_: Round, trap: Trap) -> Tensors | None:
+    """Return the mean of several sites' updates; of one, its own; None where nobody was drawn."""
+    try:
+        updates = [ask(worker, study, round_, trap.tensors) for worker in workers]
+    except Refused as refusal:
+        least = max(worker.site.config.policy.min_update_patients for worker in workers)
+        if refusal.code == ROUND_SPENT and least == 1:  # a policy that asks for more refuses few in the same words
+            return None
+        raise
     return {name: np.asarray(np.mean([own[name] for own in updates], axis=0)) for name in updates[0]}

@@ -216,7 +216,7 @@ def jpeg_in_disguise(path: Path) -> None:
 
 BAD_FILES: list[tuple[str, Callable[[Path], object]]] = [
     ("unknown-format", lambda path: path.write_text("a report in words")),
-    ("unknown-format", lambda path: path.write_bytes(b"")),
+    ("unreadable-image", lambda path: path.write_bytes(b"")),
     ("unreadable-image", lambda path: path.mkdir()),
     ("unreadable-image", jpeg_in_disguise),
     ("huge-image", bomb_png),

@@ -21,7 +21,7 @@ from clients.predict import find_inputs, predict
 from clients.released import Model
 from common.components import FUSED
 from common.errors import CrossProbeError, RunError
-from common.files import check_apart
+from common.files import FolderInUseError, check_apart
 from common.networks import Networks, initial_networks
 from common.release import CARD, RELEASE, STUDY, SUMS, WEIGHTS, sums_of
 from common.study import Study
@@ -306,6 +306,41 @@ def test_what_was_segmented_before_ctrl_c_stands_in_the_table(letterbox: Model, 
 
 def test_nothing_to_segment_is_an_error(letterbox: Model, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for images in ("empty", "none"):
-        with pytest.raises(CrossProbeError, match="holds no files"):
+    for images, found in (("empty", "holds no files"), ("none", "there is no .*none")):
+        with pytest.raises(CrossProbeError, match=found):
             predict(letterbox, tmp_path / images, tmp_path / "out")
+
+
+def test_results_of_an_earlier_run_are_replaced_on_demand_alone(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = predict(letterbox, scans, out)
+    assert len(first.rows) > 1
+    one = tmp_path / "other.png"
+    shutil.copy(next(scans.rglob("*.png")), one)
+    with pytest.raises(FolderInUseError, match=r"earlier run.*--overwrite"):
+        predict(letterbox, one, out)
+    assert len(pictures(out)) == 3 * len(first.rows) + 1
+    (out / "notes.md").write_text("mine")
+    predict(letterbox, one, out, overwrite=True)
+    kinds = ("masks", "confidence", "overlays")
+    assert pictures(out) == {f"{kind}/other.png" for kind in kinds} | {"results.csv", "notes.md"}
+
+
+def test_a_folder_of_masks_that_no_run_wrote_is_never_emptied(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    own = tmp_path / "site" / "masks" / "a.png"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"a hospital's outline")
+    for overwrite in (False, True):
+        with pytest.raises(FolderInUseError, match=r"masks/ and no results\.csv"):
+            predict(letterbox, scans, tmp_path / "site", overwrite=overwrite)
+    assert own.read_bytes() == b"a hospital's outline"
+
+
+def test_tables_and_texts_beside_the_images_are_skipped_and_named(
+    letterbox: Model, scans: Path, tmp_path: Path
+) -> None:
+    for name in ("list.csv", "READ ME.TXT"):
+        (scans / name).write_text("image\n")
+    found = predict(letterbox, scans, tmp_path / "out")
+    assert found.problems == ()
+    assert set(found.skipped) >= {"list.csv", "READ ME.TXT"}

@@ -50,3 +50,12 @@ def test_only_the_studys_own_finished_baseline_is_taken(
     assert main(["study", "baseline", str(file), "--run", str(tmp_path), "--out", str(out)]) == 1
     assert "holds no run" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_run_that_was_simulated_has_no_status_of_flowers_and_the_user_is_told_where_to_look(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "status", str(finished.run)]) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "was not started by `crossprobe study run`" in shown
+    assert f"crossprobe report {finished.run}" in shown

@@ -92,6 +92,16 @@ def test_the_certificate_names_every_address_that_connects(study: Path, tmp_path
     assert expiry(tmp_path / "kits" / "coordinator" / "server.crt") > datetime.now(UTC)
 
 
+def test_a_study_that_lacks_a_role_among_the_named_sites_is_told(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["provision", str(study), "--out"]
+    assert main([*words, str(tmp_path / "one"), "--site", "north:source"]) == 0
+    assert "needs 1 target site(s) and 0 are named" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "both"), "--site", "north:source", "--site", "east:target"]) == 0
+    assert "are named" not in capsys.readouterr().out
+
+
 def test_an_authority_is_made_once(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "kits"
     make(study, out)

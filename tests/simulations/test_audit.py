@@ -21,7 +21,7 @@ from common.errors import RunError
 from common.metric import Metric
 from common.study import Study
 from server.run import run_study
-from simulations.audit.ask import Refused, hostile_study
+from simulations.audit.ask import Refused, ask, hostile_study
 from simulations.audit.audit import Attack, attack_on_sums, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
 from simulations.audit.membership import area_under_curve, measured, true_positives
@@ -132,6 +132,28 @@ def test_the_audit_tells_both_the_refusal_and_what_the_limits_held_back(east: Pa
     many = Attack("trap", hostile_study("supervise", batch_size=128, **SMALL), rounds=1, trap=SuperviseTrap)
     found = run_attack(many, untouched(north))
     assert (found.answer, found.lifted, found.rebuilt) == ("implausible-weights", True, 0)
+
+
+def test_a_private_round_for_which_nobody_was_drawn_gives_an_attack_nothing(
+    east: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = hostile_study("self_supervise", rounds=12, privacy=PRIVACY, **SMALL)
+    attack = Attack("trap", study, rounds=12, trap=MimTrap)
+    answers: list[str] = []
+
+    def told(*arguments: Any) -> Any:
+        try:
+            found = ask(*arguments)
+        except Refused as refusal:
+            answers.append(refusal.code)
+            raise
+        answers.append("answered")
+        return found
+
+    monkeypatch.setattr("simulations.audit.audit.ask", told)
+    found = run_attack(attack, untouched(east))
+    assert {"round-spent", "answered"} <= set(answers), "twelve draws of a patient or so: some of nobody, some of one"
+    assert found.rebuilt == 0
 
 
 def test_gates_take_single_images_out_of_the_mean_of_three_sites(tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ def test_what_is_finished_is_kept_unless_it_is_another_studys(
     with pytest.raises(RunError, match=r"out/checkpoint holds a run of another study"):
         simulate(trains("target_branch"), pair, out, resume=True)  # its baseline is the same
     assert simulation.trained == once
+    with pytest.raises(RunError, match="is of the sites east, north, given are north"):
+        simulate(study, pair[:1], out, resume=True)
+    with pytest.raises(RunError, match=r"no run was begun in .*never"):
+        simulate(study, pair, tmp_path / "never", resume=True)
+    assert simulation.trained == once
+    assert not (tmp_path / "never").exists()
 
 
 def test_the_cores_are_shared_among_the_sites_that_train(

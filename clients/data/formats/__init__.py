@@ -37,6 +37,8 @@ def format_of(path: Path) -> ModuleType:
             if size > MAX_FILE_BYTES:
                 raise huge(f"{size >> 20} MiB", f"at most {MAX_FILE_BYTES >> 20}")
             return own
+    if not size:
+        raise PictureError("unreadable-image", "expected an image or a loop, found an empty file", "Copy it again")
     raise PictureError("unknown-format", f"expected one of {NAMES}; found another kind of file", "Export it again")
 
 

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from common.errors import CrossProbeError
 from common.files import check_apart
-from common.options import Json, finite
+from common.options import Json, number
 
 
 def new(
@@ -32,7 +32,7 @@ def new(
         typer.Option(metavar="DIR|FILE", help="folder with a mask of the same path for each image, or a COCO file"),
     ] = None,
     spacing_mm: Annotated[
-        float | None, typer.Option(callback=finite, help="side of a pixel, where neither header nor table tells it")
+        float | None, typer.Option(parser=number, help="side of a pixel, where neither header nor table tells it")
     ] = None,
     device: Annotated[str, typer.Option(help="name of the probe, where neither header nor table tells it")] = "",
     key: Annotated[
@@ -71,8 +71,8 @@ def new(
         raise CrossProbeError(f"expected --spacing-mm from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}.")
     plain = unicodedata.normalize("NFKD", outside.name).encode("ascii", "ignore").decode().lower()
     site_name = check_name(name or re.sub("[^a-z0-9]+", "-", plain).strip("-")[:63])
-    secret = pseudonym_key(key or outside.with_name(f"{outside.name}.key"))
     sources = find_sources(source, table=table, pattern=patient_pattern, masks=masks)
+    secret = pseudonym_key(key or outside.with_name(f"{outside.name}.key"))
     pictures = BeforeAfter()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("taking in", total=None)
@@ -99,6 +99,7 @@ def new(
     )
     for line in grouped(findings):
         print(line)
-    print(f"{out}: {f'{len(findings)} finding(s), mend them' if findings else 'a site without findings'}")
+    left = f"; {len(removed.findings)} file(s) were NOT taken in, they are named above" if removed.findings else ""
+    print(f"{out}: {f'{len(findings)} finding(s), mend them' if findings else 'a site without findings'}{left}")
     if findings:
         raise typer.Exit(1)

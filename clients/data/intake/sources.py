@@ -35,7 +35,8 @@ def find_sources(
     """All files of a folder but hidden ones, or those that a table lists.
 
     Args:
-        table: CSV with the columns of a manifest.csv, of which `image` alone is needed; paths from `folder`.
+        table: CSV with the columns of a manifest.csv, of which `image` alone is needed; paths from `folder`. A mask
+            that it names goes before one of `masks`.
         pattern: regular expression with one group, the patient, looked for in each file's path within the folder.
         masks: folder with a file of the same path, whatever its suffix, for each image that has a mask; or a COCO
             file that names the images.
@@ -162,10 +163,13 @@ def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> S
         findings.append(
             Finding("missing-image", where, "expected the path of an image, found an empty cell", "Fill it in")
         )
-    for name in filter(None, (image, mask)):
-        if not _lies_in(folder, name):
-            message = f"expected a file within {folder.name}, found {name!r}"
-            findings.append(Finding("missing-image", where, message, "Correct its path; A is not a"))
+    for kind, name in (("image", image), ("mask", mask)):
+        if name and not _lies_in(folder, name):
+            message = f"expected in column `{kind}` a path from {folder.name}/ to a file within it, found {name!r}"
+            findings.append(Finding(f"missing-{kind}", where, message, "Correct the path; A is not a"))
+    if mask and mask == image:
+        message = "expected a mask of its own in column `mask`, found the image itself"
+        findings.append(Finding("mask-is-image", where, message, f"Give the mask's path from {folder.name}/"))
     spacing = None
     try:
         spacing = decimal(cells["spacing_mm"]) if cells["spacing_mm"] else None
