@@ -53,7 +53,10 @@ def open_sites(folders: Sequence[Path], study: Study) -> list[Site]:
     findings, sites = [], []
     for folder in folders:
         site, of_folder = check_site(folder)
-        findings += [replace(finding, where=f"{folder}: {finding.where}") for finding in of_folder]
+        findings += [
+            finding if finding.where == str(folder) else replace(finding, where=f"{folder}: {finding.where}")
+            for finding in of_folder
+        ]
         if site is not None:
             sites.append(site)
     if findings:

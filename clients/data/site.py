@@ -115,12 +115,14 @@ def check_site(folder: Path, progress: OnProgress | None = None) -> tuple[Site |
     check_rows(rows, role, findings)
     splits = assign_splits(rows, role)
     if rows and "train" not in splits.values():
+        masked = role == "target" and all(row.mask for row in rows)
         findings.append(
             Finding(
                 "no-train-patients",
                 "manifest.csv",
-                "expected at least one patient in split train, found none",
-                "Give more patients the split train",
+                "expected at least one patient in split train, found none"
+                + (": all have masks, which a target keeps for test" if masked else ""),
+                "Give some no mask, or make the site a source" if masked else "Give more patients the split train",
             )
         )
     checker = FileChecker(folder, role, findings)

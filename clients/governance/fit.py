@@ -82,6 +82,8 @@ def notes(site: Site) -> list[str]:
         found.append(
             "no calibrate patients: a study with the task infuse cannot be approved here (see the column split)"
         )
+    if not site.has_spacing:
+        found.append("not every image has spacing_mm: studies that resample by it cannot use this folder")
     if site.blank_masks:
         found.append(
             f"{site.blank_masks} mask(s) mark nothing: right for a frame without the structure, else export it again "

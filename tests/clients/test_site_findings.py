@@ -1,10 +1,11 @@
 """What is said about a bad site's folder."""
 
 import pickle
+import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -360,3 +361,20 @@ def test_a_missing_image_and_one_that_no_row_lists_are_told_together(folder: Pat
         ("missing-image", False),
         ("unlisted-image", True),
     }
+
+
+def test_a_target_whose_patients_all_have_masks_is_told_why_none_is_left_to_train_on(
+    pair: Sequence[Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pair[1], tmp_path / "east"))
+    head, *lines = (folder / "manifest.csv").read_text().splitlines()
+    rows = [head, *(line for line in lines if "masks/" in line)]
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    for extra in (folder / "images").iterdir():
+        if extra.name not in "".join(rows):
+            extra.unlink()
+    _, findings = check_site(folder)
+    (found,) = findings
+    assert found.code == "no-train-patients"
+    assert "all have masks" in found.message
+    assert "no mask" in found.remedy
