@@ -224,6 +224,8 @@ def run_attack(attack: Attack, *sites: Site, seed: int = 0) -> Reconstruction:
     except Refused as refusal:
         answer, lifted = refusal.code, True
         found = _matches(attack, trap, [open_worker(site, attack.study, lifted=True) for site in sites], seed)
+    if found is None:
+        answer, found = f"{answer}, nobody was drawn", []
     # not the highest correlation: a mean of many images is like all of them
     best = max(found, key=lambda match: match.correlation - match.other, default=Match(0.0, "", 0.0))
     privacy = attack.study.privacy
@@ -248,14 +250,17 @@ def rebuilt_patients(found: Sequence[Match]) -> set[str]:
     return {m.patient for m in found if m.correlation > REBUILT and m.correlation > m.other + MARGIN}
 
 
-def _matches(attack: Attack, trap: Trap | None, workers: Sequence[Worker], seed: int) -> list[Match]:
+def _matches(attack: Attack, trap: Trap | None, workers: Sequence[Worker], seed: int) -> list[Match] | None:
+    """Return what each image is like that an attack gets; None where nobody was drawn in any round."""
     study, rounds = attack.study, attack.study.rounds()[: attack.rounds]
     if trap is None:
         images = [match_gradient(workers[0], study, r, iterations=MATCHING_STEPS, seed=seed) for r in rounds]
     else:
-        updates = [(_mean(workers, study, r, trap), r) for r in rounds]
-        images = [image for update, r in updates if update is not None for image in trap.read(update, r)]
-    if attack.combined is not None and images:
+        updates = [(update, r) for r in rounds if (update := _mean(workers, study, r, trap)) is not None]
+        if not updates:
+            return None
+        images = [image for update, r in updates for image in trap.read(update, r)]
+    if attack.combined is not None:
         images = attack.combined(images)
     return matches(images, *(worker.data for worker in workers))
 

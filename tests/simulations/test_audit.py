@@ -154,6 +154,14 @@ def test_a_private_round_for_which_nobody_was_drawn_gives_an_attack_nothing(
     found = run_attack(attack, untouched(east))
     assert {"round-spent", "answered"} <= set(answers), "twelve draws of a patient or so: some of nobody, some of one"
     assert found.rebuilt == 0
+    assert "nobody" not in found.answer
+    lifted = answers[1:]  # the first one is the refusal of the site's own policy
+    assert len(lifted) == 12
+    empty = lifted.index("round-spent")
+    monkeypatch.setattr(Study, "rounds", lambda self, rounds=Study.rounds: rounds(self)[empty:])
+    nothing = run_attack(replace(attack, rounds=1), untouched(east))
+    assert "nobody was drawn" in nothing.answer
+    assert (nothing.correlation, nothing.rebuilt) == (0.0, 0)
 
 
 def test_gates_take_single_images_out_of_the_mean_of_three_sites(tmp_path: Path) -> None:
