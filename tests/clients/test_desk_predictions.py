@@ -37,7 +37,7 @@ def browser(tmp_path: Path, pair: Sequence[Path], finished: Finished) -> Iterato
     (archive / "monday").mkdir(parents=True)
     for file in (archive / "monday" / BAD, archive / "loose.png"):
         Image.fromarray(np.tile(np.arange(48, dtype=np.uint8) * 5, (40, 1))).save(file, "PNG")
-    (archive / "monday" / "notes.txt").write_text("no image")
+    (archive / "monday" / "notes.odt").write_text("no image")
     places = Places(tmp_path / "models", tmp_path / "kept", archive)
     state = State.create(tmp_path / "state", SECRET)
     desk, gate = Desk(pair[0], state, write_study(tmp_path / "study.yaml"), places=places), Gate()
@@ -98,7 +98,7 @@ def test_further_images_are_offered_by_folder_and_what_fails_is_named(browser: V
     page = browser.get(make(browser, "images/monday")).text
     assert "1 image segmented" in page
     assert "Not segmented, or not whole: 1" in page
-    assert "<li>notes.txt: " in page
+    assert "<li>notes.odt: " in page
     assert html.escape(BAD) in page
     assert BAD not in page
     assert "data:image/png" in browser.get(make(browser, "images")).text
