@@ -143,7 +143,8 @@ class StageCache:
         (stage,) = study.stages
         state, record = run_round(study, state, Round(step, stage, step), transport)
         if not record.counted:
-            raise RunError(f"stage `{stage.name}`: round {step} fell short of quorum: {record.sites}")
+            noes = [f"{name}: {site.detail}" for name, site in record.sites.items() if site.status != "ok"]
+            raise RunError(f"stage `{stage.name}`: round {step} fell short of quorum: {'; '.join(noes)}")
         self.on_round(record)
         return state, record
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from hospital import with_policy
 
 from clients.data.site import load_site
 from common.baseline import baseline_of
-from common.errors import StudyError
+from common.errors import RunError, StudyError
 from server import algorithm, history
 from simulations.ablation.cells import LOG, Ablation, Cell, load_ablation, run_ablation
 from simulations.ablation.code_version import code_digest
@@ -50,6 +51,15 @@ def test_a_stage_that_two_variants_share_is_trained_once(sites: Sequence[Path], 
     own.train(study.stages[:3])
     assert [record.stage for record in rounds[before:]] == ["refine", "refine"]
     assert trained_folders(tmp_path) == 3
+
+
+def test_a_site_that_refuses_a_stage_is_named_with_its_reason(sites: Sequence[Path], tmp_path: Path) -> None:
+    study = tiny.study()
+    careful = [with_policy(load_site(folder), min_update_draws=10_000) for folder in sites]
+    with pytest.raises(RunError) as error:
+        StageCache(study, careful, tmp_path).train(study.stages[:1])
+    assert "fell short of quorum: east: policy-" in str(error.value)
+    assert "SiteRecord" not in str(error.value)
 
 
 def test_a_sequence_killed_in_mid_stage_ends_with_the_same_tensors(sites: Sequence[Path], tmp_path: Path) -> None:
