@@ -15,12 +15,13 @@ from clients.data.formats.recording import b_mode
 from clients.data.frames import FIELD_MM
 from clients.data.images import PictureError, check_depth
 from clients.data.manifest import SPACING_MM
-from clients.data.table import Line, decimal, read_table
+from clients.data.table import Line, read_table
 from clients.released import Model
 from clients.results import WRITERS, Writer
 from clients.results.summary import Row, row_of, write_rows
 from common.errors import CrossProbeError, RunError
 from common.files import FolderInUseError, check_apart
+from common.spreadsheet import decimal
 from common.study import Study
 
 #: One line an image, in the output's folder.

@@ -11,6 +11,8 @@ import typer
 import typer.core
 from typer.core import TyperCommand
 
+from common.spreadsheet import decimal
+
 typer.core.HAS_RICH = False  # its boxes would break the examples in the middle of an option, its tracebacks show values
 
 #: The seeds that a study may have, so that the command line refuses what the YAML would.
@@ -67,7 +69,7 @@ def only(main: Callable[..., None], *lines: str, option: str = "") -> None:
 def number(text: str | float) -> float:
     """Return a number as people type it, with a decimal point or comma, and no `nan`. Raises BadParameter."""
     try:
-        value = float(str(text).strip().replace(",", "."))
+        value = decimal(str(text).strip())
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

@@ -1,4 +1,9 @@
-"""Text for a table that a spreadsheet opens."""
+"""Cells of a table as a spreadsheet writes and opens them."""
+
+
+def decimal(text: str) -> float:
+    """Return the number in a cell, with a decimal point or comma. Raises ValueError for what is no number."""
+    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
 
 
 def plain_cell(text: str) -> str:

@@ -249,16 +249,12 @@ class FileChecker:
         if not self._is_file(row, row.mask, "mask") or self.role is None:
             return
         try:
-            if self.role == "target":
-                found: tuple[int, ...] = png_size(mask, "mask")
-            else:
-                if size != (0, 0):  # first: a mask that was resized has smeared edges too
-                    check_mask_size(png_size(mask, "mask"), size)
+            found = png_size(mask, "mask")
+            if size != (0, 0):  # before the values: a mask that was resized has smeared edges too
+                check_mask_size(found, size)
+            if self.role == "source":
                 decoded = decode_mask(mask)
-                found = decoded.shape
                 border = np.concatenate([decoded[0], decoded[-1], decoded[:, 0], decoded[:, -1]])
                 self.foreground.append((float(decoded.mean()), float(border.mean())))
-            if size != (0, 0):
-                check_mask_size(found, size)
         except PictureError as error:
             self.findings.append(error.finding(row.where))

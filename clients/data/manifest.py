@@ -11,8 +11,9 @@ from typing import get_args
 
 from clients.data.findings import Finding
 from clients.data.pseudonyms import personal
-from clients.data.table import Line, decimal, read_table
+from clients.data.table import Line, read_table
 from common.components import Role, Split
+from common.spreadsheet import decimal
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 COLUMNS = ("image", "mask", "patient", "video", "frame", "device", "spacing_mm", "split")

@@ -89,11 +89,6 @@ def read_table(
     return found
 
 
-def decimal(text: str) -> float:
-    """The number in a cell, with a decimal point or comma. Raises ValueError for what is no number."""
-    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
-
-
 def _decoded(content: bytes) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16")

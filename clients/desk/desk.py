@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from clients.data.contact_sheet import contact_sheet
 from clients.data.findings import Finding
 from clients.data.site import Site, check_site
-from clients.data.table import decimal
 from clients.desk import predictions
 from clients.desk.predictions import Places
 from clients.desk.work import Background, DeskError, Work
@@ -32,6 +31,7 @@ from clients.released import load_model
 from common.errors import CrossProbeError, SiteStateError
 from common.messages import digest
 from common.signing import text_of
+from common.spreadsheet import decimal
 from common.study import Study, load_study
 
 log = logging.getLogger("crossprobe.desk")

@@ -8,9 +8,10 @@ from pathlib import Path
 from clients.data.findings import Finding, SiteFolderError
 from clients.data.intake.masks import Outlines, coco, outlines_of
 from clients.data.manifest import COLUMNS, SPLITS
-from clients.data.table import Line, decimal, read_table
+from clients.data.table import Line, read_table
 from common.components import Split
 from common.errors import CrossProbeError
+from common.spreadsheet import decimal
 
 #: Files that a system or this software leaves in a folder.
 OTHER_FILES = ("thumbs.db", "desktop.ini", "dicomdir")
