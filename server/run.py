@@ -235,7 +235,7 @@ def _run_study(
             save_state(RunFolder(run).checkpoint, state, study.hash())
             raise RunError(
                 f"round {round_.index} ({round_.stage.name}) fell short of quorum "
-                f"{study.participation.retries + 1} times: {_reasons(record)}. Everything is saved: bring the "
+                f"{study.participation.retries + 1} times: {reasons(record)}. Everything is saved: bring the "
                 "sites back, then start again with --resume."
             )
         save_state(RunFolder(run).checkpoint, state, study.hash())
@@ -301,7 +301,8 @@ def _time_in(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
-def _reasons(record: RoundRecord) -> str:
+def reasons(record: RoundRecord) -> str:
+    """Return why a round lacks sites, each with what it said."""
     return "; ".join(f"{site} {s.status} {s.detail}".strip() for site, s in record.sites.items() if s.status != "ok")
 
 

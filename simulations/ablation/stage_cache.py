@@ -29,7 +29,7 @@ from server import history
 from server.algorithm import init
 from server.history import RoundRecord
 from server.rounds import run_round
-from server.run import enrol, initial_components
+from server.run import enrol, initial_components, reasons
 from server.state import ServerState, fused_tensors, load_state, save_state
 from simulations.ablation.code_version import code_digest
 from simulations.ablation.pooled import train_pooled
@@ -143,8 +143,7 @@ class StageCache:
         (stage,) = study.stages
         state, record = run_round(study, state, Round(step, stage, step), transport)
         if not record.counted:
-            noes = [f"{name}: {site.detail}" for name, site in record.sites.items() if site.status != "ok"]
-            raise RunError(f"stage `{stage.name}`: round {step} fell short of quorum: {'; '.join(noes)}")
+            raise RunError(f"stage `{stage.name}`: round {step} fell short of quorum: {reasons(record)}")
         self.on_round(record)
         return state, record
 

@@ -58,7 +58,7 @@ def test_a_site_that_refuses_a_stage_is_named_with_its_reason(sites: Sequence[Pa
     careful = [with_policy(load_site(folder), min_update_draws=10_000) for folder in sites]
     with pytest.raises(RunError) as error:
         StageCache(study, careful, tmp_path).train(study.stages[:1])
-    assert "fell short of quorum: east: policy-" in str(error.value)
+    assert "fell short of quorum: east refused policy-" in str(error.value)
     assert "SiteRecord" not in str(error.value)
 
 
