@@ -81,7 +81,7 @@ def _describe(progress: "Progress") -> str:
     if last is None:
         return f"{progress.study}: first round"
     losses = [f"{site} {s.metrics['loss']:.3f}" for site, s in last.sites.items() if "loss" in s.metrics]
-    return f"{progress.study}: {last.stage}, round {last.round + 1}; loss {', '.join(losses) or '-'}"
+    return f"{progress.study}: {last.stage}, round {last.round}; loss {', '.join(losses) or '-'}"
 
 
 def _table(summary: dict[str, Any]) -> Table:

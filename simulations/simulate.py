@@ -122,9 +122,10 @@ def simulate(
     Raises:
         CrossProbeError: of the folders, the studies or the run; what was saved stays.
     """
-    begun = time.monotonic() - (_seconds_so_far(out) if resume else 0.0)
+    begun = time.monotonic()
     sites = open_sites(folders, study)
     folder = RunFolder(out)
+    finished_after = _finished_after(out) if resume else 0.0
     if resume:
         _check_resumed(folder, sites)
     else:
@@ -157,7 +158,7 @@ def simulate(
         train(study, folder, before, shares["study"])
     write_summary(out)
     keep(out, draw_examples(study, out, sites))
-    extra = {"wall_s": round(time.monotonic() - begun, 1), "command": command}
+    extra = {"wall_s": finished_after or round(time.monotonic() - begun, 1), "command": command}
     extra |= {"hardware": hardware(threads=list(shares.values())), "threads": shares}
     extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
@@ -208,8 +209,8 @@ def privacy_spent(study: Study, baseline: Study | None) -> dict[str, Any]:
     }
 
 
-def _seconds_so_far(out: Path) -> float:
-    """Return the seconds that a finished run took, which a resumed one adds to; 0 for an unfinished one."""
+def _finished_after(out: Path) -> float:
+    """Return the seconds that a finished run took, which going on with it does not change; 0 for an unfinished one."""
     try:
         return float(json.loads(RunFolder(out).summary.read_text())["wall_s"])
     except (OSError, ValueError, KeyError):
