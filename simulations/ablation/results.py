@@ -129,8 +129,10 @@ def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
     for which, groups in (("", found), (", public weights alone", public)):
         for pair, rows in groups.items():
             lines.append(f"| {pair}{which} | {_counted(rows)} |")
-    lines += ["", _pooled(found)]
-    return "\n".join([*lines, ""])
+    taken = _by_scanners([summary for summary in summaries if summary["study"] in TAKEN])
+    lines += ["", _pooled(found, "all of these studies"), "", _pooled(taken, f"`{TAKEN[0]}` alone")]
+    shared = "Pairs with the same unlabelled scanner share its test patients, and are taken for independent all the same."
+    return "\n".join([*lines, "", shared, ""])
 
 
 def _by_scanners(summaries: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -160,10 +162,14 @@ def _counted(rows: Sequence[dict[str, Any]]) -> str:
     return " | ".join(map(str, cells))
 
 
-def _pooled(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """Return the sentence on all pairs of scanners, each taken once."""
+def _pooled(found: Mapping[str, Sequence[dict[str, Any]]], which: str) -> str:
+    """Return the sentence on all pairs of scanners, each taken once.
+
+    Args:
+        which: studies, as they are named to the reader.
+    """
     if len(found) < LEAST_PAIRS:
-        return "Pairs of scanners are too few to be pooled."
+        return f"Of {which} there are too few pairs of scanners to be pooled."
     words = []
     for role, probe in (("target", "unlabelled"), ("source", "labelled")):
         by_pair = [[row[role]["difference"] for row in rows] for rows in found.values()]
@@ -174,7 +180,7 @@ def _pooled(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
             f"to {100 * pooled.next_high:+.1f}, and a single training run deviates by {100 * run**0.5:.1f}"
         )
     return (
-        f"Over these {len(found)} pairs of scanners, each taken once (random effects, 95 %, "
+        f"Of {which}, over {len(found)} pairs of scanners, each taken once (random effects, 95 %, "
         f"`simulations/ablation/random_effects.py`): {'; '.join(words)}."
     )
 

@@ -11,7 +11,7 @@ from simulations.ablation.variants import RIVALS, Variant
 #: Below this Dice a patient counts as failed.
 FAILED = 0.5
 BASELINE, ORACLE = "baseline", "oracle: the target's labels too"
-PAPER, RELEASED = "+ both, infusion head: the paper's recipe", "all stages, infusion head"
+PAPER, RELEASED = "+ both, infusion head: the paper's recipe", "all stages, as released"
 #: What the rounds of `refine` are measured by, without a head.
 AVERAGE = "all stages (average)"
 SHORT_TWO = "two averaged baselines with the paper's recipe's steps"

@@ -166,7 +166,7 @@ VARIANTS = (
             "all stages (average)": "average",
             "all stages (source branch)": "source_branch",
             "all stages (target branch)": "target_branch",
-            "all stages, infusion head": "infusion",
+            "all stages, as released": "infusion",
         },
     ),
     # Whether `refine` rises and then collapses, and whether the release, picked without labels of the target, is near

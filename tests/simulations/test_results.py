@@ -51,7 +51,7 @@ def test_pairs_of_real_probes_are_pooled_each_once() -> None:
     every = [row for row in rows if "public weights" not in row[0]]
     assert sum(int(row[1]) for row in every) == sets
     assert f"which are {len(every)} pairs of scanners" in text
-    assert f"Over these {len(every)} pairs of scanners, each taken once" in text
+    assert f"Of all of these studies, over {len(every)} pairs of scanners, each taken once" in text
     seeds = [x for s in real for t in s["data"].values() for x in t["rows"][RELEASED]["target"]["difference"]["seeds"]]
     assert sum(int(row[2]) for row in every) == len(seeds)
     assert sum(int(row[6]) for row in every) == sum(x < -HARM for x in seeds)

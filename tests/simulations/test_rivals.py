@@ -350,4 +350,4 @@ def test_an_ablation_sets_the_rivals_beside_the_method(sites: Sequence[Path], tm
     rows = [list(rival.rows)[-1] for rival in rivals]
     assert [asked["against"] for asked in table["contrasts"] if asked["against"] in rows] == rows
     dice = {row: own["target"]["seeds"] for row, own in table["rows"].items()}
-    assert len({json.dumps(dice[row]) for row in ("baseline", "all stages, infusion head", *rows)}) == 5
+    assert len({json.dumps(dice[row]) for row in ("baseline", "all stages, as released", *rows)}) == 5
