@@ -35,8 +35,8 @@ COMMANDS = {
     "study": "server.cli",
     "report": "server.cli",
 }
-#: Commands whose run goes on with --resume.
-RESUMABLE = ("demo", "simulate", "ablate", "study")
+#: Commands whose run goes on, and how.
+GOES_ON = dict.fromkeys(("demo", "simulate"), "--resume continues the run") | {"ablate": "the same command goes on"}
 #: What a disk or its owner refuses, wherever a command did not expect it.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 REMEDY = "Make room there or give a place that this user may read and write, then try again."
@@ -68,8 +68,8 @@ class Commands(TyperGroup):
             typer.echo(f"crossprobe {ctx.invoked_subcommand}: {place}{error.strerror}. {REMEDY}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            more = ", --resume continues the run" if ctx.invoked_subcommand in RESUMABLE else ""
-            typer.echo(f"\nstopped; what was saved is whole{more}", err=True)
+            more = GOES_ON.get(ctx.invoked_subcommand)
+            typer.echo(f"\nstopped; what was saved is whole{f', {more}' if more else ''}", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 

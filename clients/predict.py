@@ -2,26 +2,25 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from clients.data.findings import Finding, SiteFolderError, one_line
+from clients.data.findings import one_line
 from clients.data.formats import format_of, open_recording
 from clients.data.formats.recording import b_mode
 from clients.data.frames import FIELD_MM
-from clients.data.images import PictureError, check_depth
+from clients.data.images import PictureError, check_depth, outline
 from clients.data.manifest import SPACING_MM
-from clients.data.table import Line, read_table
+from clients.inputs import Input, check_spacing, find_inputs, skipped
 from clients.released import Model
 from clients.results import WRITERS, Writer
 from clients.results.summary import Row, row_of, write_rows
-from common.errors import CrossProbeError, RunError
+from common.errors import RunError
 from common.files import FolderInUseError, check_apart
-from common.spreadsheet import decimal
 from common.study import Study
 
 #: One line an image, in the output's folder.
@@ -30,17 +29,6 @@ TABLE = "results.csv"
 OUTLINE = (255, 149, 0)
 #: What an earlier run leaves in the output's folder.
 WRITTEN = (TABLE, "masks", "confidence", "overlays", "segmentations")
-#: What lies in a folder of images and is none; every other file is segmented or named.
-OTHER_FILES, OTHER_SUFFIXES = ("site.yaml", "thumbs.db", "desktop.ini"), (".csv", ".txt")
-
-
-@dataclass(frozen=True)
-class Input:
-    """A file to segment, its name in the output, and what a table says of the side of its pixels."""
-
-    file: Path
-    name: str
-    spacing_mm: float | None
 
 
 @dataclass(frozen=True)
@@ -58,39 +46,6 @@ class Outcome:
     done: tuple[str, ...]
     skipped: tuple[str, ...]
     problems: tuple[str, ...]
-
-
-def find_inputs(images: Path) -> list[Input]:
-    """Return the files to segment.
-
-    Args:
-        images: a file; a folder, all of it but hidden files; or a table (CSV) with a column `image`, paths from
-            where it lies, and maybe `spacing_mm`. A folder with a manifest.csv stands for that table.
-
-    Raises:
-        RunError: if there is nothing.
-        SiteFolderError: if the table cannot be used.
-    """
-    table = images / "manifest.csv" if (images / "manifest.csv").is_file() else images
-    if table.suffix.lower() == ".csv":
-        return _listed(table)
-    if not images.exists():
-        raise RunError(f"there is no {images}. Correct the path given with --images.")
-    if images.is_file():
-        return [Input(images, images.name, None)]
-    found = [path for path in _files(images) if not _is_other(path.relative_to(images))]
-    if not found:
-        raise RunError(f"{images} holds no files. Give an image, a folder of images, or a table of them with --images.")
-    return [Input(path, path.relative_to(images).as_posix(), None) for path in found]
-
-
-def check_spacing(spacing_mm: float | None) -> None:
-    """Raises RunError for what cannot be the side of a pixel in mm."""
-    if spacing_mm is not None and not SPACING_MM[0] <= spacing_mm <= SPACING_MM[1]:
-        raise RunError(
-            f"expected millimetres per pixel from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}. A usual "
-            "image has 0.05 to 0.3."
-        )
 
 
 def predict(
@@ -123,7 +78,7 @@ def predict(
     inputs = find_inputs(images)
     _make_room(out, overwrite=overwrite)
     outcome = segment(model, inputs, out, spacing_mm=spacing_mm, progress=progress)
-    return replace(outcome, skipped=_skipped(images))
+    return replace(outcome, skipped=skipped(images))
 
 
 def _make_room(out: Path, *, overwrite: bool) -> None:
@@ -166,12 +121,13 @@ def segment(
             done.append(given.name)
         except PictureError as error:
             problems.append(f"{given.name}: {error.code}: {error.message}. {error.remedy}.")
-        except OSError as error:
-            raise RunError(f"cannot write to {out}: {error.strerror}. {len(rows)} images are done.") from None
-        except KeyboardInterrupt:
-            if rows:  # the pictures so far stand in the table too
-                write_rows(out / TABLE, rows)
-            raise
+        except (OSError, KeyboardInterrupt) as stopped:
+            if rows:  # the pictures so far stand in the table too, if it can be written
+                with suppress(OSError, RunError):
+                    write_rows(out / TABLE, rows)
+            if isinstance(stopped, KeyboardInterrupt):
+                raise
+            raise RunError(f"cannot write to {out}: {stopped.strerror}. {len(rows)} images are done.") from None
         progress(index + 1, len(inputs))
     if not rows:
         shown = "\n".join(map(one_line, problems[:3]))
@@ -182,11 +138,8 @@ def segment(
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the image [H, W] in [0, 1] with the outline of a bool mask, as uint8 [H, W, 3]."""
-    inner = np.pad(mask, 1, mode="edge")
-    inner = inner[:-2] & inner[1:-1] & inner[2:]
-    inner = inner[:, :-2] & inner[:, 1:-1] & inner[:, 2:]
     picture = np.repeat(np.rint(image * 255).astype(np.uint8)[..., None], 3, axis=2)
-    picture[mask & ~inner] = OUTLINE
+    picture[outline(mask)] = OUTLINE
     return picture
 
 
@@ -253,7 +206,7 @@ def _segment(
         if writer is not None:
             with _result_file(writer):
                 writer.close()
-    except PictureError:
+    except BaseException:  # Ctrl-C and a full disk too
         if writer is not None:
             writer.file.unlink(missing_ok=True)  # half a video looks like a whole one, or does not open
         raise
@@ -313,50 +266,3 @@ def _write(out: Path, name: str, image: np.ndarray, p: np.ndarray) -> None:
 def _save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
-
-
-def _files(images: Path) -> list[Path]:
-    return sorted(path for path in images.rglob("*") if path.is_file()) if images.is_dir() else []
-
-
-def _skipped(images: Path) -> tuple[str, ...]:
-    """The names of a folder's files that are no images; where a table names the images, none is skipped."""
-    if (images / "manifest.csv").is_file():
-        return ()
-    names = [path.relative_to(images) for path in _files(images)]
-    return tuple(name.as_posix() for name in names if _is_other(name))
-
-
-def _is_other(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return hidden or name.name.lower() in OTHER_FILES or name.suffix.lower() in OTHER_SUFFIXES
-
-
-def _listed(table: Path) -> list[Input]:
-    findings: list[Finding] = []
-    lines = read_table(table, ("image", "spacing_mm"), ("image",), findings)
-    found = [_row(table, line, findings) for line in lines]
-    if findings:
-        raise SiteFolderError(findings)
-    return found
-
-
-def _row(table: Path, line: Line, findings: list[Finding]) -> Input:
-    name, text = line.cells["image"], line.cells["spacing_mm"]
-    folder = table.parent.resolve()
-    file = (folder / name).resolve()
-    if name and file.is_relative_to(folder):
-        name = file.relative_to(folder).as_posix()  # of an absolute path or one with `..`, what is written stays in OUT
-    else:
-        message = f"expected the path of an image from the table's own folder, found {name!r}"
-        findings.append(Finding("path-outside-folder", f"{table.name} line {line.number}", message, "Correct the path"))
-    spacing = None
-    try:
-        spacing = decimal(text) if text else None
-        check_spacing(spacing)
-    except (ValueError, CrossProbeError):
-        message = f"expected millimetres per pixel from {SPACING_MM[0]} to {SPACING_MM[1]}, found {text!r}"
-        findings.append(
-            Finding("bad-spacing", f"{table.name} line {line.number}", message, "Correct it or leave it empty")
-        )
-    return Input(file, name, spacing)

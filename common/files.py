@@ -21,7 +21,7 @@ class FolderInUseError(CrossProbeError):
 
 
 def write_atomically(
-    path: Path, content: bytes, *, then: str = "start again with --resume", mode: int = PRIVATE, new: bool = False
+    path: Path, content: bytes, *, then: str = "try again", mode: int = PRIVATE, new: bool = False
 ) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new.
 

@@ -9,6 +9,9 @@ from common.errors import RunError
 from common.files import exclusive, private_folder
 from common.release import RELEASE, WEIGHTS
 
+#: What to do once a run's files can be written again.
+GO_ON = "start again with --resume"
+
 
 class _In:
     """A file or folder of a run, by its place in the run's folder."""

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.components import ROLES
 from common.errors import CrossProbeError, RunError
 from common.files import write_atomically
-from common.run_folder import RunFolder
+from common.run_folder import GO_ON, RunFolder
 from common.study import load_study
 from server.federation.grid import GridTransport
 from server.run import run_study
@@ -60,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def enrolled(nodes: Mapping[str, int]) -> None:
         content = {name: str(node) for name, node in sorted(nodes.items())}
-        write_atomically(run.nodes, json.dumps(content).encode())
+        write_atomically(run.nodes, json.dumps(content).encode(), then=GO_ON)
 
     try:
         study = load_study(Path(str(config["study"])))

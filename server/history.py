@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.errors import RunError
 from common.files import PRIVATE, write_atomically
-from common.run_folder import RunFolder
+from common.run_folder import GO_ON, RunFolder
 from common.study import Study
 
 #: Share of a round's deadline; a site that takes longer may well miss the next one.
@@ -175,4 +175,4 @@ def rewind(run: Path, next_round: int) -> None:
     """
     kept = [r for r in read(run) if r.round < next_round or (r.round == next_round and not r.counted)]
     lines = [json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in kept]
-    write_atomically(RunFolder(run).history, "".join(lines).encode())
+    write_atomically(RunFolder(run).history, "".join(lines).encode(), then=GO_ON)

@@ -21,7 +21,7 @@ from common.errors import ContractError, RunError
 from common.files import write_atomically
 from common.fixed_point import check_room
 from common.messages import EnrolReply, EnrolRequest, Message
-from common.run_folder import RunFolder
+from common.run_folder import GO_ON, RunFolder
 from common.stage import Round
 from common.study import Study
 from server import history, pause
@@ -138,7 +138,7 @@ def initial_components(study: Study) -> Tensors:
         try:
             blob = weights.file.read_bytes()
             tensors = load(blob)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, KeyError) as error:  # KeyError: of a kind of number that numpy lacks
             raise RunError(f"initial weights of `{owner}`: cannot read {weights.file}: {error}") from None
         sha256 = hashlib.sha256(blob).hexdigest()
         if sha256 != weights.sha256:
@@ -312,4 +312,4 @@ def _prepare(run: Path, study: Study) -> None:
     with folder.writing():
         folder.history.unlink(missing_ok=True)
     content = {"hash": study.hash(), "study": json.loads(study.model_dump_json())}
-    write_atomically(folder.study, yaml.safe_dump(content, sort_keys=False).encode())
+    write_atomically(folder.study, yaml.safe_dump(content, sort_keys=False).encode(), then=GO_ON)

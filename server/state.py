@@ -16,6 +16,7 @@ from common.errors import RunError
 from common.files import private_folder, write_atomically
 from common.messages import MAX_PATIENTS, MaskKey, digest
 from common.plain_words import problems
+from common.run_folder import GO_ON
 from common.strict_text import parse_json
 
 VERSION = 2
@@ -106,7 +107,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
     tensors |= {f"released/{k}": v for k, v in state.released.items()}
     blob = save(dict(sorted(tensors.items())))
     name = _tensor_file(state.round)
-    write_atomically(folder / name, blob)
+    write_atomically(folder / name, blob, then=GO_ON)
     content = {
         "version": VERSION,
         "study": study_hash,
@@ -121,7 +122,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
         "bytes_to_sites": state.bytes_to_sites,
         "bytes_from_sites": state.bytes_from_sites,
     }
-    write_atomically(folder / "state.json", json.dumps(content, indent=1).encode())
+    write_atomically(folder / "state.json", json.dumps(content, indent=1).encode(), then=GO_ON)
     for pattern in ("round-*.safetensors", ".*.part"):  # those before it, and what a process that was killed left
         for old in folder.glob(pattern):
             if old.name != name:

@@ -11,6 +11,7 @@ from pathlib import Path
 from common.components import Role
 from common.errors import RunError
 from common.files import write_atomically
+from common.run_folder import GO_ON
 from common.strict_text import parse_json
 
 
@@ -51,4 +52,4 @@ class Survivors:
         """Bring the sites to the disk. Raises RunError if that fails."""
         self._known[role] = (request, sorted(sites))
         if self.file is not None:
-            write_atomically(self.file, json.dumps(self._known, indent=1).encode())
+            write_atomically(self.file, json.dumps(self._known, indent=1).encode(), then=GO_ON)

@@ -59,8 +59,11 @@ def demo(
     both and writes OUT/summary.json and OUT/report.html.
     """
     from simulations.phantom.demo import write_sites
+    from simulations.simulate import begun
 
     study = _seeded_study(study_file, seed)
+    # Before the sites are drawn anew: those of another run stay. Stopped while they were drawn, no run was begun yet.
+    resume = begun(study, out, resume=resume)
     with progress_bar() as bar:
         folders = write_sites(
             out / "sites",
@@ -196,10 +199,13 @@ def audit(
     if shadow_pairs and model is None:
         raise click.UsageError("--shadow-pairs tells membership in a model: give --model, too.")
     from common.audit_record import AuditRecord
-    from common.files import PUBLIC, write_atomically
     from simulations.audit.audit import audit_sites
-    from simulations.audit.page import publish, tables
+    from simulations.audit.page import PART, publish, tables
+    from simulations.publication import around, make_folder, write_figures
 
+    make_folder(out.parent)  # its errors here, not after all attacks; those of the document too
+    if publish_to is not None:
+        around(publish_to, PART)
     with progress_bar() as bar:
         found = audit_sites(
             sites,
@@ -210,9 +216,8 @@ def audit(
             shadow_pairs=shadow_pairs,
             on_progress=counter(bar, "attacks"),
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1)
-    write_atomically(out, f"{text}\n".encode(), mode=PUBLIC)
+    write_figures(out, found)
     if publish_to is not None:
         publish(publish_to, out.parent)
     if as_json:
@@ -252,7 +257,7 @@ def rehearse(
             out,
             study_file,
             overwrite=overwrite,
-            tell=lambda step: console.print(f"- {step}", soft_wrap=True),
+            tell=lambda step: console.print(f"- {step}", soft_wrap=True, markup=False),
             follow=lambda cli, study, run: run_to_its_end(cli, study, run, resume=False, console=console),
         )
     except KeyboardInterrupt:
@@ -267,4 +272,4 @@ def rehearse(
     for name, site in done.sites.items():
         table.add_row(name, str(site.messages_sent), f"{site.bytes_sent:,}")
     console.print(table)
-    console.print(f"completed in {done.seconds:.0f} s. Look next at {done.report}", soft_wrap=True)
+    console.print(f"completed in {done.seconds:.0f} s. Look next at {done.report}", soft_wrap=True, markup=False)

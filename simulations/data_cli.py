@@ -72,9 +72,6 @@ def phantom(
 
     if not source and not target:
         raise click.UsageError("give at least one --source or --target")
-    named = [name for name, _, _ in (text.rpartition("=") for text in (*(source or ()), *(target or ()))) if name]
-    if len(set(named)) < len(named):
-        raise click.UsageError(f"sites need different names, found {', '.join(named)}")
     asked = {"train": train, "calibrate": calibrate, "val": val, "test": test}
     counts: dict[Any, Any] = {
         role: {split: count if asked[split] is None else asked[split] for split, count in usual.items()}

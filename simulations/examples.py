@@ -14,6 +14,7 @@ from safetensors.numpy import load
 
 from clients.data.dataset import Dataset, by_patient
 from clients.data.frames import Frame, read_image, read_mask
+from clients.data.images import outline
 from clients.data.site import Site
 from clients.learning.evaluate import measure_patients
 from common.components import BASELINE, ROLES, select
@@ -220,18 +221,9 @@ def _resized(values: np.ndarray) -> np.ndarray:
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """Return the innermost `CONTOUR_PX` pixels along the border of a mask [H, W], bool."""
-    inner = mask
-    for _ in range(CONTOUR_PX):
-        padded = np.pad(inner, 1, mode="edge")
-        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
-
-
 def _outlined(ground: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
     """Return `ground` [H, W, 3] in [0, 255] with the outline of a mask."""
-    return np.where(_outline(mask)[..., None], np.array(colour, dtype=float), ground)
+    return np.where(outline(mask, CONTOUR_PX)[..., None], np.array(colour, dtype=float), ground)
 
 
 def _overlaid(ground: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:

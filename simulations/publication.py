@@ -21,8 +21,16 @@ def origin(module: str, seed: int) -> dict[str, object]:
 
 def write_figures(file: Path, figures: Mapping[str, object]) -> None:
     """Write figures as JSON that stands in the documents. Raises RunError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_atomically(file, (json.dumps(figures, indent=1) + "\n").encode(), mode=PUBLIC)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for what is published, and those that it lies in. Raises RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {folder}: {error.strerror}. Give another place.") from None
 
 
 def insert(document: Path, name: str, text: str) -> None:
@@ -31,12 +39,21 @@ def insert(document: Path, name: str, text: str) -> None:
     Raises:
         RunError: if the document has no such part, or cannot be written.
     """
-    before, begin, rest = document.read_text(encoding="utf-8").partition(f"<!-- {name}")
+    before, after = around(document, name)
+    write_atomically(document, f"{before}{text.rstrip()}\n{after}".encode(), mode=PUBLIC)
+
+
+def around(document: Path, name: str) -> tuple[str, str]:
+    """Return what stands before and after a part of a document, its marks included; see `insert`. Raises RunError."""
+    try:
+        before, begin, rest = document.read_text(encoding="utf-8").partition(f"<!-- {name}")
+    except OSError as error:
+        raise RunError(f"cannot read {document}: {error.strerror}. Correct the path.") from None
     mark, closed, rest = rest.partition("-->\n")
     _, end, after = rest.partition("<!-- end -->")
     if not (begin and closed and end):
         raise RunError(f"expected a line <!-- {name} --> and after it <!-- end --> in {document}, found none.")
-    write_atomically(document, f"{before}{begin}{mark}{closed}{text.rstrip()}\n{end}{after}".encode(), mode=PUBLIC)
+    return f"{before}{begin}{mark}{closed}", f"{end}{after}"
 
 
 def tell(name: str, figures: Mapping[str, object], page: str) -> None:

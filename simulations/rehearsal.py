@@ -98,13 +98,15 @@ def rehearse(
 
 def _make_room(out: Path, overwrite: bool) -> None:
     """Take an earlier rehearsal away and mark the folder. Raises RunError if it holds anything else."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / RECORD).exists():
-            raise RunError(f"{out} holds something that is no rehearsal; nothing was changed. Choose another --out.")
-        if not overwrite:
-            raise RunError(f"{out} holds a rehearsal. Give --overwrite to replace it, or choose another --out.")
-        shutil.rmtree(out)
     try:
+        if out.exists() and any(out.iterdir()):
+            if not (out / RECORD).exists():
+                raise RunError(
+                    f"{out} holds something that is no rehearsal; nothing was changed. Choose another --out."
+                )
+            if not overwrite:
+                raise RunError(f"{out} holds a rehearsal. Give --overwrite to replace it, or choose another --out.")
+            shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror}. Choose another --out.") from None

@@ -73,7 +73,7 @@ def simulate_and_show(
         console = Console()
         console.print(_table(summary))
         said = f"{summary['wall_s']:.0f} s. Look next at {out / 'report.html'} and {out / 'summary.json'}"
-        console.print(said, soft_wrap=True)  # a path that is to be copied stays on its line
+        console.print(said, soft_wrap=True, markup=False)  # a path that is to be copied stays on its line
 
 
 def _describe(progress: "Progress") -> str:

@@ -21,7 +21,7 @@ from common.components import ROLES
 from common.errors import RunError
 from common.files import write_atomically
 from common.run_folder import RunFolder
-from common.study import Study
+from common.study import Study, load_study
 from common.tasks import TrainingTask
 from server import history
 from server.history import RoundRecord
@@ -122,14 +122,15 @@ def simulate(
     Raises:
         CrossProbeError: of the folders, the studies or the run; what was saved stays.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     sites = open_sites(folders, study)
     folder = RunFolder(out)
-    finished_after = _finished_after(out) if resume else 0.0
     if resume:
         _check_resumed(folder, sites)
     else:
         folder.refuse_a_run()
+    finished = resume and folder.summary.exists()
+    before_s = sum(record.seconds for run in (folder.baseline, folder) for record in history.read(run.path))
     baseline = baseline_of(study) if study.supervised_steps() else None
     for trained, run in ((baseline, folder.baseline), (study, folder)):
         if trained is not None and not (resume and run.model.exists()):
@@ -158,12 +159,33 @@ def simulate(
         train(study, folder, before, shares["study"])
     write_summary(out)
     keep(out, draw_examples(study, out, sites))
-    extra = {"wall_s": finished_after or round(time.monotonic() - begun, 1), "command": command}
+    if finished:  # what it was made with is what was told of it then
+        summary = write_summary(out)
+        render_report(out)
+        return summary
+    extra = {"wall_s": round(before_s + time.monotonic() - started, 1), "command": command}
     extra |= {"hardware": hardware(threads=list(shares.values())), "threads": shares}
     extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
     render_report(out)
     return summary
+
+
+def begun(study: Study, out: Path, *, resume: bool) -> bool:
+    """Return whether there is a run of this study in a folder to go on with.
+
+    Raises:
+        RunError: if there is one of another study, or one at all without `resume`.
+    """
+    folder = RunFolder(out)
+    if not resume:
+        folder.refuse_a_run()
+    first, expected = (folder.baseline, baseline_of(study)) if study.supervised_steps() else (folder, study)
+    if not first.study_input.exists():
+        return False
+    if load_study(first.study_input).hash() != expected.hash():
+        raise RunError(f"{out} holds a run of another study or seed. Give those it was begun with, or another --out.")
+    return True
 
 
 def _check_resumed(folder: RunFolder, sites: Sequence[Site]) -> None:
@@ -207,14 +229,6 @@ def privacy_spent(study: Study, baseline: Study | None) -> dict[str, Any]:
             "epsilon_at_most": {"study": epsilon(study), "with_baseline": epsilon(*filter(None, (baseline, study)))},
         }
     }
-
-
-def _finished_after(out: Path) -> float:
-    """Return the seconds that a finished run took, which going on with it does not change; 0 for an unfinished one."""
-    try:
-        return float(json.loads(RunFolder(out).summary.read_text())["wall_s"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
 
 
 def threads_of(study: Study, sites: Sequence[Site]) -> int:

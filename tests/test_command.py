@@ -23,8 +23,10 @@ from tiny import content
 
 from clients.governance.ledger import Ledger, entry
 from clients.governance.state import State
+from common.baseline import baseline_of
 from common.options import MAX_SEED
-from common.study import Study
+from common.run_folder import RunFolder
+from common.study import Study, load_study
 from crossprobe import COMMANDS, app, main
 
 ROOT = Path(__file__).parent.parent
@@ -259,3 +261,29 @@ def test_overwriting_phantom_sites_takes_the_old_ones_away_and_nothing_else(
     assert main(["phantom", str(out), "--target", "lumify_like", *few, "--overwrite"]) == 1
     assert "notes.txt" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == ["ours", "source-1-lumify-like"]
+
+
+def test_a_refused_demo_leaves_the_sites_of_the_run_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn, begun = [], []
+    monkeypatch.setattr("simulations.phantom.demo.write_sites", lambda *_, **__: drawn.append(1) or [])
+    monkeypatch.setattr("simulations.cli.simulate_and_show", lambda *_, resume, **__: begun.append(resume))
+    run = RunFolder(tmp_path / "run")
+    words = ["demo", "--out", str(run.path)]
+    assert main([*words, "--resume"]) == 0  # stopped while its sites were drawn
+    assert (drawn, begun) == ([1], [False])
+    run.baseline.make()
+    demo = baseline_of(load_study(ROOT / "configs" / "demo.yaml"))
+    run.baseline.study_input.write_text(yaml.safe_dump(demo.model_dump(mode="json")))
+    assert main([*words, "--resume", "--seed", "1"]) == 1
+    assert "another study or seed" in capsys.readouterr().err
+    assert drawn == [1]
+    assert main([*words, "--resume"]) == 0
+    assert begun == [False, True]
+
+
+def test_a_rehearsal_in_the_place_of_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["rehearse", "--out", str(tmp_path / "file")]) == 1
+    assert "Choose another --out" in capsys.readouterr().err

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
-from scipy import ndimage
 
 from clients.data.findings import EXAMPLES, Finding
 from clients.data.frames import Frame, read_image, read_mask
+from clients.data.images import outline
 from clients.data.manifest import SPLITS
 from clients.data.site import Site
 from clients.data.statistics import look_at, remarks, table
@@ -107,7 +107,7 @@ def _picture(frame: Frame, site: Site) -> Picture:
     if frame.mask is not None and site.config.role == "source":
         mask = read_mask(frame)
         width = max(1, max(mask.shape) // SIDE)  # seen after scaling down, too
-        pixels[mask & ~ndimage.binary_erosion(mask, iterations=width)] = OUTLINE
+        pixels[outline(mask, width)] = OUTLINE
     picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
 from clients.data.findings import Finding, remedy_of
 
@@ -164,3 +165,8 @@ def _unreadable(kind: str, reason: object, remedy: str = "") -> PictureError:
         f"expected a whole PNG file, found one that cannot be read ({reason})",
         remedy or "Copy or export the file again; it must be PNG, not another format renamed",
     )
+
+
+def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
+    """Return the innermost `width` pixels along the border of a mask, bool [H, W]; the image's edge is no border."""
+    return mask & ~ndimage.binary_erosion(mask, iterations=width, border_value=1)

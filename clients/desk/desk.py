@@ -26,7 +26,7 @@ from clients.governance.dry_run import Sent, dry_run
 from clients.governance.persons import approve_by_policy, name_of
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
-from clients.predict import check_spacing
+from clients.inputs import check_spacing
 from clients.released import load_model
 from common.errors import CrossProbeError, SiteStateError
 from common.messages import digest

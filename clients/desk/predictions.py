@@ -21,7 +21,8 @@ from pathlib import Path
 from PIL import Image
 
 from clients.data.site import Site
-from clients.predict import Input, find_inputs, segment
+from clients.inputs import Input, find_inputs
+from clients.predict import segment
 from clients.released import Model
 from clients.results.summary import Row
 from common.errors import CrossProbeError, RunError

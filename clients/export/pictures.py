@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from clients.data.images import PictureError
-from clients.predict import Frames, check_spacing, find_inputs
+from clients.inputs import check_spacing, find_inputs
+from clients.predict import Frames
 from common.errors import RunError
 from common.geometry import placement, to_grid
 from common.study import Study

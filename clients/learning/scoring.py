@@ -52,6 +52,11 @@ def mean_area(maps: Sequence[Tensor], threshold: float, side: int) -> float:
     return sum(float((p > threshold).sum()) / side**2 for p in maps) / len(maps)
 
 
+def soft_dice(p: Tensor, q: Tensor) -> float:
+    """Return how far two maps of probabilities agree on the foreground, in [0, 1]; 0 where neither has any."""
+    return 2 * float((p * q).sum()) / max(1.0, float((p.square() + q.square()).sum()))
+
+
 def label_free_score(views: Sequence[Views], prior: float | None, side: int, tolerance: float) -> float:
     """Score predictions without labels, in [0, 1]; higher is better.
 
@@ -65,11 +70,7 @@ def label_free_score(views: Sequence[Views], prior: float | None, side: int, tol
     shift, times 1 while the mean foreground is within `tolerance` of the prior, and less in proportion
     beyond. Agreement on the foreground, rather than on all pixels, gives a collapsed model 0.
     """
-    agreements = []
-    for view in views:
-        overlap = 2 * float((view.plain * view.shifted).sum())
-        agreements.append(overlap / max(1.0, float((view.plain.square() + view.shifted.square()).sum())))
-    agreement = sum(agreements) / len(agreements)
+    agreement = sum(soft_dice(view.plain, view.shifted) for view in views) / len(views)
     if prior is None or prior <= 0:
         return agreement
     ratio = mean_area([view.plain for view in views], 0.5, side) / prior

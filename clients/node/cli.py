@@ -4,9 +4,10 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import click
 import typer
@@ -170,13 +171,23 @@ def show(
     """Tell what left, and when."""
     from clients.governance.ledger import read, verify
     from clients.governance.state import State
-    from common.components import component_of
 
     path = State(state).ledger
     entries = [content for content in read(path) if (content["study"] or "").startswith(study)]
+    damaged = verify(path).damage
     if as_json:
         print(json.dumps(entries, indent=1))
-        return
+    else:
+        _show(entries)
+    if damaged:
+        print("this ledger is damaged: run `crossprobe ledger verify`", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _show(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Print messages as a table, and how much of them left."""
+    from common.components import component_of
+
     table = Table(title=f"{len(entries)} messages, times in UTC", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("time", "way", "study", "round", "bytes"):
         table.add_column(column, no_wrap=True, justify="right" if column in ("round", "bytes") else "left")
@@ -201,6 +212,3 @@ def show(
     Console().print(table)
     sent = [content for content in entries if content["direction"] == "out"]
     print(f"sent: {len(sent)} messages, {sum(content['bytes'] for content in sent):,} bytes")
-    if verify(path).damage:
-        print("this ledger is damaged: run `crossprobe ledger verify`", file=sys.stderr)
-        raise typer.Exit(1)

@@ -177,7 +177,7 @@ def run(
     ca: Ca = None,
 ) -> None:
     """Run it to its end; exit code 0 only if it completed."""
-    from server.federation.following import run_to_its_end
+    from server.federation.following import NoLongerFollowing, run_to_its_end
     from server.tensorboard import following
 
     console = Console()
@@ -185,14 +185,14 @@ def run(
         with following(out, tensorboard) as follow:
             cli = _connection(address, ca)
             run_to_its_end(cli, study_file, out, resume=resume, console=console, also=follow)
-    except KeyboardInterrupt:
+    except NoLongerFollowing:
         print(
             f"no longer following; the run goes on at the coordinator. See it with: crossprobe study status "
             f"{out}; end it with: crossprobe study stop {out}",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-    console.print(f"completed. The model and the history are in {out}; next: crossprobe report {out}")
+    console.print(f"completed. The model and the history are in {out}; next: crossprobe report {out}", markup=False)
 
 
 @study.command(epilog=examples("crossprobe study status runs/first", "crossprobe study status runs/first --json"))

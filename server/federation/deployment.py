@@ -1,8 +1,9 @@
 """A study between hospitals, as the coordinator drives it: submit, follow, look, stop, go on."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -87,10 +88,21 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
     if resume and folder.flower.exists():
         with suppress(UnknownRun):  # a SuperLink with a new database: what it never had does not write here
             stop(cli, out)
-    run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
-    run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
-    write_atomically(folder.flower, json.dumps(asdict(run)).encode())
+    with _uninterrupted():  # a run that nobody has the number of could not be stopped
+        run_id = cli.submit({"study": str(study.resolve()), "out": str(out.resolve()), "resume": resume})
+        run = FlowerRun(run_id, cli.address, str(cli.ca.resolve()) if cli.ca else "")
+        write_atomically(folder.flower, json.dumps(asdict(run)).encode())
     return run_id
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back, of what is started within the block too, until its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_of(out: Path) -> FlowerRun:

@@ -14,6 +14,10 @@ from server.federation.flower_cli import FlowerCli
 from server.history import RoundRecord, losses
 
 
+class NoLongerFollowing(KeyboardInterrupt):
+    """Ctrl-C while a study was followed, which goes on without whoever follows it."""
+
+
 def run_to_its_end(
     cli: FlowerCli,
     study_file: Path,
@@ -23,15 +27,19 @@ def run_to_its_end(
     console: Console,
     also: Callable[[], None] = lambda: None,
 ) -> None:
-    """Start a study and follow it, a line a round. Raises RunError if it fails; what it wrote stays.
+    """Start a study and follow it, a line a round.
 
     Args:
         also: called after each round.
+
+    Raises:
+        RunError: if it fails; what it wrote stays.
+        NoLongerFollowing: on Ctrl-C once it was started.
     """
     total = len(load_study(study_file).rounds())
     before = sum(record.counted for record in history.read(out)) if resume else 0
     run_id = deployment.start(cli, study_file, out, resume=resume)
-    console.print(f"run {run_id} started; it writes {out}", soft_wrap=True)
+    console.print(f"run {run_id} started; it writes {out}", soft_wrap=True, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rounds"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task("enrolment", total=total, completed=before)
@@ -41,7 +49,10 @@ def run_to_its_end(
             bar.update(task, description=record.stage, completed=record.round + record.counted)
             also()
 
-        deployment.follow(cli, run_id, out, on_round)
+        try:
+            deployment.follow(cli, run_id, out, on_round)
+        except KeyboardInterrupt:
+            raise NoLongerFollowing from None
 
 
 def line(record: RoundRecord) -> str:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -92,12 +91,12 @@ def provision(
             "have to get a new ca.crt: if you want that, give --overwrite; else choose another --out folder."
         )
     _check_names(sites)
-    compose = _read_compose()
+    compose, content = _read_compose(), file.read_bytes()  # which may be the copy in a kit that is written anew
     try:
         private_folder(out / "ca")
         make_authority(out / "ca")
-        kits = [_coordinator_kit(compose, study, file, out, sites, host, port)]
-        kits += [_site_kit(compose, study, file, out, site, host, port) for site in sites]
+        kits = [_coordinator_kit(compose, study, content, out, sites, host, port)]
+        kits += [_site_kit(compose, study, content, out, site, host, port) for site in sites]
     except OSError as error:
         raise RunError(f"cannot write the kits to {out}: {error.strerror}. Choose another --out folder.") from None
     return kits
@@ -125,9 +124,9 @@ def add_sites(study: Study, file: Path, out: Path, sites: Sequence[KitSite]) -> 
             f"{out / COORDINATOR} is of an older version and has no signing keys; nothing was changed. Make them with: "
             f"crossprobe study keygen {out / COORDINATOR / SIGNING}"
         )
-    compose = _read_compose()
+    compose, content = _read_compose(), file.read_bytes()
     try:
-        return [_site_kit(compose, study, file, out, site, host, port) for site in sites]
+        return [_site_kit(compose, study, content, out, site, host, port) for site in sites]
     except OSError as error:
         raise RunError(f"cannot write the kits to {out}: {error.strerror}. Make room, or check its rights.") from None
 
@@ -181,7 +180,7 @@ def _address_of(kit: Path) -> tuple[str, int]:
 
 
 def _coordinator_kit(
-    compose: dict[str, Any], study: Study, file: Path, out: Path, sites: Sequence[KitSite], host: str, port: int
+    compose: dict[str, Any], study: Study, content: bytes, out: Path, sites: Sequence[KitSite], host: str, port: int
 ) -> Path:
     kit = out / COORDINATOR
     for folder in (".", "state", "runs", "sites", f"{SIGNING}/{SITES}"):
@@ -195,14 +194,14 @@ def _coordinator_kit(
     own = select_services(compose, lambda name: name in _COORDINATOR_SERVICES)
     variables = {"COORDINATOR_KIT": ".", "COORDINATOR_PORT": str(port)}
     ends = f"{expiry(kit / SERVER_CERTIFICATE):%Y-%m-%d}"
-    _common_files(kit, file, own, variables)
+    _common_files(kit, content, own, variables)
     known = signing_fingerprint(out)
     _readme(kit, "kit_coordinator.md.j2", study=study, sites=sites, host=host, port=port, ends=ends, fingerprint=known)
     return kit
 
 
 def _site_kit(
-    compose: dict[str, Any], study: Study, file: Path, out: Path, site: KitSite, host: str, port: int
+    compose: dict[str, Any], study: Study, content: bytes, out: Path, site: KitSite, host: str, port: int
 ) -> Path:
     kit = out / site.name
     for folder in (".", "state", "node", "archive", "intake", "models", "predictions"):
@@ -213,7 +212,7 @@ def _site_kit(
     write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
     variables = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_ARCHIVE": "./archive", "SITE_DESK_PORT": "8600"}
     variables["COORDINATOR_ADDRESS"] = address
-    _common_files(kit, file, own, variables)
+    _common_files(kit, content, own, variables)
     coordinator = read_public_key(out / COORDINATOR / SIGNING / PUBLIC_KEY)
     write_public(kit / "study" / PUBLIC_KEY, f"{text_of(coordinator)}\n".encode())
     write_public(kit / "compose.gpu.yaml", (ROOT / "deploy" / "compose.gpu.yaml").read_bytes())
@@ -221,11 +220,11 @@ def _site_kit(
     return kit
 
 
-def _common_files(kit: Path, file: Path, compose: dict[str, Any], variables: dict[str, str]) -> None:
+def _common_files(kit: Path, content: bytes, compose: dict[str, Any], variables: dict[str, str]) -> None:
     # Containers of root's kits run as the image's own user; the README says how to give it the files.
     user = {"CROSSPROBE_UID": os.getuid() or 1000, "CROSSPROBE_GID": os.getgid() or 1000}
     private_folder(kit / "study")
-    shutil.copyfile(file, kit / "study" / "study.yaml")
+    write_public(kit / "study" / "study.yaml", content)
     write_public(kit / "compose.yaml", yaml.safe_dump(compose, sort_keys=False, width=110).encode())
     write_public(kit / ".env", "".join(f"{key}={value}\n" for key, value in (variables | user).items()).encode())
 

@@ -16,7 +16,10 @@ from typing import Any, Self
 import torch
 from pydantic import Field, model_validator
 
+from clients.data.site import Site
 from common.baseline import baseline_of
+from common.components import ROLES
+from common.errors import RunError
 from common.files import write_atomically
 from common.names import NAME
 from common.run_folder import RunFolder
@@ -31,6 +34,9 @@ from simulations.ablation.variants import Variant, chosen
 from simulations.phantom.demo import write_sites
 from simulations.phantom.sites import RECORD, write_phantom_site
 from simulations.simulate import hardware, open_sites
+
+#: Test patients of a role without whom there is no interval.
+LEAST_MEASURED = 2
 
 LOG, SUMMARY = "ablation.log", "ablation.json"
 
@@ -141,6 +147,17 @@ def accelerator() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_measurable(sites: Sequence[Site]) -> None:
+    """See to it, before anything is trained, that either role has test patients to compare by. Raises RunError."""
+    for role in ROLES:
+        labelled = sum(len(site.patients("test", labelled=True)) for site in sites if site.config.role == role)
+        if labelled < LEAST_MEASURED:
+            raise RunError(
+                f"expected at least {LEAST_MEASURED} patients with masks on the split `test` at the {role} sites, "
+                f"found {labelled}; models are compared by them. Give such sites, or use `crossprobe simulate`."
+            )
+
+
 def run_cell(cell: Cell) -> None:
     """Train and measure every variant of a cell that has no numbers yet."""
     from simulations.ablation import rivals  # noqa: F401  # before a site is opened, which allows the tasks there are
@@ -160,6 +177,7 @@ def run_cell(cell: Cell) -> None:
         return StageCache(study, open_sites(folders, whose), cell.out / "stages", on_round, device)
 
     usual = stage_cache(cell.data.folders(cell.seed, cell.out), study)
+    check_measurable(usual.sites)
     # the oracle's target is a source as it trains, and a target as it is measured
     roles = {site.config.name: site.config.role for site in usual.sites}
     for variant in cell.variants():

@@ -11,15 +11,10 @@ from statistics import mean, median
 import torch
 from torch import Tensor
 
-from clients.learning.scoring import mean_area
+from clients.learning.scoring import mean_area, soft_dice
 from common.infusion import entropy
 
 Maps = Sequence[Tensor]
-
-
-def soft_dice(p: Tensor, q: Tensor) -> float:
-    """Return how far two maps agree on the foreground, in [0, 1]; 0 where neither has any."""
-    return 2 * float((p * q).sum()) / max(1.0, float((p.square() + q.square()).sum()))
 
 
 def agreement(maps: Maps, others: Maps) -> float:

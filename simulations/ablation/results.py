@@ -131,7 +131,7 @@ def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {pair}{which} | {_counted(rows)} |")
     taken = _by_scanners([summary for summary in summaries if summary["study"] in TAKEN])
     lines += ["", _pooled(found, "all of these studies"), "", _pooled(taken, f"`{TAKEN[0]}` alone")]
-    shared = "Pairs with the same unlabelled scanner share its test patients, and are taken for independent all the same."
+    shared = "Pairs with the same unlabelled scanner share its test patients, and are taken for independent."
     return "\n".join([*lines, "", shared, ""])
 
 

@@ -14,7 +14,7 @@ def mean(images: list[Tensor]) -> list[Tensor]:
     return [torch.stack(images).mean(0)]
 
 
-def unmixed(images: list[Tensor], patients: int, seed: int = 0) -> list[Tensor]:
+def unmixed(images: list[Tensor], patients: int) -> list[Tensor]:
     """Return candidates [S, S] for the images that others [S, S] are means of, of so many chance ones each.
 
     Without noise a round's picture is a mean over whoever was drawn, and who was is chance. Independent component
@@ -24,7 +24,7 @@ def unmixed(images: list[Tensor], patients: int, seed: int = 0) -> list[Tensor]:
     """
     mixed = torch.stack(images).flatten(1).double()
     average = mixed.mean(0)
-    parts = _mixing(mixed - average - (mixed - average).mean(1, keepdim=True), seed)
+    parts = _mixing(mixed - average - (mixed - average).mean(1, keepdim=True))
     parts = parts * parts.pow(3).mean(0).sign()  # most rounds are without any one image
     parts = parts / parts.std(0)
     for _ in range(TURNS):
@@ -36,12 +36,12 @@ def unmixed(images: list[Tensor], patients: int, seed: int = 0) -> list[Tensor]:
     return list(found.reshape(-1, *images[0].shape))
 
 
-def _mixing(x: Tensor, seed: int) -> Tensor:
+def _mixing(x: Tensor) -> Tensor:
     """Return how independent components mix into x [R, P], whose columns are samples, [R, K]."""
     u, sizes, v = torch.linalg.svd(x, full_matrices=False)
     count = min(int((sizes > WEAKEST * sizes[0]).sum()), len(x) // 2)
     white = v[:count] * x.shape[1] ** 0.5
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     turn = _orthogonal(torch.randn(count, count, generator=generator, dtype=torch.float64))
     for _ in range(ITERATIONS):
         own = torch.tanh(turn @ white)

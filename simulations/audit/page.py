@@ -1,17 +1,16 @@
 """The audit's record (JSON) and its tables (Markdown); no number of a table is typed in."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import RunError
-from common.files import PUBLIC, write_atomically
 from simulations.audit.audit import MARGIN, REBUILT
 from simulations.audit.numbers import NEAR
+from simulations.publication import insert
 
-BEGIN, END = "<!-- begin: crossprobe audit -->", "<!-- end: crossprobe audit -->"
+#: The part of a document that holds the tables, see `simulations.publication.insert`.
+PART = "audit"
 
 Record = Mapping[str, Any]
 
@@ -73,14 +72,6 @@ def _numbers(rows: Sequence[Record]) -> Iterator[str]:
 
 
 def publish(document: Path, records: Path) -> None:
-    """Put the tables of all audits in a folder between the document's marks.
-
-    Raises:
-        RunError: if the document has no marks.
-    """
-    text = document.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
-        raise RunError(f"{document} has no place for the tables: expected {BEGIN} and {END}. Add both lines.")
-    found = tables([json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))])
-    write_atomically(document, pattern.sub(lambda _: f"{BEGIN}\n{found}\n{END}", text).encode(), mode=PUBLIC)
+    """Put the tables of all audits in a folder into their part of a document. Raises RunError."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))]
+    insert(document, PART, tables([own for own in found if "reconstruction" in own]))  # others may lie there

@@ -51,6 +51,8 @@ def shadow_membership(
         shadow = _trained(model.study, drawn, seed + 1 + number)
         seen.append([scores_of(shadow, site) for site in sites])
     for index, (site, draw) in enumerate(zip(sites, draws, strict=True)):
+        if not site.patients("test"):
+            continue  # nobody to tell members from
         for attack, scores in scores_of(model, site).items():
             own = [by_site[index][attack] for by_site in seen]
             yield measured(site, f"{attack}, shadow models", calibrated(scores, own, draw), seed)

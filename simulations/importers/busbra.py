@@ -215,12 +215,15 @@ def _wrong_in_subset(row: dict[str, str]) -> str:
 
 
 def _rows(source: Path, table: str, columns: set[str]) -> list[dict[str, str]]:
-    with (source / table).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        missing = columns - set(reader.fieldnames or ())
-        if missing:
-            raise DataSetError(source, [f"{table}: missing columns {', '.join(sorted(missing))}"])
-        return list(reader)
+    try:
+        with (source / table).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            rows, found = list(reader), set(reader.fieldnames or ())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataSetError(source, [f"{table}: expected the data set's own CSV in UTF-8, found {error}"]) from None
+    if missing := columns - found:
+        raise DataSetError(source, [f"{table}: missing columns {', '.join(sorted(missing))}"])
+    return rows
 
 
 def _write_site(folder: Path, site: str, role: Role, pictures: list[Picture]) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from common.components import Role, Split
-from simulations.phantom.sites import remove_phantom_sites, write_phantom_site
+from common.errors import RunError
+from common.files import refuse_other_content
+from simulations.phantom.sites import CONTENT, remove_phantom_sites, write_phantom_site
 
 #: Patients by split, for each role; a target has no use for `calibrate` and `val` without labels.
 PATIENTS: dict[Role, dict[Split, int]] = {
@@ -36,7 +38,9 @@ def write_sites(
         on_site: is told each site's name and gives the callback for its progress.
 
     Raises:
-        FolderInUseError: before anything is written, if a folder holds what must not be removed.
+        RunError: if two sites have one name.
+        FolderInUseError: before anything is written, if a folder holds what must not be removed; and, without
+            `overwrite`, if it holds another phantom site. Sites that were drawn before stay.
     """
     texts: list[tuple[Role, str]] = [("source", text) for text in source] + [("target", text) for text in target]
     profiles: list[tuple[Role, str]] = [(role, text.rpartition("=")[2]) for role, text in texts]
@@ -44,6 +48,10 @@ def write_sites(
         text.rpartition("=")[0] or f"{role}-{number}-{text.replace('_', '-')}"
         for number, (role, text) in enumerate(texts, 1)
     ]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RunError(f"sites need different names, found {', '.join(twice)} twice. Name one as NAME=PROFILE.")
+    for name in names:
+        refuse_other_content(CONTENT, out / name)
     if overwrite:
         remove_phantom_sites(out, but=names)
     folders = []

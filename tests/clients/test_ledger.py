@@ -199,3 +199,12 @@ def test_show_of_a_damaged_ledger_says_so(state: Path, capsys: pytest.CaptureFix
     path.write_bytes(path.read_bytes().replace(b'"loss":0.5', b'"loss":0.4'))
     assert run("show", "--state", state) == 1
     assert "damaged" in capsys.readouterr().err
+
+
+def test_show_as_json_of_a_damaged_ledger_says_so_too(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = state / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"loss":0.5', b'"loss":0.4'))
+    assert run("show", "--state", state, "--json") == 1
+    found = capsys.readouterr()
+    assert json.loads(found.out)
+    assert "damaged" in found.err

@@ -17,7 +17,8 @@ from safetensors.torch import save_file as save_torch
 from tiny import study, write_site
 
 from clients.data.findings import SiteFolderError
-from clients.predict import find_inputs, predict
+from clients.inputs import find_inputs
+from clients.predict import predict
 from clients.released import Model
 from common.components import FUSED
 from common.errors import CrossProbeError, RunError
@@ -344,3 +345,9 @@ def test_tables_and_texts_beside_the_images_are_skipped_and_named(
     found = predict(letterbox, scans, tmp_path / "out")
     assert found.problems == ()
     assert set(found.skipped) >= {"list.csv", "READ ME.TXT"}
+
+
+def test_what_a_scanners_export_leaves_is_no_image(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    (scans / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    outcome = predict(letterbox, scans, tmp_path / "out")
+    assert (outcome.skipped, outcome.problems) == (("DICOMDIR",), ())

@@ -1,6 +1,7 @@
 """Predictions in the form that their images came in, read back by the readers that people have, and the table."""
 
 import csv
+import errno
 import re
 import sys
 from pathlib import Path
@@ -16,9 +17,11 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 from recordings import PATIENT_ID, dicom, frame, video
 
-from clients.predict import OUTLINE, TABLE, Frames, Input, predict, segment
+from clients.data import formats
+from clients.inputs import Input
+from clients.predict import OUTLINE, TABLE, Frames, predict, segment
 from clients.released import Model, load_model
-from clients.results import masks
+from clients.results import WRITERS, masks
 from clients.results.summary import LOOK_AGAIN_DICE, row_of, write_rows
 from clients.results.video import OverlayVideo
 from common.errors import RunError
@@ -304,3 +307,23 @@ def test_the_python_call_of_the_documents_does_what_the_command_does(
     for file in files:
         assert (Path("segmented") / file).read_bytes() == (Path("other") / file).read_bytes()
     assert printed.startswith("a.png ")
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_half_a_video_is_taken_away_on_ctrl_c_and_a_full_disk_and_the_table_tells_the_rest(
+    stopped: BaseException, model: Model, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stops(OverlayVideo):
+        def add(self, mask: np.ndarray, overlay: np.ndarray) -> None:
+            super().add(mask, overlay)
+            if self.file.exists():
+                raise stopped
+
+    monkeypatch.setitem(WRITERS, formats.video, Stops)
+    video(scans / "loop.mp4", loop(90))
+
+    with pytest.raises((KeyboardInterrupt, RunError)):
+        predict(model, scans, tmp_path / "out")
+
+    assert not (tmp_path / "out/overlays/loop.mp4.mp4").exists()
+    assert len((tmp_path / "out/results.csv").read_text().splitlines()) > 1

@@ -3,6 +3,8 @@
 import http.server
 import io
 import json
+import os
+import signal
 import socket
 import sys
 import sysconfig
@@ -15,12 +17,14 @@ from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk, build_fab_from_files
+from rich.console import Console
 from tiny import write_study
 
 from common.errors import RunError
 from common.run_folder import RunFolder
 from server.federation import deployment, flower_cli
 from server.federation.flower_cli import APP, FlowerCli, UnknownRun, copy_app, flower_environment, tool
+from server.federation.following import NoLongerFollowing, run_to_its_end
 
 
 def program(folder: Path, name: str = "flwr") -> Path:
@@ -145,3 +149,34 @@ def test_links_and_ignored_files_are_left_out_of_a_bundle_as_flower_does(tmp_pat
     assert bundle == build_fab_from_disk(app)
     names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
     assert [name for name in names if name.endswith(".py")] == ["inner/own.py", "own.py"]
+
+
+def test_ctrl_c_while_a_run_is_submitted_waits_until_its_number_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(self: FlowerCli, config: object) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return "7"
+
+    monkeypatch.setattr(FlowerCli, "submit", submit)
+    study = write_study(tmp_path / "study.yaml")
+    with pytest.raises(KeyboardInterrupt):
+        deployment.start(FlowerCli("localhost:1", None, tmp_path), study, tmp_path / "run")
+    assert deployment.run_of(tmp_path / "run").run_id == "7"
+
+
+def test_only_a_run_that_was_started_is_said_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    study, cli = write_study(tmp_path / "study.yaml"), FlowerCli("localhost:1", None, tmp_path)
+
+    def followed(step: str) -> type[BaseException]:
+        monkeypatch.setattr(deployment, "start", lambda *_, **__: "7")
+        monkeypatch.setattr(deployment, step, interrupted)
+        with pytest.raises(KeyboardInterrupt) as found:
+            run_to_its_end(cli, study, tmp_path / "run", resume=False, console=Console())
+        return found.type
+
+    assert followed("follow") is NoLongerFollowing
+    assert followed("start") is KeyboardInterrupt

@@ -299,3 +299,12 @@ def test_the_commands_say_what_to_do_next(
     keys = [str(tmp_path / "not-a-key")] * 2
     assert main(["study", "register", "north", *keys, "--address", "localhost:1"]) == 1
     assert "Ask the site for its node.pub" in capsys.readouterr().err
+
+
+def test_new_kits_take_the_study_from_a_kit_that_they_replace(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kits"
+    make(study, out)
+    own = out / "coordinator" / "study" / "study.yaml"
+    make(own, out, overwrite=True)
+    assert own.read_bytes() == study.read_bytes()
+    assert (out / "north" / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from clients.data.site import load_site
 from common.baseline import baseline_of
 from common.errors import RunError, StudyError
 from server import algorithm, history
-from simulations.ablation.cells import LOG, Ablation, Cell, load_ablation, run_ablation
+from simulations.ablation.cells import LOG, Ablation, Cell, check_measurable, load_ablation, run_ablation
 from simulations.ablation.code_version import code_digest
 from simulations.ablation.page import chart, overview, publish, section
 from simulations.ablation.results import page
@@ -369,3 +370,11 @@ def test_numbers_of_another_version_of_the_code_are_made_again(
     file.write_text(json.dumps(stale))
     run_ablation(ablation, tmp_path, 1, lambda done, total: None)
     assert json.loads(file.read_text())["sites"] == right
+
+
+def test_sites_by_whom_nothing_can_be_compared_are_refused_before_anything_is_trained(sites: Sequence[Path]) -> None:
+    opened = [load_site(folder) for folder in sites]
+    check_measurable(opened)
+    blind = [replace(s, frames=tuple(f for f in s.frames if f.split != "test")) for s in opened]
+    with pytest.raises(RunError, match="at the source sites, found 0"):
+        check_measurable(blind)

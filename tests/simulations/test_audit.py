@@ -20,13 +20,14 @@ from clients.released import load_model
 from common.errors import RunError
 from common.metric import Metric
 from common.study import Study
+from crossprobe import main
 from server.run import run_study
 from simulations.audit.ask import Refused, ask, hostile_study
 from simulations.audit.audit import Attack, attack_on_sums, open_worker, rebuilt_patients, run_attack
 from simulations.audit.gates import GatedTrap, TileTrap
-from simulations.audit.membership import area_under_curve, measured, true_positives
+from simulations.audit.membership import area_under_curve, measured, membership, true_positives
 from simulations.audit.numbers import AREA, numbers
-from simulations.audit.page import BEGIN, END, publish, tables
+from simulations.audit.page import publish, tables
 from simulations.audit.shadows import calibrated, shadow_membership
 from simulations.audit.similarity import Match
 from simulations.audit.supervised_gates import GatedSuperviseTrap
@@ -256,11 +257,39 @@ def test_the_tables_of_the_document_are_those_of_the_records() -> None:
     records = [json.loads(file.read_text("utf-8")) for file in sorted((ROOT / "docs/audit").glob("*.json"))]
     assert len(records) >= 2
     document = (ROOT / "docs/privacy.md").read_text("utf-8")
-    assert f"{BEGIN}\n{tables(records)}\n{END}" in document
+    assert f"-->\n{tables(records).rstrip()}\n<!-- end -->" in document
 
 
 def test_a_document_without_a_place_for_the_tables_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("words\n")
-    with pytest.raises(RunError, match="no place for the tables"):
+    with pytest.raises(RunError, match="expected a line <!-- audit -->"):
         publish(tmp_path / "page.md", tmp_path)
     assert (tmp_path / "page.md").read_text() == "words\n"
+
+
+def test_what_an_audit_could_not_write_is_told_before_it_attacks(
+    north: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("simulations.audit.audit.audit_sites", lambda *_, **__: pytest.fail("it attacked"))
+    (tmp_path / "file").touch()
+    words = ["audit", "--sites", str(north)]
+    assert main([*words, "--out", str(tmp_path / "a.json"), "--publish", str(tmp_path / "none.md")]) == 1
+    assert "none.md" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "file" / "a.json")]) == 1
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_other_records_beside_an_audits_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- audit -->\nold\n<!-- end -->\n")
+    (tmp_path / "summary.json").write_text("{}")
+    publish(tmp_path / "page.md", tmp_path)
+    assert (tmp_path / "page.md").read_text() == "<!-- audit -->\n\n<!-- end -->\n"
+
+
+def test_a_site_without_other_patients_tells_nothing_of_membership(north: Path, tmp_path: Path) -> None:
+    of = one_stage(source={"task": "supervise", "trains": ["source_branch"], "steps": 2})
+    run_study(of, LocalTransport(workers(of, [north])), tmp_path / "run")
+    site, model = load_site(north), load_model(tmp_path / "run")
+    alone = replace(site, frames=tuple(frame for frame in site.frames if frame.split != "test"))
+    assert list(membership(model, alone, seed=0)) == []
+    assert list(shadow_membership(model, [alone], 1, seed=0)) == []

@@ -186,6 +186,14 @@ def test_a_folder_without_the_index_is_no_data_set(source: Path, tmp_path: Path,
         import_busbra(source, tmp_path / "out")
 
 
+def test_an_index_that_a_spreadsheet_saved_in_its_own_code_is_no_traceback(source: Path, tmp_path: Path) -> None:
+    index = source / "index.csv"
+    index.write_bytes(index.read_bytes().replace(b"GE", b"\xc4", 1) + b"\xe4,\n")
+
+    with pytest.raises(DataSetError, match=r"index\.csv: expected the data set's own CSV in UTF-8"):
+        import_busbra(source, tmp_path / "out")
+
+
 def test_a_labelled_scanner_can_play_a_target_whose_training_patients_have_no_mask(
     source: Path, tmp_path: Path
 ) -> None:

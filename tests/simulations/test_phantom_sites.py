@@ -158,5 +158,9 @@ def test_a_phantom_without_a_profile_or_a_possible_name_is_refused(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_phantoms_of_one_name_are_refused(tmp_path: Path) -> None:
-    assert main(["phantom", str(tmp_path), "--source", "a=lumify_like", "--target", "a=lumify_like"]) == 2
+@pytest.mark.parametrize("name", ["a", "source-1-lumify-like"])
+def test_two_phantoms_of_one_name_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = "lumify_like" if name.startswith("source") else f"{name}=lumify_like"
+    assert main(["phantom", str(tmp_path), "--source", first, "--target", f"{name}=lumify_like"]) == 1
+    assert f"found {name} twice" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
