@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,9 +40,12 @@ COMMANDS = {
 GOES_ON = dict.fromkeys(("demo", "simulate"), "--resume continues the run") | {"ablate": "the same command goes on"}
 #: What a disk or its owner refuses, wherever a command did not expect it.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+#: What a path cannot be, or a disk in the network that is away.
+PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
+CORRECT = "Correct the path, or see to it that its disk is there, then try again."
 REMEDY = "Make room there or give a place that this user may read and write, then try again."
 #: Exit codes of a shell for a process that was ended by a signal.
-INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM
 
 
 class Commands(TyperGroup):
@@ -62,10 +66,16 @@ class Commands(TyperGroup):
             typer.echo(f"crossprobe {ctx.invoked_subcommand}: {error}", err=True)
             raise typer.Exit(1) from None
         except OSError as error:
-            if error.errno not in DISK:
+            if error.errno not in (*DISK, *PATH):
                 raise
             place = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"crossprobe {ctx.invoked_subcommand}: {place}{error.strerror}. {REMEDY}", err=True)
+            remedy = REMEDY if error.errno in DISK else CORRECT
+            typer.echo(f"crossprobe {ctx.invoked_subcommand}: {place}{error.strerror}. {remedy}", err=True)
+            raise typer.Exit(1) from None
+        except RuntimeError as error:
+            if "Symlink loop" not in str(error):  # pathlib's own, before Python 3.13
+                raise
+            typer.echo(f"crossprobe {ctx.invoked_subcommand}: {error}. {CORRECT}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             more = GOES_ON.get(ctx.invoked_subcommand)
@@ -108,7 +118,8 @@ def _root(
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 1 a reported problem, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more (`| head`).
+    0 done, 1 a reported problem, 2 wrong usage, 130 Ctrl-C, 141 nobody reads the output any more (`| head`), 143 told
+    to end, which leaves nothing half written either.
     """
     if not (Path(__file__).parent / "pyproject.toml").is_file():
         print(
@@ -119,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     words = sys.argv[1:] if arguments is None else arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # the worker and the desk have their own way
     try:
         try:
             typer.main.get_command(app).main(words, prog_name="crossprobe", obj=words)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients.data.findings import Finding, SiteFolderError
-from clients.data.intake.sources import OTHER_FILES
 from clients.data.manifest import SPACING_MM
 from clients.data.table import Line, read_table
+from clients.data.walk import walk
 from common.errors import CrossProbeError, RunError
 from common.spreadsheet import decimal
 
-#: What lies in a folder of images and is none, besides what a system or a scanner leaves there.
-OTHER_NAMES, OTHER_SUFFIXES = (*OTHER_FILES, "site.yaml"), (".csv", ".txt")
+#: What lies in a folder of images and is none, besides what `clients.data.walk` passes by.
+OTHER_NAMES, OTHER_SUFFIXES = ("site.yaml",), (".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_inputs(images: Path) -> list[Input]:
         raise RunError(f"there is no {images}. Correct the path given with --images.")
     if images.is_file():
         return [Input(images, images.name, None)]
-    found = [path for path in _files(images) if not _is_other(path.relative_to(images))]
+    found = [path for path in walk(images).files if not _is_other(path)]
     if not found:
         raise RunError(f"{images} holds no files. Give an image, a folder of images, or a table of them with --images.")
     return [Input(path, path.relative_to(images).as_posix(), None) for path in found]
@@ -56,21 +56,17 @@ def check_spacing(spacing_mm: float | None) -> None:
         )
 
 
-def _files(images: Path) -> list[Path]:
-    return sorted(path for path in images.rglob("*") if path.is_file()) if images.is_dir() else []
-
-
 def skipped(images: Path) -> tuple[str, ...]:
-    """Return the names of a folder's files that are no images; where a table names the images, none is skipped."""
-    if (images / "manifest.csv").is_file():
+    """Return the names of what is no image in a folder, or was not walked into; of a table's none."""
+    if (images / "manifest.csv").is_file() or not images.is_dir():
         return ()
-    names = [path.relative_to(images) for path in _files(images)]
-    return tuple(name.as_posix() for name in names if _is_other(name))
+    there = walk(images)
+    others = [path.relative_to(images).as_posix() for path in there.files if _is_other(path)]
+    return tuple(sorted((*others, *there.passed_by, *(finding.where for finding in there.findings))))
 
 
-def _is_other(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return hidden or name.name.lower() in OTHER_NAMES or name.suffix.lower() in OTHER_SUFFIXES
+def _is_other(path: Path) -> bool:
+    return path.name.lower() in OTHER_NAMES or path.suffix.lower() in OTHER_SUFFIXES
 
 
 def _listed(table: Path) -> list[Input]:
@@ -83,7 +79,7 @@ def _listed(table: Path) -> list[Input]:
 
 
 def _row(table: Path, line: Line, findings: list[Finding]) -> Input:
-    name, text = line.cells["image"], line.cells["spacing_mm"]
+    name, text = line.cells["image"].replace("\\", "/"), line.cells["spacing_mm"]
     folder = table.parent.resolve()
     try:
         file = (folder / name).resolve()

@@ -1,6 +1,8 @@
 """Segment images and cine loops with a run's released model: masks, confidence maps, overlays, a table."""
 
+import errno
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,15 +22,19 @@ from clients.released import Model
 from clients.results import WRITERS, Writer
 from clients.results.summary import Row, row_of, write_rows
 from common.errors import RunError
-from common.files import FolderInUseError, check_apart
+from common.files import FolderInUseError, check_apart, private_folder
 from common.study import Study
 
 #: One line an image, in the output's folder.
 TABLE = "results.csv"
+#: One line a file that was not segmented, or not whole; missing where there is none.
+PROBLEMS = "not-segmented.txt"
+#: What a file's name can be to blame for: too long, or that of a folder.
+OF_A_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 #: Overlay colour of the mask's outline: orange is told apart from grey by colour-blind readers too.
 OUTLINE = (255, 149, 0)
 #: What an earlier run leaves in the output's folder.
-WRITTEN = (TABLE, "masks", "confidence", "overlays", "segmentations")
+WRITTEN = (TABLE, PROBLEMS, "masks", "confidence", "overlays", "segmentations")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ def predict(
 
     Writes, named after the images and in their sizes: `masks/` (0 and 255), `confidence/` (0: undecided, p = 0.5, to
     255: certain, p = 0 or 1) and `overlays/` (the mask's outline on the image), where frames of a loop are numbered;
-    what `clients.results.WRITERS` adds for the file's format; and `results.csv`, see `clients.results.summary`.
+    what `clients.results.WRITERS` adds for the file's format; `results.csv`, see `clients.results.summary`; and
+    `not-segmented.txt` where a file failed.
 
     Args:
         spacing_mm: for images of which neither the table nor the file itself tells it.
@@ -76,25 +83,37 @@ def predict(
     check_spacing(spacing_mm)
     check_apart(images, out)
     inputs = find_inputs(images)
-    _make_room(out, overwrite=overwrite)
-    outcome = segment(model, inputs, out, spacing_mm=spacing_mm, progress=progress)
+    with _earlier_aside(out, overwrite=overwrite):
+        outcome = segment(model, inputs, out, spacing_mm=spacing_mm, progress=progress)
     return replace(outcome, skipped=skipped(images))
 
 
-def _make_room(out: Path, *, overwrite: bool) -> None:
-    """Remove an earlier run's results. Raises FolderInUseError, see `predict`, and RunError."""
+@contextmanager
+def _earlier_aside(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """Put an earlier run's results aside, and back if nothing new was written. Raises as `predict` does."""
     there = [path for name in WRITTEN if (path := out / name).exists()]
     if not there:
+        yield
         return
     if not (out / TABLE).is_file():
         raise FolderInUseError(f"{out} holds {there[0].name}/ and no {TABLE} of an earlier run. Give another --out.")
     if not overwrite:
         raise FolderInUseError(f"{out} holds the results of an earlier run. Give another --out, or --overwrite.")
     try:
+        aside = Path(tempfile.mkdtemp(prefix=".earlier.", dir=out))
         for path in there:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.rename(aside / path.name)
     except OSError as error:
         raise RunError(f"cannot replace what lies in {out}: {error.strerror}. Give another --out.") from None
+    try:
+        yield
+    except BaseException:
+        if not any((out / name).exists() for name in WRITTEN):
+            for path in aside.iterdir():
+                path.rename(out / path.name)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def segment(
@@ -113,6 +132,11 @@ def segment(
     rows: list[Row] = []
     done, problems = [], []
     taken: set[str] = set()
+    try:
+        private_folder(out)  # what was burned into an image stands in its overlay too
+        write_rows(out / TABLE, rows)  # so that a full disk leaves what another run may replace
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror}. Give another --out.") from None
     for index, given in enumerate(inputs):
         try:
             for row, share in _segment(model, given, spacing_mm, out, taken):
@@ -122,17 +146,24 @@ def segment(
         except PictureError as error:
             problems.append(f"{given.name}: {error.code}: {error.message}. {error.remedy}.")
         except (OSError, KeyboardInterrupt) as stopped:
-            if rows:  # the pictures so far stand in the table too, if it can be written
-                with suppress(OSError, RunError):
-                    write_rows(out / TABLE, rows)
+            if isinstance(stopped, OSError) and stopped.errno in OF_A_NAME:
+                problems.append(f"{given.name}: bad-name: cannot be written: {stopped.strerror}. Rename it.")
+                continue
+            with suppress(OSError):  # the pictures so far stand in the table too, if it can be written
+                write_rows(out / TABLE, rows)
             if isinstance(stopped, KeyboardInterrupt):
                 raise
             raise RunError(f"cannot write to {out}: {stopped.strerror}. {len(rows)} images are done.") from None
         progress(index + 1, len(inputs))
     if not rows:
+        (out / TABLE).unlink()
+        with suppress(OSError):  # a folder that was there may hold other things
+            out.rmdir()
         shown = "\n".join(map(one_line, problems[:3]))
         raise RunError(f"none of {len(inputs)} files could be segmented; nothing was written. The first:\n{shown}")
     write_rows(out / TABLE, rows)
+    if problems:
+        (out / PROBLEMS).write_text("\n".join(map(one_line, problems)) + "\n", encoding="utf-8")
     return Outcome(tuple(rows), tuple(done), (), tuple(problems))
 
 

@@ -152,6 +152,13 @@ def check_apart(images: Path, out: Path) -> None:
         )
 
 
+def check_outside(file: Path, *folders: Path) -> None:
+    """Raises RunError if a file to write lies within a folder that holds what it could overwrite."""
+    for folder in folders:
+        if file.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"expected a place outside of {folder} to write to, found {file}. Give another.")
+
+
 def private_folder(folder: Path) -> None:
     """Make a folder, and those that it lies in where they are missing, that others may not enter.
 

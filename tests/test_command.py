@@ -167,7 +167,8 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_ctrl_c_ends_a_command_with_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_told_to_end_leaves_nothing(told: signal.Signals, code: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "crossprobe", "phantom", "sites", "--source", "lumify_like", "--train", "5000"]
     marker = f"CROSSPROBE_TEST={tmp_path}"
     environment = os.environ | {"CROSSPROBE_TEST": str(tmp_path), "PYTHONPATH": str(ROOT)}
@@ -178,10 +179,11 @@ def test_ctrl_c_ends_a_command_with_a_sentence_and_leaves_nothing(tmp_path: Path
     while not list(tmp_path.glob("sites/.*.part/new/images/*.png")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    # a terminal sends Ctrl-C to the whole group, a supervisor its signal to the process
+    (os.killpg if told == signal.SIGINT else os.kill)(process.pid, told)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "stopped" in said
+    assert process.returncode == code
+    assert told == signal.SIGTERM or "stopped" in said
     assert "--resume" not in said  # which it does not have
     assert "Traceback" not in said
     assert processes_of(marker) == set()

@@ -87,6 +87,7 @@ class FileChecker:
         self.image_folders: set[str] = set()
         self.foreground: list[tuple[float, float]] = []  # of each mask: share of all pixels, share of the border's
         self.first_of_content: dict[bytes, tuple[Row, Split]] = {}
+        self.first_of_mask: dict[str, Row] = {}
 
     def frame(self, row: Row, split: Split) -> Frame:
         """The frame of a row; if there were findings, the caller must not use it."""
@@ -248,6 +249,14 @@ class FileChecker:
             return  # such a mask is not even looked at
         if not self._is_file(row, row.mask, "mask") or self.role is None:
             return
+        first = self.first_of_mask.setdefault(row.mask, row)
+        if first.patient != row.patient:
+            self._add(
+                "mask-of-two-patients",
+                row,
+                f"expected a mask of its own, found {row.mask!r}, which is that of {first.where} too",
+                "Give each image its own mask",
+            )
         try:
             found = png_size(mask, "mask")
             if size != (0, 0):  # before the values: a mask that was resized has smeared edges too

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from clients.data.findings import Finding
-from clients.data.pseudonyms import personal
+from clients.data.pseudonyms import personal, placeholder
 from clients.data.table import Line, read_table
 from common.components import Role, Split
 from common.spreadsheet import decimal
@@ -151,6 +151,13 @@ def _row(line: Line, findings: list[Finding]) -> Row:
             "a pseudonym",
             cell["patient"],
             f"It looks like {reason}. Give each patient a number of your own, and keep the list of them elsewhere",
+        )
+    elif reason := placeholder(cell["patient"]):
+        wrong(
+            "placeholder-patient",
+            "an id of one patient",
+            cell["patient"],
+            f"It is {reason}: several people may have it. Give each patient a number of your own",
         )
     frame = 0
     if re.fullmatch("[0-9]{1,9}", cell["frame"]):

@@ -28,3 +28,26 @@ def personal(patient: str) -> str:
     if written_so or re.search(r"[^\W\d_]\s*[\^,]\s*[^\W\d_]", patient):
         return "a family name and a first name"
     return ""
+
+
+#: What anonymisers, consoles and people write where nobody is to be named.
+_PLACEHOLDERS = {
+    "anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "n/a", "na", "nil", "nn", "none", "null",
+    "unbekannt", "unknown", "unnamed",
+}  # fmt: skip
+#: A long number as a spreadsheet shows it, its last digits lost.
+_ROUNDED = re.compile(r"\d[.,]\d+[eE]\+\d+")
+
+
+def placeholder(patient: str, *, header: bool = False) -> str:
+    """Return why an id may stand for several people at once, or an empty text.
+
+    Args:
+        header: it comes from a file's header, where nobody counts patients from 0.
+    """
+    plain = patient.strip().lower()
+    if _ROUNDED.fullmatch(plain):
+        return "a number that a spreadsheet rounded"
+    if plain in _PLACEHOLDERS or (header and not plain.strip("0")):
+        return "which stands for nobody"
+    return ""

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from clients.governance.person_cli import ask_passphrase
 from common.errors import CrossProbeError, SiteStateError
+from common.files import check_apart
 from common.options import Json, SiteFolder, StateFolder, StudyFile
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def approve(
     """Show what a study would do and send here, and allow it."""
     from clients.data.site import load_site
     from clients.governance.accountant import Accountant
+    from clients.governance.approval import approval_of
     from clients.governance.approval_page import show
     from clients.governance.approval_words import signature, summed_with
     from clients.governance.persons import approve_by_policy
@@ -58,6 +60,12 @@ def approve(
     others = site_keys_beside(study_file.parent, site_keys)
     key = public_key_beside(study_file.parent, coordinator_key)
     known = fingerprint(key) if key else None
+    before = approval_of(state, study.hash())
+    if before is not None and before.coordinator and key is None:
+        raise SiteStateError(
+            f"the approval that is there takes requests signed by {before.coordinator_fingerprint} alone, and this one "
+            "would take unsigned ones. Give --coordinator-key, or withdraw the approval first. Nothing was changed."
+        )
     proposal = propose(
         study,
         site,
@@ -73,7 +81,9 @@ def approve(
     complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
-        name = by or getpass.getuser()
+        name = by if by is not None else _user()
+        if not name.strip():
+            raise SiteStateError("an approval needs the name of who gives it: --by 'Anna Berg'. Nothing was approved.")
         approval = approve_by_policy(
             state,
             site,
@@ -107,6 +117,16 @@ def approve(
         print("not approved; nothing was changed", file=sys.stderr)
     if approval is None and (proposal.findings or yes or not as_json):
         raise typer.Exit(1)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # as in a container, whose user is a mere number
+        raise SiteStateError(
+            "this account has no name, and an approval needs the name of who gives it: --by 'Anna Berg'. Nothing was "
+            "approved."
+        ) from None
 
 
 def _confirmed() -> bool:
@@ -158,6 +178,7 @@ def dry_run(
     from common.study import load_study
 
     state, study = State(state_folder), load_study(study_file)
+    check_apart(site_folder, out)
     site = load_site(site_folder)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("trying every task", total=None)
@@ -175,6 +196,9 @@ def dry_run(
             numbers = str(len(message.metrics)) if len(message.metrics) > 5 else "\n".join(message.metrics)
             table.add_row(message.what, message.answer, tensors or "-", str(message.bytes), numbers or "-")
         Console().print(table)
+        refused = sorted({message.answer for message in sent} - {"ok"})
+        if refused:
+            print(f"this study would be refused here, at least in part: {', '.join(refused)}")
         print(f"nothing was sent. Every byte and every number is in {out}; begin with {out / TABLE}")
     if not all(message.answer == "ok" for message in sent):
         raise typer.Exit(1)

@@ -16,7 +16,7 @@ from clients.desk.cli import desk, desk_forward
 from clients.governance.approval_cli import approve, complain, dry_run, withdraw
 from clients.governance.person_cli import app as person
 from common.errors import CrossProbeError
-from common.files import write_atomically
+from common.files import check_outside, write_atomically
 from common.options import Json, StateFolder, commands, examples
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def check(
     from clients.governance.fit import kept_back, notes
     from common.study import load_study
 
+    for written in filter(None, (write_all, html)):
+        check_outside(written, folder)
     study = load_study(study_file) if study_file else None
     site, findings = check_site(folder)
     kept = []

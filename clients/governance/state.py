@@ -113,6 +113,7 @@ class State:
             private_folder(folder)
             if path.exists():
                 raise SiteStateError(f"{folder} already has its secret, which is made once. Nothing was changed.")
+            refuse_another_use(folder)
             for name in ("approvals", "answered"):
                 private_folder(folder / name)
             content = secrets.token_bytes(SECRET_BYTES) if secret is None else secret
@@ -256,3 +257,19 @@ def read_record(path: Path, made: Callable[[dict[str, Any], bytes], T], remedy: 
         return made(content, blob)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SiteStateError(f"{path} is damaged. {remedy}") from None
+
+
+def refuse_another_use(folder: Path) -> None:
+    """See to it that a folder to make keys or a secret in is not in use for something else.
+
+    The node has a network and must not see the secret; the worker must not see the node's key; images lie apart.
+
+    Raises:
+        SiteStateError: saying what the folder is.
+    """
+    uses = {"site.yaml": "a site's images", "secret": "a worker's state", "superexec.secret": "a node's keys"}
+    for name, what in uses.items():
+        if (folder / name).exists():
+            raise SiteStateError(
+                f"{folder} holds {name}, it is the folder of {what}. Give one of its own. Nothing was changed."
+            )

@@ -15,7 +15,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from clients.governance.state import write
+from clients.governance.state import refuse_another_use, write
 from common.errors import SiteStateError
 from common.files import PUBLIC, private_folder
 from common.fingerprint import fingerprint
@@ -40,6 +40,7 @@ def make_node_keys(folder: Path) -> str:
             f"{folder / KEY} exists; a node's key is made once, and another would be another site to the coordinator. "
             f"Nothing was changed. Its fingerprint is {fingerprint_of(folder / PUBLIC_KEY)}"
         )
+    refuse_another_use(folder)
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()

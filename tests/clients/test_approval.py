@@ -70,6 +70,10 @@ def test_the_key_beside_the_study_is_approved_and_its_fingerprint_told(
     assert run("approve", study_file, *options, "--yes") == 1
     assert "holds no public signing key" in capsys.readouterr().err
     beside.unlink()
+    assert run("approve", study_file, *options, "--yes") == 1
+    assert "would take unsigned ones" in capsys.readouterr().err
+    assert run("withdraw", study_file, *options[2:]) == 0
+    capsys.readouterr()
     assert approved_key() == (None, "")
     assert run("approve", study_file, *options, "--yes") == 0
     assert "Requests need no signature: another hospital" in capsys.readouterr().out
@@ -305,3 +309,41 @@ def test_a_dry_run_shares_no_randomness_with_the_real_run(sites: tuple[Site, Sit
     dry = unpack((tmp_path / "out" / sent[1].file).read_bytes())[1]
     assert dry.keys() == real.keys()
     assert not same(dry, real)
+
+
+def test_an_approval_that_nobody_gives_is_none(
+    files: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    file, options = files
+    monkeypatch.setattr("getpass.getuser", nameless)
+    for by in ([], ["--by", " "]):
+        assert run("approve", file, *options, "--yes", *by) == 1
+        assert "--by 'Anna Berg'" in capsys.readouterr().err
+    assert approval_of(State(Path(options[-1])), STUDY.hash()) is None
+
+
+def test_a_second_approval_does_not_drop_the_signature_of_the_first(
+    files: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = files
+    make_keys(tmp_path / "signing")
+    key = tmp_path / "signing" / "coordinator.pub"
+    assert run("approve", file, *options, "--yes", "--by", "Anna", "--coordinator-key", key) == 0
+    assert run("approve", file, *options, "--yes", "--by", "Bert") == 1
+    assert "would take unsigned ones" in capsys.readouterr().err
+    approval = approval_of(State(Path(options[-1])), STUDY.hash())
+    assert approval is not None
+    assert (approval.by, bool(approval.coordinator)) == ("Anna", True)
+
+
+def test_a_dry_run_is_not_written_into_the_sites_folder(
+    files: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = files
+    site = Path(options[1])
+    assert run("dry-run", file, *options, "--out", site / "dry") == 1
+    assert "apart from the images" in capsys.readouterr().err
+    assert not (site / "dry").exists()

@@ -89,7 +89,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(
     file = tmp_path / "state.json"
     write_atomically(file, b"old")
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(RunError, match=f"state.json: {os.strerror(code)}.*--resume"):
+    with pytest.raises(RunError, match=f"state.json: {os.strerror(code)}.*then try again"):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]

@@ -1,7 +1,9 @@
 """What the model segments, and that it draws nothing where anything is wrong with it or with the image."""
 
+import errno
 import math
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -351,3 +353,50 @@ def test_what_a_scanners_export_leaves_is_no_image(letterbox: Model, scans: Path
     (scans / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     outcome = predict(letterbox, scans, tmp_path / "out")
     assert (outcome.skipped, outcome.problems) == (("DICOMDIR",), ())
+
+
+def test_earlier_results_stay_where_nothing_new_could_be_made(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    predict(letterbox, scans, tmp_path / "out")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in pictures(tmp_path / "out")}
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.dcm").write_bytes(b"")
+    with pytest.raises(RunError, match="none of 1 files"):
+        predict(letterbox, tmp_path / "bad", tmp_path / "out", overwrite=True)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in pictures(tmp_path / "out")} == before
+
+
+def test_a_full_disk_leaves_what_another_run_may_replace(
+    letterbox: Model, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, pixels: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clients.predict._save", full)
+        with pytest.raises(RunError, match="No space left"):
+            predict(letterbox, scans, tmp_path / "out")
+    assert len(predict(letterbox, scans, tmp_path / "out", overwrite=True).rows) == 2
+
+
+def test_a_name_that_cannot_be_written_does_not_stop_the_others(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    (scans / "s0.png").rename(scans / f"{'a' * 252}")
+    outcome = predict(letterbox, scans, tmp_path / "out")
+    assert [row.image for row in outcome.rows] == ["s1.png"]
+    assert "bad-name" in outcome.problems[0]
+    assert "bad-name" in (tmp_path / "out/not-segmented.txt").read_text()
+
+
+def test_a_linked_folder_is_named_and_a_table_may_have_a_spreadsheets_slashes(
+    letterbox: Model, scans: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nas").mkdir()
+    (scans / "more").symlink_to(tmp_path / "nas")
+    assert predict(letterbox, scans, tmp_path / "one").skipped == ("more",)
+    (tmp_path / "list.csv").write_text("image\nscans\\s0.png\n")
+    assert [row.image for row in predict(letterbox, tmp_path / "list.csv", tmp_path / "results" / "two").rows]
+
+
+def test_what_was_burned_in_is_for_its_owner_alone(letterbox: Model, scans: Path, tmp_path: Path) -> None:
+    predict(letterbox, scans, tmp_path / "out")
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700

@@ -378,3 +378,23 @@ def test_a_target_whose_patients_all_have_masks_is_told_why_none_is_left_to_trai
     assert found.code == "no-train-patients"
     assert "all have masks" in found.message
     assert "no mask" in found.remedy
+
+
+def test_a_row_filled_down_gives_no_two_patients_one_mask(tmp_path: Path) -> None:
+    folder = good_site(tmp_path / "north")
+    lines = (folder / "manifest.csv").read_text().splitlines()
+    masks = [cell for line in lines[1:] for cell in line.split(",") if cell.startswith("masks/")]
+    filled = [line.replace(own, masks[0]) for line, own in zip(lines[1:], masks, strict=True)]
+    (folder / "manifest.csv").write_text("\n".join([lines[0], *filled]) + "\n")
+    assert "mask-of-two-patients" in {finding.code for finding in check_site(folder)[1]}
+
+
+@pytest.mark.parametrize("option", ["--html", "--all"])
+def test_a_check_writes_nothing_into_the_folder(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = good_site(tmp_path / "north")
+    before = (folder / "manifest.csv").read_bytes()
+    assert main(["site", "check", str(folder), option, str(folder / "manifest.csv")]) == 1
+    assert "expected a place outside" in capsys.readouterr().err
+    assert (folder / "manifest.csv").read_bytes() == before

@@ -6,6 +6,8 @@ import pytest
 from hospital import SECRET
 
 from clients.governance.state import State
+from clients.node.keys import make_node_keys
+from common.errors import SiteStateError
 
 
 def test_a_state_folder_has_its_secret_made_once(tmp_path: Path) -> None:
@@ -35,3 +37,18 @@ def test_a_state_folder_that_is_not_right_is_named_with_the_next_step(
         (tmp_path / "secret").chmod(mode)
     with pytest.raises(Exception, match=text):
         State(tmp_path)
+
+
+@pytest.mark.parametrize("there", ["site.yaml", "superexec.secret"])
+def test_a_secret_is_not_made_where_something_else_lies(there: str, tmp_path: Path) -> None:
+    (tmp_path / there).touch()
+    with pytest.raises(SiteStateError, match=r"Give one of its own"):
+        State.create(tmp_path)
+    assert not (tmp_path / "secret").exists()
+
+
+def test_a_nodes_keys_are_not_made_where_the_worker_keeps_its_secret(tmp_path: Path) -> None:
+    State.create(tmp_path)
+    with pytest.raises(SiteStateError, match="folder of a worker's state"):
+        make_node_keys(tmp_path)
+    assert not (tmp_path / "node").exists()

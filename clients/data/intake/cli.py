@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from common.errors import CrossProbeError
-from common.files import check_apart
+from common.files import check_apart, check_outside, write_atomically
 from common.options import Json, number
 
 
@@ -42,6 +42,9 @@ def new(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="pictures before and after (default: OUT-before-after.png)")
     ] = None,
+    write_all: Annotated[
+        Path | None, typer.Option("--all", metavar="FILE", help="write all findings to FILE; three of a kind are shown")
+    ] = None,
     most_frames: Annotated[int, typer.Option(min=1, help="of one loop")] = 20,
     keep_outside: Annotated[
         bool, typer.Option("--keep-outside", help="do NOT blank what is outside of the field of view")
@@ -57,7 +60,7 @@ def new(
 
     Takes the images in, checks the folder, and prints what was removed and what is wrong.
     """
-    from clients.data.findings import grouped
+    from clients.data.findings import EXAMPLES, grouped, one_line
     from clients.data.intake.before_after import BeforeAfter
     from clients.data.intake.identity import pseudonym_key
     from clients.data.intake.intake import Rules, take_in
@@ -67,17 +70,20 @@ def new(
 
     check_apart(source, out)
     outside = out.resolve()
+    sheet = sheet or outside.with_name(f"{outside.name}-before-after.png")
+    for written in filter(None, (sheet, key, write_all)):
+        check_outside(written, source, out)
     if spacing_mm is not None and not SPACING_MM[0] <= spacing_mm <= SPACING_MM[1]:
         raise CrossProbeError(f"expected --spacing-mm from {SPACING_MM[0]} to {SPACING_MM[1]}, found {spacing_mm}.")
     plain = unicodedata.normalize("NFKD", outside.name).encode("ascii", "ignore").decode().lower()
     site_name = check_name(name or re.sub("[^a-z0-9]+", "-", plain).strip("-")[:63])
-    sources = find_sources(source, table=table, pattern=patient_pattern, masks=masks)
+    found = find_sources(source, table=table, pattern=patient_pattern, masks=masks)
     secret = pseudonym_key(key or outside.with_name(f"{outside.name}.key"))
     pictures = BeforeAfter()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("taking in", total=None)
         removed = take_in(
-            sources,
+            found,
             out,
             name=site_name,
             rules=Rules(role, spacing_mm, device, keep_outside, keep_marks, keep_frames, most_frames),
@@ -86,20 +92,28 @@ def new(
             sheet=pictures,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    sheet = sheet or outside.with_name(f"{outside.name}-before-after.png")
-    pictures.write(sheet)
     _, findings = check_site(out)
+    if write_all:
+        lines = "".join(f"{finding}\n" for finding in (*removed.findings, *findings))
+        write_atomically(write_all, lines.encode(errors="surrogateescape"), then="check the site")
     if as_json:
         print(json.dumps({"ok": not findings, "removed": asdict(removed), "findings": [asdict(f) for f in findings]}))
+        pictures.write(sheet)
         raise typer.Exit(1 if findings else 0)
     for line in (*grouped(removed.findings), *removed.lines()):
         print(line)
+    for name_of_mask in removed.unused_masks[:EXAMPLES]:
+        print(one_line(f"no image for the mask {name_of_mask}"))
+    pictures.write(sheet)  # after the report, which is not lost where the sheet cannot be written
     print(
         f"look at {sheet}: left is before, red was blanked, orange filled. It holds what was burned in, and stays here"
     )
     for line in grouped(findings):
         print(line)
-    left = f"; {len(removed.findings)} file(s) were NOT taken in, they are named above" if removed.findings else ""
+    left = ""
+    if removed.findings:
+        every = write_all or "--all FILE"
+        left = f"; {len(removed.findings)} file(s) or folder(s) were NOT taken in: see above, and each in {every}"
     print(f"{out}: {f'{len(findings)} finding(s), mend them' if findings else 'a site without findings'}{left}")
     if findings:
         raise typer.Exit(1)

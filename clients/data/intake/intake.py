@@ -21,8 +21,9 @@ from clients.data.intake.before_after import BeforeAfter
 from clients.data.intake.fill import filled
 from clients.data.intake.identity import pseudonym
 from clients.data.intake.marks import find_marks
-from clients.data.intake.sources import Source
+from clients.data.intake.sources import Found, Source
 from clients.data.intake.view import Novelty, bright, field_of_view
+from clients.data.pseudonyms import placeholder
 from clients.data.site import read_config
 from common.components import Role
 from common.errors import CrossProbeError
@@ -66,6 +67,7 @@ class Removed:
     files: int = 0
     frames_seen: int = 0
     frames_taken: int = 0
+    frames_with_mask: int = 0
     frames_alike: int = 0
     frames_beyond_most: int = 0
     frames_blanked: int = 0
@@ -76,6 +78,7 @@ class Removed:
     pixels_filled: int = 0
     patients_renamed: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unused_masks: list[str] = field(default_factory=list)
 
     def add(self, other: "Removed") -> None:
         """Count what another one counted, too."""
@@ -86,6 +89,7 @@ class Removed:
         """The counts in words."""
         return [
             f"{self.files} files, {self.frames_seen} frames seen, {self.frames_taken} taken",
+            f"{self.frames_with_mask} of the frames taken have a mask",
             f"{self.frames_alike} frames left out because they show what the one before shows",
             f"{self.frames_beyond_most} frames left out because their loop has enough",
             f"{self.pixels_blanked} pixels outside of the field of view blanked, in {self.frames_blanked} frames",
@@ -93,13 +97,14 @@ class Removed:
             f"{self.pixels_filled} pixels of text and marks within the field filled, in {self.frames_filled} frames",
             f"{self.frames_much_filled} frames had more than {MUCH_MARKED:.0%} of their image filled: was it tissue?",
             f"{self.patients_renamed} patients under new names; no header, no file name and no id was taken over",
-            f"{len(self.findings)} files not taken in",
+            f"{len(self.findings)} files or folders not taken in",
+            f"{len(self.unused_masks)} masks that belong to no image here",
             "NOT all text and marks are found (docs/site-folder.md says which). Look at every image before it is used",
         ]
 
 
 def take_in(
-    sources: list[Source],
+    found: Found,
     out: Path,
     *,
     name: str,
@@ -122,7 +127,8 @@ def take_in(
         CrossProbeError: if not one file could be taken in; then nothing is written.
     """
     kept = _settings(out, name, rules.role) if overwrite else None
-    removed, patients = Removed(files=len(sources)), set()
+    sources, patients = found.sources, set()
+    removed = Removed(files=len(sources), findings=[*found.findings], unused_masks=[*found.unused_masks])
     rows: list[dict[str, str]] = []
     with whole_folder(out, CONTENT, overwrite=overwrite) as work:
         for kind in ("images", "masks"):
@@ -139,6 +145,7 @@ def take_in(
                     if mask is not None:
                         row["mask"] = row["image"].replace("images/", "masks/")
                         Image.fromarray(mask.astype(np.uint8) * 255).save(work / row["mask"])
+                        own.frames_with_mask += 1
                     sheet.add(source.name, before, after)
             except PictureError as error:
                 removed.findings.append(error.finding(source.name))
@@ -189,6 +196,12 @@ def _patient(source: Source, recording: Recording) -> str:
             "expected to know whose image it is, found it neither in a table nor in its name or header",
             "Give a table with --table, or the pattern of the names with --patient-pattern",
         )
+    if reason := placeholder(patient, header=not source.patient):
+        raise PictureError(
+            "placeholder-patient",
+            f"expected to know whose image it is, found {patient!r}, {reason}: several people may have it",
+            "Give each image its own patient in a table with --table",
+        )
     return patient
 
 
@@ -211,7 +224,10 @@ def _frames(
 ) -> Iterator[tuple[int, Grey, Grey, Mask | None]]:
     """Index, image before and after, and mask of the frames of a file that are taken in."""
     shape = (recording.count, recording.height, recording.width)
-    masks = source.mask(shape) if source.mask else None
+    try:
+        masks = source.mask(shape) if source.mask else None
+    except PictureError as error:  # the image itself may be whole
+        raise PictureError(error.code, f"its mask: {error.message}", error.remedy) from None
     if masks is None and rules.role == "source":
         raise PictureError(
             "no-mask",

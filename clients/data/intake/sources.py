@@ -2,19 +2,18 @@
 
 import os
 import re
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clients.data.findings import Finding, SiteFolderError
 from clients.data.intake.masks import Outlines, coco, outlines_of
 from clients.data.manifest import COLUMNS, SPLITS
 from clients.data.table import Line, read_table
+from clients.data.walk import walk
 from common.components import Split
 from common.errors import CrossProbeError
 from common.spreadsheet import decimal
-
-#: Files that a system or this software leaves in a folder.
-OTHER_FILES = ("thumbs.db", "desktop.ini", "dicomdir")
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,25 @@ class Source:
     mask: Outlines | None = None
 
 
+@dataclass(frozen=True)
+class Found:
+    """What there is to take in.
+
+    Attributes:
+        sources: in the order of their names.
+        findings: what may hold images and cannot be looked at, see `clients.data.walk`.
+        unused_masks: of the masks' folder or file, those that belong to no image here.
+    """
+
+    sources: tuple[Source, ...]
+    findings: tuple[Finding, ...]
+    unused_masks: tuple[str, ...]
+
+
 def find_sources(
     folder: Path, *, table: Path | None = None, pattern: str | None = None, masks: Path | None = None
-) -> list[Source]:
-    """All files of a folder but hidden ones, or those that a table lists.
+) -> Found:
+    """Find all files of a folder but hidden ones, or those that a table lists.
 
     Args:
         table: CSV with the columns of a manifest.csv, of which `image` alone is needed; paths from `folder`. A mask
@@ -51,33 +65,30 @@ def find_sources(
     rows = _rows(folder, table) if table else {}
     finder = _compiled(pattern) if pattern else None
     known = _Masks(masks) if masks else None
-    apart = [own.resolve() for own in (table, masks) if own]
-    found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if hidden or path.name.lower() in OTHER_FILES or not path.is_file():
-            continue
-        if any(path.resolve().is_relative_to(own) for own in apart):  # the masks may lie within the images' folder
-            continue
-        if table and name not in rows:
-            continue
-        source = rows.get(name, Source(path, name))
-        named = finder.search(name) if finder else None
-        found.append(
-            Source(
-                path,
-                name,
-                source.patient or (named[1] if named else ""),
-                source.device,
-                source.spacing_mm,
-                source.split,
-                source.mask or (known.of(name) if known else None),
-            )
+    findings: tuple[Finding, ...] = ()
+    if table:
+        listed = [rows[name] for name in sorted(rows)]
+    else:
+        there = walk(folder)
+        findings = there.findings
+        apart = masks.resolve() if masks else None  # the masks may lie within the images' folder
+        listed = [
+            Source(path, path.relative_to(folder).as_posix())
+            for path in there.files
+            if apart is None or not path.resolve().is_relative_to(apart)
+        ]
+    if not listed:
+        raise CrossProbeError(
+            f"{folder} holds no files to take in{' besides the masks' if masks else ''}. Give the folder that holds "
+            "the images."
         )
-    if not found:
-        raise CrossProbeError(f"{folder} holds no files to take in. Give the folder that holds the images.")
-    return found
+    sources = []
+    for source in listed:
+        named = finder.search(source.name) if finder else None
+        patient = source.patient or (named[1] if named else "")
+        mask = source.mask or (known.of(source.name) if known else None)
+        sources.append(replace(source, patient=patient, mask=mask))
+    return Found(tuple(sources), findings, known.unused() if known else ())
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -99,11 +110,18 @@ class _Masks:
     def __init__(self, place: Path) -> None:
         self._place, self._listed = place, place.is_file()
         self._taken: dict[str, str] = {}
+        self._known: dict[str, Outlines] = {}
+        self._by_stem: dict[str, list[str]] = {}
         if self._listed:
-            self._known: dict[str, Outlines] = dict(coco.read(place))
+            self._known = dict(coco.read(place))
         elif place.is_dir():
-            files = [path for path in sorted(place.rglob("*")) if path.is_file()]
-            self._known = {_stem(path.relative_to(place).as_posix()): outlines_of(path) for path in files}
+            there = walk(place)
+            if there.findings:
+                raise SiteFolderError(there.findings)
+            for path in there.files:
+                name = path.relative_to(place).as_posix()
+                self._known[name] = outlines_of(path)
+                self._by_stem.setdefault(_stem(name), []).append(name)
         else:
             raise CrossProbeError(
                 f"expected a folder of masks or a COCO file, found none at {place}. Correct the path."
@@ -112,7 +130,7 @@ class _Masks:
     def of(self, name: str) -> Outlines | None:
         """The mask of an image, or None. A COCO file often names images without the folders that they lie in."""
         if not self._listed:
-            return self._known.get(_stem(name))
+            return self._of_path(name)
         parts = name.split("/")
         found = next((own for n in range(len(parts)) if (own := "/".join(parts[n:])) in self._known), None)
         if found is None:
@@ -124,10 +142,26 @@ class _Masks:
             )
         return self._known[found]
 
+    def _of_path(self, name: str) -> Outlines | None:
+        """The mask of the same path, or of the image's whole name with a suffix, or of its name with another one."""
+        found = [name] if name in self._known else self._by_stem.get(name) or self._by_stem.get(_stem(name), [])
+        if len(found) > 1:
+            raise CrossProbeError(
+                f"expected one mask in {self._place} for {name}, found {', '.join(found)}. Take the others away."
+            )
+        if not found:
+            return None
+        self._taken[found[0]] = name
+        return self._known[found[0]]
+
+    def unused(self) -> tuple[str, ...]:
+        """The names of those that no image was asked for."""
+        return tuple(own for own in self._known if own not in self._taken)
+
 
 def _stem(name: str) -> str:
-    """A path without its suffix, nor the two of `.nii.gz` and `.seg.nrrd`."""
-    return re.sub(r"(\.nii\.gz|\.seg\.nrrd|\.[A-Za-z0-9]{1,5})$", "", name)
+    """A path without its suffix, nor the two of `.nii.gz` and `.seg.nrrd`; a DICOM file's number is none."""
+    return re.sub(r"(\.nii\.gz|\.seg\.nrrd|\.[A-Za-z][A-Za-z0-9]{0,4})$", "", name)
 
 
 def _rows(folder: Path, table: Path) -> dict[str, Source]:
@@ -157,9 +191,18 @@ def _lies_in(root: Path, name: str) -> bool:
         return False
 
 
+def _spelled(root: Path, name: str) -> str:
+    """A path as the disk spells it: a Mac writes an umlaut as two letters, a spreadsheet as one."""
+    if not name or _lies_in(root, name):
+        return name
+    plain = unicodedata.normalize("NFC", name)
+    names = (path.relative_to(root).as_posix() for path in walk(root).files)
+    return next((own for own in names if unicodedata.normalize("NFC", own) == plain), name)
+
+
 def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> Source:
     cells, where = line.cells, f"{table.name} line {line.number}"
-    image, mask = (cells[name].replace("\\", "/") for name in ("image", "mask"))
+    image, mask = (_spelled(folder, cells[name].replace("\\", "/")) for name in ("image", "mask"))
     if not image:
         findings.append(
             Finding("missing-image", where, "expected the path of an image, found an empty cell", "Fill it in")
