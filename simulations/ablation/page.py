@@ -101,11 +101,16 @@ def population(summary: dict[str, Any]) -> str:
     ]
     gains = {}
     for name, table in summary["data"].items():
+        if RELEASED not in table["rows"]:
+            lines.append(f"| {name} | {100 * table['rows'][BASELINE]['target']['mean']:.1f} |  |  |  |")
+            continue
         released = table["rows"][RELEASED]
         gains[name] = released["target"]["difference"]
         dice = (f"{100 * table['rows'][row]['target']['mean']:.1f}" for row in (BASELINE, RELEASED))
         cells = [name, *dice, points(gains[name]), points(released["source"]["difference"])]
         lines.append(f"| {' | '.join(cells)} |")
+    if not gains:
+        return "\n".join([*lines, ""])
     means = sorted(100 * gain["mean"] for gain in gains.values())
     worst = min(gains, key=lambda name: gains[name]["mean"])
     clear = sum(gain["low"] > 0 for gain in gains.values())

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from common.errors import RunError
@@ -21,7 +22,7 @@ from simulations.ablation.page import detectable, is_population, overview, point
 from simulations.ablation.page import section as ablation_section
 from simulations.ablation.random_effects import LEAST_PAIRS, of_a_run, random_effects, together
 from simulations.ablation.sections import beside, cross_fitted, heads, ranked, source_only
-from simulations.ablation.tally import RELEASED
+from simulations.ablation.tally import BASELINE, RELEASED
 from simulations.publication import insert
 
 #: The studies that the README runs, on real images and on phantoms; all others are earlier forms of the method.
@@ -120,15 +121,16 @@ def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
         "",
         f"Dice points, released model less baseline, of {sum(map(len, found.values()))} data sets, which are "
         f"{len(found)} pairs of scanners: data sets of one pair differ in study, labels and draw, and share test "
-        "patients.",
+        "patients. Patients are counted once for each data set, and gain by the mean of its runs.",
         "",
         "| labelled -> unlabelled probe | data sets | runs | mean | of single data sets | runs above their baseline "
-        f"| more than {100 * HARM:g} points below | labelled probe, mean | runs more than {100 * HARM:g} below there |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| more than {100 * HARM:g} points below | patients who gain | Dice below 50 %: baseline, release | labelled "
+        f"probe, mean | runs more than {100 * HARM:g} below there |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for which, groups in (("", found), (", public weights alone", public)):
-        for pair, rows in groups.items():
-            lines.append(f"| {pair}{which} | {_counted(rows)} |")
+        for pair, tables in groups.items():
+            lines.append(f"| {pair}{which} | {_counted(tables)} |")
     taken = _by_scanners([summary for summary in summaries if summary["study"] in TAKEN])
     lines += ["", _pooled(found, "all of these studies"), "", _pooled(taken, f"`{TAKEN[0]}` alone")]
     shared = "Pairs with the same unlabelled scanner share its test patients, and are taken for independent."
@@ -136,27 +138,30 @@ def real_pairs(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def _by_scanners(summaries: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the released model's rows on real probes, by labelled and unlabelled scanner."""
+    """Return the rows of each data set of real probes with a released model, by labelled and unlabelled scanner."""
     found: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries:
         for name, table in summary["data"].items():
             if table["same_patients"] and RELEASED in table["rows"] and (pair := SCANNERS.search(name)):
-                found.setdefault(" -> ".join(pair.groups()), []).append(table["rows"][RELEASED])
+                found.setdefault(" -> ".join(pair.groups()), []).append(table["rows"])
     return found
 
 
-def _counted(rows: Sequence[dict[str, Any]]) -> str:
-    gains, costs = ([row[role]["difference"] for row in rows] for role in ("target", "source"))
+def _counted(tables: Sequence[dict[str, Any]]) -> str:
+    gains, costs = ([rows[RELEASED][role]["difference"] for rows in tables] for role in ("target", "source"))
+    failed = [mean(rows[row]["target"]["failing"] for rows in tables) for row in (BASELINE, RELEASED)]
     means = [100 * own["mean"] for own in gains]
     runs, at_source = ([run for own in differences for run in own["seeds"]] for differences in (gains, costs))
     cells = [
-        len(rows),
+        len(tables),
         len(runs),
-        f"{sum(means) / len(means):+.1f}",
+        f"{mean(means):+.1f}",
         f"{min(means):+.1f} to {max(means):+.1f}",
         f"{sum(run > 0 for run in runs)} of {len(runs)}",
         sum(run < -HARM for run in runs),
-        f"{100 * sum(own['mean'] for own in costs) / len(costs):+.1f}",
+        f"{100 * sum(own['gaining'] for own in gains) / sum(own['patients'] for own in gains):.0f} %",
+        ", ".join(f"{100 * share:.0f} %" for share in failed),
+        f"{100 * mean(own['mean'] for own in costs):+.1f}",
         sum(run < -HARM for run in at_source),
     ]
     return " | ".join(map(str, cells))
@@ -172,7 +177,7 @@ def _pooled(found: Mapping[str, Sequence[dict[str, Any]]], which: str) -> str:
         return f"Of {which} there are too few pairs of scanners to be pooled."
     words = []
     for role, probe in (("target", "unlabelled"), ("source", "labelled")):
-        by_pair = [[row[role]["difference"] for row in rows] for rows in found.values()]
+        by_pair = [[rows[RELEASED][role]["difference"] for rows in tables] for tables in found.values()]
         run = of_a_run([own for differences in by_pair for own in differences])
         pooled = random_effects(*zip(*(together(differences, run) for differences in by_pair), strict=True))
         words.append(

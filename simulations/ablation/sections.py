@@ -15,10 +15,12 @@ def beside(found: Sequence[dict[str, Any]]) -> str:
         "Dice % on test patients, of models that were trained on the same labelled patients; the difference is by "
         "patient, in brackets its 95 % interval over patients, and over patients and training runs.",
         "",
-        "| pair | probe | model | its Dice | the other's baseline | difference | over runs too | range over seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| pair | seeds | probe | model | its Dice | the other's baseline | difference | over runs too | "
+        "range over seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in found:
+        trained = ", ".join(map(str, own["seeds"]))
         for pair, by_role in own["pairs"].items():
             for role, probe in (("target", "unlabelled"), ("source", "labelled")):
                 for row, numbers in by_role[role].items():
@@ -27,7 +29,7 @@ def beside(found: Sequence[dict[str, Any]]) -> str:
                     low, high = (gain[key] for key in ("run_low", "run_high"))
                     runs = "" if low is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
                     seeds = f"{100 * min(gain['seeds']):+.1f} to {100 * max(gain['seeds']):+.1f}"
-                    cells = (pair, probe, row, one, other, points(gain), runs, seeds)
+                    cells = (pair, trained, probe, row, one, other, points(gain), runs, seeds)
                     lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     for own in found:
