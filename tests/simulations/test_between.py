@@ -35,7 +35,7 @@ def test_what_the_one_wins_on_the_other_is_told_by_patient_and_by_run_and_stands
     assert target["difference"]["mean"] == pytest.approx(0.2)
     assert target["difference"]["seeds"] == pytest.approx([0.1, 0.3])
     page = sections.beside([found])
-    assert "| pair | unlabelled | baseline | 75.0 | 55.0 | +20.0 [+20.0, +20.0] |" in page
+    assert "| pair | 0, 1 | unlabelled | baseline | 75.0 | 55.0 | +20.0 [+20.0, +20.0] |" in page
     assert "+10.0 to +30.0" in page
     assert "large.yaml, less the baseline of small.yaml; seeds 0, 1" in page
 
