@@ -17,7 +17,7 @@ from pathlib import Path
 from common.errors import RunError
 from server.app import END_WITH
 from server.federation.flower_cli import FlowerCli, tool
-from simulations.processes import end_group, free_port, listens
+from simulations.processes import end_group, end_those_with, free_port, listens
 
 _START_S = 60.0
 
@@ -69,11 +69,12 @@ class Simulation:
 
     def __exit__(self, *_: object) -> None:
         end_group(self._process)
+        end_those_with(f"FLWR_HOME={self.env['FLWR_HOME']}")
         self._home.cleanup()
 
     @property
     def pid(self) -> int:
-        """The SuperLink's process id, which is the id of the session that holds every process it started, Ray's too."""
+        """The SuperLink's process id: every process of the simulation descends from it, Ray's too."""
         return self._process.pid
 
     def tail(self) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 #: Signals for a group of processes, and how many seconds it has to end after each: asked first, then killed.
@@ -41,6 +42,30 @@ def end_group(leader: subprocess.Popen[Any], signals: Sequence[tuple[int, float]
             time.sleep(0.1)
         if not _alive(leader):
             return
+
+
+def end_those_with(entry: str, patience_s: float = 10.0) -> None:
+    """Wait for every process of an environment with an entry, such as `HOME=/x`, to end by itself, then kill it.
+
+    For what left the group of the process that started it, as what Flower starts does.
+    """
+    deadline = time.monotonic() + patience_s
+    while (left := those_with(entry)) and time.monotonic() < deadline + patience_s:
+        if time.monotonic() > deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def those_with(entry: str) -> set[int]:
+    """Return the ids of the processes whose environment has an entry."""
+    found = set()
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it ended while we looked, or is another user's
+            if process.name.isdigit() and entry.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.add(int(process.name))
+    return found
 
 
 def _alive(leader: subprocess.Popen[Any]) -> bool:

@@ -33,6 +33,7 @@ CURRENT = (
     "self-training-96.yaml",
     "self-training-128.yaml",
     "phantom.yaml",
+    "phantom-artefacts.yaml",
     "demo.yaml",
 )
 #: Of these, those whose network begins with public weights.
