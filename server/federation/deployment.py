@@ -98,11 +98,16 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back, of what is started within the block too, until its end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))  # another thread may receive it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a started process has, too
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def run_of(out: Path) -> FlowerRun:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -154,15 +155,27 @@ def test_links_and_ignored_files_are_left_out_of_a_bundle_as_flower_does(tmp_pat
 def test_ctrl_c_while_a_run_is_submitted_waits_until_its_number_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    blocked: list[str] = []
+
     def submit(self: FlowerCli, config: object) -> str:
         os.kill(os.getpid(), signal.SIGINT)
+        own = subprocess.run(["grep", "SigBlk", "/proc/self/status"], capture_output=True, text=True, check=True)
+        blocked.append(own.stdout.split()[1])
         return "7"
 
     monkeypatch.setattr(FlowerCli, "submit", submit)
-    study = write_study(tmp_path / "study.yaml")
-    with pytest.raises(KeyboardInterrupt):
-        deployment.start(FlowerCli("localhost:1", None, tmp_path), study, tmp_path / "run")
+    study, before, ended = write_study(tmp_path / "study.yaml"), signal.getsignal(signal.SIGINT), threading.Event()
+    other = threading.Thread(target=ended.wait)  # the kernel gives the signal to whichever thread takes it
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            deployment.start(FlowerCli("localhost:1", None, tmp_path), study, tmp_path / "run")
+    finally:
+        ended.set()
+        other.join()
     assert deployment.run_of(tmp_path / "run").run_id == "7"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert int(blocked[0], 16) >> (signal.SIGINT - 1) & 1  # a terminal sends it to the submitting process, too
 
 
 def test_only_a_run_that_was_started_is_said_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
