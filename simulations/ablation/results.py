@@ -34,6 +34,7 @@ CURRENT = (
     "self-training-128.yaml",
     "phantom.yaml",
     "phantom-artefacts.yaml",
+    "phantom-self-training.yaml",
     "demo.yaml",
 )
 #: Of these, those whose network begins with public weights.
