@@ -131,7 +131,7 @@ def append(run: Path, record: RoundRecord) -> None:
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror}. The last checkpoint is intact: "
-            "free some space or fix the permissions, then start again with --resume."
+            f"free some space or fix the permissions, then {GO_ON}."
         ) from None
 
 

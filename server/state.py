@@ -100,9 +100,7 @@ def save_state(folder: Path, state: ServerState, study_hash: str) -> None:
     try:
         private_folder(folder)
     except OSError as error:
-        raise RunError(
-            f"cannot write to {folder}: {error.strerror}. Make room, then start again with --resume."
-        ) from None
+        raise RunError(f"cannot write to {folder}: {error.strerror}. Make room, then {GO_ON}.") from None
     tensors = {f"components/{k}": v for k, v in state.components.items()}
     tensors |= {f"released/{k}": v for k, v in state.released.items()}
     blob = save(dict(sorted(tensors.items())))

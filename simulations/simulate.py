@@ -159,20 +159,18 @@ def simulate(
         train(study, folder, before, shares["study"])
     write_summary(out)
     keep(out, draw_examples(study, out, sites))
-    if finished:  # what it was made with is what was told of it then
-        summary = write_summary(out)
-        render_report(out)
-        return summary
-    extra = {"wall_s": round(before_s + time.monotonic() - started, 1), "command": command}
-    extra |= {"hardware": hardware(threads=list(shares.values())), "threads": shares}
-    extra |= privacy_spent(study, baseline)
+    extra = None  # of a finished run what was told of it then: it was made with that
+    if not finished:
+        extra = {"wall_s": round(before_s + time.monotonic() - started, 1), "command": command}
+        extra |= {"hardware": hardware(threads=list(shares.values())), "threads": shares}
+        extra |= privacy_spent(study, baseline)
     summary = write_summary(out, extra)
     render_report(out)
     return summary
 
 
 def begun(study: Study, out: Path, *, resume: bool) -> bool:
-    """Return whether there is a run of this study in a folder to go on with.
+    """Return whether to go on with a run of this study in a folder: with `resume`, and where one was begun.
 
     Raises:
         RunError: if there is one of another study, or one at all without `resume`.
@@ -180,6 +178,7 @@ def begun(study: Study, out: Path, *, resume: bool) -> bool:
     folder = RunFolder(out)
     if not resume:
         folder.refuse_a_run()
+        return False
     first, expected = (folder.baseline, baseline_of(study)) if study.supervised_steps() else (folder, study)
     if not first.study_input.exists():
         return False

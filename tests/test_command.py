@@ -278,6 +278,8 @@ def test_a_refused_demo_leaves_the_sites_of_the_run_that_is_there(
     run.baseline.make()
     demo = baseline_of(load_study(ROOT / "configs" / "demo.yaml"))
     run.baseline.study_input.write_text(yaml.safe_dump(demo.model_dump(mode="json")))
+    assert main(words) == 0  # nothing of it was kept yet, and nobody asked to go on
+    assert (drawn.pop(), begun.pop()) == (1, False)
     assert main([*words, "--resume", "--seed", "1"]) == 1
     assert "another study or seed" in capsys.readouterr().err
     assert drawn == [1]

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from clients.data.findings import Finding, SiteFolderError
@@ -168,10 +169,11 @@ def _rows(folder: Path, table: Path) -> dict[str, Source]:
     findings: list[Finding] = []
     lines = read_table(table, COLUMNS, ("image",), findings, code="table")
     root = folder.resolve()
+    spelling = _Spelling(root)
     found: dict[str, Source] = {}
     line_of: dict[str, int] = {}
     for line in lines:
-        source = _source(root, table, line, findings)
+        source = _source(root, table, line, spelling, findings)
         found[source.name] = source
         if (first := line_of.setdefault(source.name, line.number)) != line.number:
             message = f"expected each image once, found it in line {first} too"
@@ -191,18 +193,27 @@ def _lies_in(root: Path, name: str) -> bool:
         return False
 
 
-def _spelled(root: Path, name: str) -> str:
-    """A path as the disk spells it: a Mac writes an umlaut as two letters, a spreadsheet as one."""
-    if not name or _lies_in(root, name):
-        return name
-    plain = unicodedata.normalize("NFC", name)
-    names = (path.relative_to(root).as_posix() for path in walk(root).files)
-    return next((own for own in names if unicodedata.normalize("NFC", own) == plain), name)
+class _Spelling:
+    """How the disk spells a path: a Mac writes an umlaut as two letters, a spreadsheet as one."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def of(self, name: str) -> str:
+        """A path as it is on the disk; one that is not there as it was given."""
+        if not name or _lies_in(self._root, name):
+            return name
+        return self._by_plain.get(unicodedata.normalize("NFC", name), name)
+
+    @cached_property
+    def _by_plain(self) -> dict[str, str]:  # for the first path that is not there: looking takes a walk
+        names = (path.relative_to(self._root).as_posix() for path in walk(self._root).files)
+        return {unicodedata.normalize("NFC", name): name for name in names}
 
 
-def _source(folder: Path, table: Path, line: Line, findings: list[Finding]) -> Source:
+def _source(folder: Path, table: Path, line: Line, spelling: _Spelling, findings: list[Finding]) -> Source:
     cells, where = line.cells, f"{table.name} line {line.number}"
-    image, mask = (_spelled(folder, cells[name].replace("\\", "/")) for name in ("image", "mask"))
+    image, mask = (spelling.of(cells[name].replace("\\", "/")) for name in ("image", "mask"))
     if not image:
         findings.append(
             Finding("missing-image", where, "expected the path of an image, found an empty cell", "Fill it in")
