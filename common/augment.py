@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from common.artefact_settings import Artefact
 from common.artefacts import SHOWN, depth_setting, field_of_view, photometric, uniform
-from common.study import Augmentation
+from common.study_settings import Augmentation
 
 
 def random_affine(count: int, settings: Augmentation, generator: Generator) -> Tensor:

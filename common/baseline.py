@@ -6,7 +6,8 @@ from pathlib import Path
 from common.components import HALVES
 from common.errors import StudyError
 from common.stage import Stage
-from common.study import InitialWeights, Study
+from common.study import Study
+from common.study_settings import InitialWeights
 from common.tasks import Supervise
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import StudyError
-from common.study import ImageGrid
+from common.study_settings import ImageGrid
 
 
 @dataclass(frozen=True)

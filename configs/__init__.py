@@ -1,1 +1,1 @@
-"""Studies as YAML files: small differences to the commented defaults in `common/study.py`."""
+"""Studies as YAML files: small differences to the commented defaults of `common/study.py` and its sections."""

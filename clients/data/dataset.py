@@ -14,7 +14,8 @@ from clients.data.site import Site
 from clients.governance.cohorts import Counting, everyone, spaced
 from common.components import Split
 from common.geometry import Placement, placement, to_grid
-from common.study import ImageGrid, Study
+from common.study import Study
+from common.study_settings import ImageGrid
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from clients.data.frames import Frame
 from common.artefact_settings import Artefact
 from common.augment import augment
 from common.geometry import standardise
-from common.study import Augmentation
+from common.study_settings import Augmentation
 
 
 @dataclass(frozen=True)

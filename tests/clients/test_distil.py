@@ -25,7 +25,8 @@ from common.messages import digest
 from common.networks import initial_networks
 from common.release import CARD, RELEASE
 from common.run_folder import RunFolder
-from common.study import InitialWeights, Study
+from common.study import Study
+from common.study_settings import InitialWeights
 from crossprobe import main
 from server.algorithm import lacking
 from server.report.page import report_page

@@ -16,10 +16,8 @@ from PIL import Image
 from recordings import dicom, frame
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
-from tiny import study, write_site
+from tiny import study
 
-from clients.data.findings import SiteFolderError
-from clients.inputs import find_inputs
 from clients.predict import predict
 from clients.released import Model
 from common.components import FUSED
@@ -182,20 +180,6 @@ def test_each_image_has_its_own_spacing_from_table_or_header_before_the_option(
 
     assert len(outcome.rows) == 3
     assert list(used.values()) == pytest.approx([0.8, 1.2, 0.5])
-
-
-def test_a_site_folder_is_read_by_its_manifest_so_that_no_mask_is_an_image(letterbox: Model, tmp_path: Path) -> None:
-    site = write_site(tmp_path / "north", "source", patients={"train": 2})
-
-    assert {given.name for given in find_inputs(site)} == {f"images/scan-north-train-{n}.png" for n in (0, 1)}
-
-
-@pytest.mark.parametrize("row", ["../x.png,", "/etc/passwd,", ",0.1", "s0.png,nan", "s0.png,120"])
-def test_a_table_that_makes_no_sense_is_refused(scans: Path, row: str) -> None:
-    (scans / "list.csv").write_text(f"image,spacing_mm\n{row}\n")
-
-    with pytest.raises(SiteFolderError, match=r"list\.csv line 2"):
-        find_inputs(scans / "list.csv")
 
 
 def test_a_table_of_whole_paths_or_of_dots_has_nothing_written_beside_the_images(

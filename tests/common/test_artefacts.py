@@ -22,7 +22,7 @@ from common.artefacts import (
     time_gain,
 )
 from common.augment import augment, warp
-from common.study import Augmentation
+from common.study_settings import Augmentation
 
 EVERY = dict.fromkeys(get_args(Artefact), 1.0)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from common.augment import augment, device_shift, random_affine, warp
-from common.study import Augmentation
+from common.study_settings import Augmentation
 
 STILL = Augmentation(flip=False, scale=0, rotation_deg=0, shift=0, gamma=0)
 WILD = Augmentation(scale=0.3, rotation_deg=45, shift=0.2, gamma=1.5, device_shift=1)

@@ -6,7 +6,7 @@ import torch
 
 from common.errors import StudyError
 from common.geometry import Placement, from_grid, placement, standardise, to_grid
-from common.study import ImageGrid
+from common.study_settings import ImageGrid
 
 LETTERBOX = ImageGrid(size=64, geometry="letterbox", spacing_mm=None)
 SPACING = ImageGrid(size=64, spacing_mm=0.5)

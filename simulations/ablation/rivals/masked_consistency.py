@@ -16,7 +16,7 @@ from clients.learning import self_train
 from clients.learning.self_supervise import random_masking
 from clients.learning.training import Objective, TaskContext
 from clients.learning.view import View, view
-from common.study import Augmentation
+from common.study_settings import Augmentation
 from common.tasks import SelfTrain
 
 
