@@ -215,7 +215,7 @@ class Desk:
         """Take an approval back as the command does. Raises DeskError, SiteStateError."""
         by = name_of(by)
         with self._lock:
-            if not withdraw(self.state, study_hash):
+            if not withdraw(self.state, study_hash, by=by):
                 raise DeskError("This study is not approved here, so there is nothing to take back.")
         log.warning("%s withdrew study %s", by, study_hash)
 

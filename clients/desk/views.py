@@ -18,6 +18,7 @@ from clients.desk.gate import FIELD
 from clients.desk.work import DeskError
 from clients.governance.accountant import Accountant, smaller_cap
 from clients.governance.approval_words import declared, of_budget, signature, summed_with, what_it_tells
+from clients.governance.decisions import decisions
 from clients.governance.disclosure import explain
 from clients.governance.fit import kept_back as held_back
 from clients.governance.ledger import read, verify
@@ -183,11 +184,12 @@ def _prediction(desk: Desk, name: str) -> tuple[Path, kept.Prediction]:
 
 
 def ledger(desk: Desk) -> dict[str, Any]:
-    """Return the ledger as a timeline, newest first, with whether its chain is whole."""
+    """Return the ledger as a timeline, newest first, with whether its chain is whole, and who decided what."""
     cases, _ = desk.cases()
     days, count, sent = timeline(read(desk.state.ledger), cases, most=MOST_MESSAGES)
     verdict = verify(desk.state.ledger)
-    return {"days": days, "count": count, "sent": sent, "verdict": verdict} | budget(desk, cases)
+    decided = decisions(desk.state.decisions)[::-1]
+    return {"days": days, "count": count, "sent": sent, "verdict": verdict, "decided": decided} | budget(desk, cases)
 
 
 def budget(desk: Desk, cases: Sequence[Case]) -> dict[str, Any]:

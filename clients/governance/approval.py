@@ -12,6 +12,7 @@ from typing import Any
 
 from clients.data.findings import Finding
 from clients.data.site import Site, SiteConfig
+from clients.governance.decisions import Decision, record
 from clients.governance.state import State, write
 from common.errors import SiteStateError, StudyError
 from common.fingerprint import fingerprint
@@ -138,24 +139,42 @@ def approve(
     )
     if patients != answered.declared and answered.round < 0:  # later the worker writes there
         state.keep_answer(approval.study_hash, replace(answered, declared=patients))
+    # before it holds: better one on record that could not be given than one given that is on no record
+    record(
+        state.decisions,
+        Decision(
+            "approved", second or by, study.name, approval.study_hash, approval.policy_hash, software=approval.software
+        ),
+    )
     content = {"version": VERSION, **asdict(approval), "study": study.model_dump(mode="json")}
     write(state.approval(approval.study_hash), json.dumps(content, indent=1).encode())
     return approval
 
 
-def withdraw(state: State, study_hash: str) -> bool:
+def withdraw(state: State, study_hash: str, *, by: str) -> bool:
     """Take an approval back; return whether there was one. Ledger and answered rounds stay as they are.
 
+    Args:
+        by: who takes it back, by name.
+
     Raises:
-        SiteStateError: if it cannot be removed.
+        SiteStateError: if it cannot be removed; or, once it is, if that cannot be written down.
     """
     path = state.approval(study_hash)
+    try:
+        approval = approval_of(state, study_hash)
+    except SiteStateError:  # a damaged one is taken back too
+        approval = None
     try:
         path.unlink()
     except FileNotFoundError:
         return False
     except OSError as error:
         raise SiteStateError(f"cannot remove {path}: {error.strerror}. The study is still approved.") from None
+    try:
+        record(state.decisions, Decision("withdrew", by, approval.study.name if approval else "", study_hash))
+    except SiteStateError as error:
+        raise SiteStateError(f"the study is withdrawn, but that is on no record: {error}") from None
     return True
 
 

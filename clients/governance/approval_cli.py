@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -81,7 +82,7 @@ def approve(
     complain(proposal.findings)
     approval = None
     if not proposal.findings and (yes or (not as_json and _confirmed())):
-        name = by if by is not None else _user()
+        name = _account() if by is None else by
         if not name.strip():
             raise SiteStateError("an approval needs the name of who gives it: --by 'Anna Berg'. Nothing was approved.")
         approval = approve_by_policy(
@@ -119,14 +120,11 @@ def approve(
         raise typer.Exit(1)
 
 
-def _user() -> str:
+def _account() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # as in a container, whose user is a mere number
-        raise SiteStateError(
-            "this account has no name, and an approval needs the name of who gives it: --by 'Anna Berg'. Nothing was "
-            "approved."
-        ) from None
+        return ""
 
 
 def _confirmed() -> bool:
@@ -138,6 +136,7 @@ def _confirmed() -> bool:
 def withdraw(
     study_file: Annotated[str, typer.Argument(metavar="STUDY", help="study file (YAML), or a study's hash")],
     state_folder: StateFolder,
+    by: Annotated[str | None, typer.Option(help="who withdraws it (default: the user who runs this)")] = None,
     as_json: Json = False,
 ) -> None:
     """Take an approval back."""
@@ -148,7 +147,7 @@ def withdraw(
     state = State(state_folder)
     is_hash = len(study_file) == 64 and set(study_file) <= set("0123456789abcdef")
     study_hash = study_file if is_hash else load_study(Path(study_file)).hash()
-    withdrawn = withdraw(state, study_hash)
+    withdrawn = withdraw(state, study_hash, by=by or _account() or f"user {os.getuid()}")
     if as_json:
         print(json.dumps({"withdrawn": withdrawn, "study": study_hash}))
     elif withdrawn:

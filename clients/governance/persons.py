@@ -139,7 +139,7 @@ def approve_by_policy(
             before = approval_of(state, study.hash()) if two else None
             looked = state.answered(study.hash()).round >= 0  # else the first of two began it again already
             if before is not None and (looked or not before.void(site.config)):
-                withdraw(state, study.hash())
+                withdraw(state, study.hash(), by=name)
             state.start_over(study.hash())
     if two:
         return approve_as(state, site, study, name=name, passphrase=passphrase, coordinator=coordinator, sites=sites)

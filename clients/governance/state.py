@@ -3,6 +3,7 @@
     secret              32 random bytes, mode 0600, made once, never sent
     signing.pub         the public key by which the coordinator knows this site's replies, made of the secret
     approvals/HASH.json one file a study, see `clients.governance.approval`
+    decisions.jsonl     who approved and withdrew what, see `clients.governance.decisions`
     ledger.jsonl        see `clients.governance.ledger`
     answered/HASH       one file a study: the highest round answered, and that very reply
     answered/HASH.received  the weights that its requests brought last, see `clients.governance.received`
@@ -135,6 +136,11 @@ class State:
     def ledger(self) -> Path:
         """The ledger's file."""
         return self.folder / "ledger.jsonl"
+
+    @property
+    def decisions(self) -> Path:
+        """The file of who approved and withdrew what, see `clients.governance.decisions`."""
+        return self.folder / "decisions.jsonl"
 
     @property
     def accountant(self) -> Path:

@@ -157,6 +157,22 @@ def verify(
         print(f"Lines 1 to {verdict.proven} are those that the coordinator's head stands for; {after} came later.")
 
 
+@ledger.command(epilog=examples("crossprobe ledger decisions --state /srv/crossprobe"))
+def decisions(state: StateFolder, as_json: Json = False) -> None:
+    """Tell who approved and withdrew which study, and when."""
+    from clients.governance.decisions import decisions
+    from clients.governance.state import State
+
+    found = decisions(State(state).decisions)
+    if as_json:
+        print(json.dumps([asdict(decision) for decision in found], indent=1))
+        return
+    for decision in found:
+        print(f"{decision.when}  {decision.by} {decision.what} study {decision.study} {decision.study_hash[:16]}")
+    if not found:
+        print("nothing was decided here")
+
+
 @ledger.command(
     epilog=examples(
         "crossprobe ledger show --state /srv/crossprobe",

@@ -14,6 +14,7 @@ from tiny import one_stage, same, study, write_site, write_study
 import crossprobe
 from clients.data.site import Site, load_site
 from clients.governance.approval import approval_of, valid_approvals
+from clients.governance.decisions import decisions
 from clients.governance.disclosure import explain
 from clients.governance.proposal import Proposal, propose
 from clients.governance.state import State
@@ -224,6 +225,54 @@ def test_an_approval_is_withdrawn_by_file_or_hash_and_once(
         assert run("withdraw", given, *options[2:]) == 0
         assert run("withdraw", given, *options[2:]) == 1
     assert "not approved here" in capsys.readouterr().err
+
+
+def test_what_was_decided_stays_on_record_with_its_names_and_times(
+    files: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = files
+    assert crossprobe.main(["ledger", "decisions", *options[2:]]) == 0
+    assert "nothing was decided here" in capsys.readouterr().out
+    assert run("approve", file, *options, "--yes", "--by", "Anna Berg") == 0
+    assert run("withdraw", file, *options[2:], "--by", "Jörg Lind") == 0
+    assert run("withdraw", file, *options[2:], "--by", "nobody") == 1  # there is nothing to take back
+    assert run("approve", file, *options, "--yes", "--by", "Anna Berg") == 0
+    State(Path(options[-1])).approval(STUDY.hash()).write_text("damaged")
+    assert run("withdraw", file, *options[2:], "--by", "Jörg Lind") == 0
+    capsys.readouterr()
+    assert crossprobe.main(["ledger", "decisions", *options[2:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(line["by"], line["what"], line["study"]) for line in found] == [
+        ("Anna Berg", "approved", STUDY.name),
+        ("Jörg Lind", "withdrew", STUDY.name),
+        ("Anna Berg", "approved", STUDY.name),
+        ("Jörg Lind", "withdrew", ""),
+    ]
+    assert {line["study_hash"] for line in found} == {STUDY.hash()}
+    assert [bool(line["policy_hash"]) for line in found] == [True, False, True, False]
+    assert crossprobe.main(["ledger", "decisions", *options[2:]]) == 0
+    assert f"Anna Berg approved study {STUDY.name} {STUDY.hash()[:16]}" in capsys.readouterr().out
+
+
+def test_a_full_disk_approves_nothing_and_still_lets_withdraw(
+    files: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = files
+    state = State(Path(options[-1]))
+    assert run("approve", file, *options, "--yes", "--by", "Anna Berg") == 0
+    kept = state.decisions.read_bytes()
+    state.decisions.unlink()
+    state.decisions.symlink_to(
+        "/dev/full"
+    )  # refused as a link is; the disk itself stands in tests/clients/test_full_disk.py
+    assert run("withdraw", file, *options[2:]) == 1
+    assert "is withdrawn, but that is on no record" in capsys.readouterr().err
+    assert run("approve", file, *options, "--yes") == 1
+    assert state.approvals() == []
+    state.decisions.unlink()
+    state.decisions.write_bytes(kept + b'{"what": "appr')  # half a line
+    assert run("approve", file, *options, "--yes", "--by", "Anna Berg") == 0
+    assert [decision.what for decision in decisions(state.decisions)] == ["approved", "approved"]
 
 
 def test_a_restart_needs_the_worker_to_be_stopped(files: tuple[Path, list[str]]) -> None:

@@ -58,7 +58,7 @@ def test_a_study_is_told_one_count_of_patients_however_often_it_is_approved(tmp_
     more = north.reopened(grown(9))
     approve(more.state, more.site, STUDY, by="anna")
     assert count(more) == 6
-    withdraw(more.state, STUDY.hash())
+    withdraw(more.state, STUDY.hash(), by="Anna Berg")
     approve(more.state, more.site, STUDY, by="anna")
     assert count(more) == 6
     more.state.start_over(STUDY.hash())
@@ -89,14 +89,14 @@ def test_an_approval_is_of_one_study_only(tmp_path: Path, site: Site, stub: Stub
 
 
 def test_an_approval_given_or_withdrawn_counts_from_the_next_message(north: Hospital, stub: Stub) -> None:
-    assert withdraw(north.state, STUDY.hash())
+    assert withdraw(north.state, STUDY.hash(), by="Anna Berg")
     assert north.worker.handle(PRETRAIN) == NOTHING_ELSE
     approve(north.state, north.site, STUDY, by="anna")
     assert north.code(PRETRAIN) == "ok"
 
 
 def test_a_study_withdrawn_while_its_task_runs_sends_nothing(north: Hospital, stub: Stub) -> None:
-    stub.during = lambda context: withdraw(north.state, STUDY.hash()) and None
+    stub.during = lambda context: withdraw(north.state, STUDY.hash(), by="Anna Berg") and None
     assert north.worker.handle(PRETRAIN) == NOTHING_ELSE
     assert stub.ran == ["supervise"]
     approve(north.state, north.site, STUDY, by="anna")

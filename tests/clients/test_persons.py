@@ -102,7 +102,7 @@ def test_a_first_approval_is_none_of_a_study_that_the_second_person_begins_again
         add_person(north.state, name, passphrase)
         approve_as(north.state, two, STUDY, name=name, passphrase=passphrase)
     assert north.code(request(STUDY, "pretrain", "source")) == "ok"
-    withdraw(north.state, STUDY.hash())
+    withdraw(north.state, STUDY.hash(), by="Anna Berg")
     approve_by_policy(north.state, two, STUDY, name="Anna Berg", passphrase=ANNA)
     begun = approve_by_policy(north.state, two, STUDY, name="Ben Fuchs", passphrase=BEN, restart=True)
     assert begun.names == "Ben Fuchs"
