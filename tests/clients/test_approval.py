@@ -254,7 +254,7 @@ def test_what_was_decided_stays_on_record_with_its_names_and_times(
     assert f"Anna Berg approved study {STUDY.name} {STUDY.hash()[:16]}" in capsys.readouterr().out
 
 
-def test_a_full_disk_approves_nothing_and_still_lets_withdraw(
+def test_where_no_record_can_be_written_nothing_is_approved_and_withdrawing_works(
     files: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, options = files
@@ -262,9 +262,7 @@ def test_a_full_disk_approves_nothing_and_still_lets_withdraw(
     assert run("approve", file, *options, "--yes", "--by", "Anna Berg") == 0
     kept = state.decisions.read_bytes()
     state.decisions.unlink()
-    state.decisions.symlink_to(
-        "/dev/full"
-    )  # refused as a link is; the disk itself stands in tests/clients/test_full_disk.py
+    state.decisions.symlink_to("/dev/full")  # a link is refused, and the disk is full
     assert run("withdraw", file, *options[2:]) == 1
     assert "is withdrawn, but that is on no record" in capsys.readouterr().err
     assert run("approve", file, *options, "--yes") == 1
