@@ -17,6 +17,7 @@ from clients.node.gatekeeper import Gatekeeper
 from clients.node.masking import Masker
 from common.components import component_of
 from common.errors import SiteStateError
+from common.files import whole_folder
 from common.masking import LEAST_SITES
 from common.messages import EnrolRequest, Header, Masking, Refusal, TaskReply, TaskRequest, digest, pack, unpack
 from common.networks import initial_networks
@@ -66,16 +67,16 @@ def dry_run(
         cancelled: asked between steps; a task that it ends answers `cancelled`.
 
     Raises:
-        SiteStateError: if `out` has content or cannot be written.
+        SiteStateError: if `out` has content.
+        CrossProbeError: if it cannot be written. It is as it was before, also if the run is ended.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise SiteStateError(f"{out} is not empty. Give a new folder, so that it holds this dry run and no more.")
-    except OSError as error:
-        raise SiteStateError(f"cannot write to {out}: {error.strerror}. Give another folder.") from None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SiteStateError(f"{out} is not empty. Give a new folder, so that it holds this dry run and no more.")
     sent = []
-    with tempfile.TemporaryDirectory(prefix="crossprobe-dry-run-") as folder:
+    with (
+        whole_folder(out, (), overwrite=False) as new,
+        tempfile.TemporaryDirectory(prefix="crossprobe-dry-run-") as folder,
+    ):
         stand_in = State.create(Path(folder) / "state", derive(state.secret(0), "dry-run"))
         others = _stand_ins(study, stand_in.secret(0))
         keys = {name: text_of(other.signing_key.public_key()) for name, other in others.items()}
@@ -91,10 +92,10 @@ def dry_run(
         for number, (what, request) in enumerate(requests, 1):
             reply = worker.handle(request, cancelled)
             file = f"{number:02d}-{what.replace(' ', '-')}.bin"
-            write(out / file, reply)
+            write(new / file, reply)
             sent.append(_described(what, file, reply))
             progress(number, len(requests))
-    write(out / TABLE, _table(study, site, sent).encode())
+        write(new / TABLE, _table(study, site, sent).encode())
     return sent
 
 

@@ -328,6 +328,22 @@ def test_a_dry_run_writes_what_would_be_sent_and_touches_nothing(
     assert "not empty" in capsys.readouterr().err
 
 
+def test_a_dry_run_that_is_ended_leaves_nothing_in_the_way_of_the_next(
+    sites: tuple[Site, Site], tmp_path: Path
+) -> None:
+    from clients.governance.dry_run import dry_run
+
+    def end(done: float, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    state = State.create(tmp_path / "state")
+    with pytest.raises(KeyboardInterrupt):
+        dry_run(STUDY, sites[0], state, tmp_path / "out", progress=end)
+    assert {path.name for path in tmp_path.iterdir()} == {"state"}
+    assert len(dry_run(STUDY, sites[0], state, tmp_path / "out")) > 2
+
+
 def test_a_dry_run_shows_what_the_policy_would_refuse(sites: tuple[Site, Site], tmp_path: Path) -> None:
     from clients.governance.dry_run import dry_run
 
