@@ -8,13 +8,14 @@ mod 2^64 already (`common.fixed_point`), so masks cancel exactly, and the sum is
 
 s_ij comes from a key agreement of both sites (X25519) and from the hash of the request, so that every request has masks
 of its own, and sites that were sent different requests never cancel. The server then names those that sent; each of
-them answers once, with its shares of their b and with its s of those that did not: never both of one site.
+them answers once, with its shares of their b and with its s of those that did not: never both of one site. Among whom a
+sum is, its request says, and the site answers for no other list than the one that it masked its update for.
 
-Sites do not compare these lists. A server that tells them different ones gains nothing, since the threshold t keeps
-every sum that can be laid bare at `least_summed` sites. Let S be such a set and i in it. Of the t sites that must give
-their share of b_i, at least t - |S| are outside; none of these gave its s with i, so i itself must have, and i's list
-lacks t - |S| sites. But a list has at least t: n - (t - |S|) >= t, and so |S| >= 2 t - n. Each site that conspires with
-the server takes one off.
+Sites do not compare the lists of those that sent. A server that tells them different ones gains nothing, since the
+threshold t keeps every sum that can be laid bare at `least_summed` sites. Let S be such a set and i in it. Of the t
+sites that must give their share of b_i, at least t - |S| are outside; none of these gave its s with i, so i itself must
+have, and i's list lacks t - |S| sites. But a list has at least t: n - (t - |S|) >= t, and so |S| >= 2 t - n. Each site
+that conspires with the server takes one off.
 """
 
 from collections.abc import Mapping
@@ -87,6 +88,11 @@ class Pair:
     def _derived(self, use: str) -> bytes:
         info = f"crossprobe {use} {self._request}".encode()
         return HKDF(hashes.SHA256(), length=SECRET_BYTES, salt=None, info=info).derive(self._agreed)
+
+
+def check_agreeable(key: bytes) -> None:
+    """Check that a mask key is one to agree with. Raises ContractError `bad-mask-key`."""
+    Pair(X25519PrivateKey.generate(), key, "")
 
 
 def add_mask(tensors: Mapping[str, np.ndarray], seed: bytes, sign: int) -> None:

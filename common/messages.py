@@ -6,6 +6,7 @@ and into the hash of a site's ledger.
 """
 
 import hashlib
+import json
 import re
 import secrets
 import struct
@@ -68,6 +69,11 @@ class Masking(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     keys: dict[SiteName, MaskKey]
     patients: int = Field(ge=1)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of all of it, in hex, in whatever order the sites are named."""
+        return digest(json.dumps(self.model_dump(), sort_keys=True).encode())
 
 
 class Header(BaseModel):

@@ -38,7 +38,7 @@ class Privacy(Settings):
     """
 
     noise_multiplier: float = Field(default=1.0, ge=0.1, le=1000)
-    max_gradient_norm: float = Field(default=1.0, gt=0, le=1000)
+    max_gradient_norm: float = Field(default=1.0, ge=1e-3, le=1000)
     nominal_patients: int = Field(ge=1, le=1_000_000)
     frames_per_patient: int = Field(default=2, ge=1, le=64)
     delta: float = Field(default=1e-5, gt=0, le=1e-3)

@@ -66,6 +66,8 @@ def parse_yaml(content: bytes, *, origin: str) -> object:
         raise TextError(
             origin, mark.line + 1 if mark else None, reason if isinstance(error, _Fault) else f"not YAML: {reason}"
         ) from None
+    except (ValueError, LookupError, TypeError, AttributeError):  # what a tag such as `!!int abc` leads to
+        raise TextError(origin, None, "a value is not of the kind that its tag says; leave tags out") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise TextError(origin, line, "not YAML: a control character, or another that no text has") from None

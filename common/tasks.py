@@ -153,6 +153,12 @@ class TrainingTask(Task):
     warmup_steps: int = Field(default=5, ge=0)
     average: float = Field(default=0.0, ge=0, lt=1, exclude_if=unset)
 
+    @property
+    def warm_share(self) -> float:
+        """The mean of a round's warm-up over its steps, in (0, 1]: what is left of steps x learning rate."""
+        short = min(self.steps, self.warmup_steps)  # steps below the full rate
+        return (short * (short + 1) / 2 / (self.warmup_steps + 1) + self.steps - short) / self.steps
+
 
 class Supervise(TrainingTask):
     """Dice + cross-entropy on labelled `train` patients.
@@ -230,7 +236,8 @@ class SelfTrain(TrainingTask):
             before the threshold moves. 1.1 where images have a common spacing: without it the pseudo-labels of
             thin structures grew by a fifth on a blurred probe. 3 where they are only letterboxed: the same
             lesion is then larger or smaller by how deep the image reaches, and the prior only tells a collapse.
-        confidence_power: a pixel weighs `|2p - 1| ** power`; 0 trusts all pixels alike.
+        confidence_power: a pixel weighs `|2p - 1| ** power`, a thousandth at least; 0 trusts all pixels alike. Under a
+            large power the surest image of a batch would be all that is left in the gradients.
         strength: of the simulated device shift in the student's view, in [0, 1].
         artefacts: what the student's view may show besides, see `common.artefacts`.
     """
@@ -257,7 +264,7 @@ class SelfTrain(TrainingTask):
     task: Literal["self_train"] = "self_train"
     learning_rate: float = Field(default=5e-4, gt=0, le=1)
     prior_tolerance: float = Field(default=1.1, ge=1)
-    confidence_power: float = Field(default=1.0, ge=0)
+    confidence_power: float = Field(default=1.0, ge=0, le=4)
     strength: float = Field(default=0.7, ge=0, le=1)
     artefacts: Artefacts = Field(default={}, exclude_if=unset)
 

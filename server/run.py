@@ -20,6 +20,7 @@ from common.components import BASELINE, ROLES, Role, Tensors
 from common.errors import ContractError, RunError
 from common.files import write_atomically
 from common.fixed_point import check_room
+from common.masking import check_agreeable
 from common.messages import EnrolReply, EnrolRequest, Message
 from common.run_folder import GO_ON, RunFolder
 from common.stage import Round
@@ -112,6 +113,8 @@ def _ask(
                 raise ContractError("no-patients", "the site declares no training patients")
             if header.role in study.secure_aggregation and header.mask_key is None:
                 raise ContractError("no-mask-key", "the site gives no key to sum its updates under masks with")
+            if header.mask_key is not None:  # a bad one would stop every other site's round
+                check_agreeable(bytes.fromhex(header.mask_key.key))
             patients = study.participation.counted(header.patients)
             participants[site] = Participant(header.role, patients, header.labelled_test, header.mask_key)
         except ContractError as error:

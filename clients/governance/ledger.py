@@ -1,9 +1,10 @@
 """A site's ledger: one line for every message in and out, each bound to the one before by its hash.
 
-Line by line JSON. `prev` is the SHA-256 of the line before (64 zeros in the first) and `own`, always
-last, that of the line itself up to it. So a changed, removed or moved line breaks the chain. Whoever
-can write the file can also make a whole new chain, or cut its end: that shows only against a head, the
-SHA-256 of a line, which each reply takes with it and the coordinator keeps.
+Line by line JSON. `prev` is the SHA-256 of the line before (64 zeros in the first) and `own`, always last, that of the
+line itself up to it. So a changed, removed or moved line breaks the chain. Whoever can write the file can also make a
+whole new chain, or cut its end: that shows only against a head, the SHA-256 of a line, which each reply takes with it
+and the coordinator keeps. `salt` is random: without it the coordinator could try what a line may say of the site, such
+as how many patients it has, until its hash is the head.
 
 By hand: a hospital can check any line with `sha256sum` alone, without this or any other library.
 """
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -165,7 +167,8 @@ class Ledger:
                     f"{time:%Y-%m-%d %H:%M}. "
                     f"Set the clock right. If it was wrong then: {RENEW}"
                 )
-            body = json.dumps({**content, "prev": self.head}, separators=(",", ":"), allow_nan=False).encode()[:-1]
+            salted = {**content, "salt": secrets.token_hex(16), "prev": self.head}
+            body = json.dumps(salted, separators=(",", ":"), allow_nan=False).encode()[:-1]
             line = body + b',"own":"' + digest(body).encode() + b'"}'
             try:
                 with open(self.path, "ab", buffering=0, opener=_private) as file:

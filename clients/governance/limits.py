@@ -92,7 +92,7 @@ def _travel_ratio(study: Study, task: Task) -> float | None:
         return None
     found = []
     for stage, role in _stages_of(study, task):
-        own = {name: stage.travel_of(name, role) for name in task.trains}
+        own = {name: stage.travel_of(name, role) * task.warm_share for name in task.trains}
         for name in study.components_of(task):
             part = own.get(name, max(own.values()))
             found.append(stage.travel(name) / part if part else math.inf)

@@ -110,6 +110,10 @@ class Policy(BaseModel):
     # on all studies together, at the delta of the study that asks.
     epsilon_cap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
+    # An epsilon at a large delta says little, and a cap of the site's own is none if the study picks the delta that it
+    # holds at. Left out of the hash at its default.
+    max_delta: float = Field(default=1e-5, gt=0, lt=1, exclude_if=(1e-5).__eq__)
+
     # No end by itself; a contract with the coordinator often has one. The last day that counts, UTC.
     expires: date | None = None
 
@@ -195,8 +199,8 @@ class Policy(BaseModel):
         """Check a task before it runs.
 
         Raises:
-            ContractError: `policy-rounds`, `privacy-required`, `policy-task`, `policy-component`, `policy-limit` or
-                `policy-summed-sites`.
+            ContractError: `policy-rounds`, `privacy-required`, `privacy-delta`, `policy-task`, `policy-component`,
+                `policy-limit` or `policy-summed-sites`.
         """
         _refuse([*self._of_study(study), *self._of_task(study, role, task, "the request")])
 
@@ -245,6 +249,14 @@ class Policy(BaseModel):
                     f"found {found}",
                     "Ask the coordinator for a study with differential privacy, or change the policy",
                 )
+
+        if study.privacy is not None and study.privacy.delta > self.max_delta:
+            yield _finding(
+                "privacy-delta",
+                "max_delta",
+                f"expected a privacy section whose delta is at most {self.max_delta:g}, found {study.privacy.delta:g}",
+                "Ask the coordinator for a smaller delta, or raise `max_delta`: epsilon may fail with this probability",
+            )
 
     def _of_drawn(self, patients: int, where: str) -> Iterator[Finding]:
         if patients < self.min_update_patients:

@@ -8,6 +8,7 @@
     answered/HASH       one file a study: the highest round answered, and that very reply
     answered/HASH.received  the weights that its requests brought last, see `clients.governance.received`
     accountant.json     what was spent of the privacy budget, see `clients.governance.accountant`
+    streams/NAME        which study was the first of its name and seed here, see `State.study_secret`
     cohorts             who counts together in numbers over many patients, see `clients.governance.cohorts`
     persons.json        who may approve, where the policy asks for two, see `clients.governance.persons`
     lock                held by the process that answers
@@ -32,6 +33,7 @@ from common.messages import digest
 from common.seeds import derive
 from common.signing import site_key, text_of
 from common.strict_text import parse_json
+from common.study import Study
 
 SECRET_BYTES = 32
 VERSION = 1
@@ -53,6 +55,7 @@ class Answered:
         frozen: numbers of this study that were sent and must not change, see `common.metric.Metric`.
         runs: of the coordinator, in hex, that were answered since this start.
         superseded: those from before it, of which nothing is answered any more.
+        masking: SHA-256 of the list of sites among whom the update of that round is summed; empty: it is not.
         survivors: sites whose sum with this one was laid bare in that round; with other ones it never is.
         declared: training patients as the study's first approval declared them, or 0 before that.
     """
@@ -62,6 +65,7 @@ class Answered:
     request: str = ""
     reply: bytes = b""
     frozen: Mapping[str, float] = field(default_factory=dict)
+    masking: str = ""
     survivors: Sequence[str] = ()
     runs: Sequence[str] = ()
     superseded: Sequence[str] = ()
@@ -172,6 +176,27 @@ class State:
         the two replies would be free of it.
         """
         return self._secret_bytes if start == 0 else derive(self._secret_bytes, "start", start)
+
+    def study_secret(self, study: Study, start: int) -> bytes:
+        """Return `secret(start)` for the first study of its name and seed here, and another one for each later.
+
+        Which patients are drawn, and how they are augmented, follows a study's name and seed, not its settings. Two
+        studies that differ in one setting would train on the very same draws, and the difference of two updates, or of
+        two sums under masks, be a single site's or a single image's.
+
+        Raises:
+            SiteStateError: if the record of the first cannot be read or written.
+        """
+        first = self.folder / "streams" / digest(f"{study.name} {study.seed}".encode())
+        try:
+            if not first.exists():
+                private_folder(first.parent)
+                write(first, study.hash().encode())
+            owner = first.read_text()
+        except OSError as error:
+            raise SiteStateError(f"cannot read or write {first}: {error.strerror}. Run as the worker's user.") from None
+        own = self.secret(start)
+        return own if owner == study.hash() else derive(own, "another study of this name", study.hash())
 
     def signing_key(self) -> Ed25519PrivateKey:
         """Return the key by which the coordinator knows this site's replies; the same for all studies."""

@@ -21,6 +21,9 @@ from common.infusion import predict_maps
 from common.losses import dice_cross_entropy
 from common.tasks import SelfTrain
 
+#: What a pixel weighs at least.
+LEAST_CONFIDENCE = 1e-3
+
 
 class Teacher:
     """The model as it was received, and what it says of each frame: of the whole image, the same each time.
@@ -93,7 +96,8 @@ def objective(
         p = batch.maps
         label = (p > threshold) * batch.valid
         reach = torch.where(p > threshold, 1 - threshold, threshold)
-        confidence = ((p - threshold).abs() / reach) ** task.confidence_power
+        # an image of which every pixel weighs next to nothing would leave the batch's gradients to the others
+        confidence = (((p - threshold).abs() / reach) ** task.confidence_power).clamp(min=LEAST_CONFIDENCE)
         labelled = replace(batch, maps=torch.cat([label, confidence], 1))
         total = torch.zeros(len(samples))
         for branch in branches:

@@ -97,8 +97,9 @@ class TaskContext:
         """Return a generator that no one without the site's secret can predict, for draws that protect nobody.
 
         It follows the study's name and seed, not its settings: a setting that is changed must show its own effect
-        and not that of other draws. Two studies of one name then draw the same patients and views at a site, which
-        gives nothing away: no promise rests on these draws being fresh, and the secret still hides them.
+        and not that of other draws. A hospital gives two studies of one name and seed two secrets, see
+        `clients.governance.state.State.study_secret`: on the same draws the difference of two updates would tell what
+        neither does.
         """
         return torch.Generator().manual_seed(derive_seed(self.secret, self.study.name, *self._words(purpose)))
 

@@ -238,7 +238,10 @@ class Gatekeeper:
         worker = self._worker_of(approval, answered.start)
         received = read_received(self.state, approval.study_hash, answered.start)
         runs = answered.runs if run == NO_RUN else sorted({*answered.runs, run.hex()})
-        place = replace(answered, round=header.round, request=request.sha256, reply=b"", survivors=(), runs=runs)
+        masking = header.masking.sha256 if header.masking else ""
+        place = replace(
+            answered, round=header.round, request=request.sha256, reply=b"", masking=masking, survivors=(), runs=runs
+        )
 
         def begin() -> None:
             """Close the round to any other request: each of them would be another look, whatever came of this one."""
@@ -271,6 +274,8 @@ class Gatekeeper:
         """Help to lay bare the sum of the round that was answered last, with one set of sites only."""
         if header.request != answered.request or not answered.reply:
             raise ContractError("other-request", "what is to be unmasked is not the round that was answered last")
+        if answered.masking != header.masking.sha256:  # each other list would lay another pair of masks bare
+            raise ContractError("other-sites", "the sum's sites are not those that the update was masked for")
         if answered.survivors and set(answered.survivors) != header.shares.keys():
             raise ContractError("other-survivors", "the round was already unmasked, with other sites")
         reply = self._worker_of(approval, answered.start).unmask(request, ledger_head=head)
@@ -287,7 +292,7 @@ class Gatekeeper:
         wanted = (approval.study_hash, start, approval.patients, dict(approval.sites))
         if self._worker is None or self._made_for != wanted:
             self._worker, self._made_for = None, wanted
-            secret = self.state.secret(start)
+            secret = self.state.study_secret(approval.study, start)
             self._worker = Worker(
                 self.site,
                 approval.study,

@@ -61,6 +61,7 @@ class Masker:
             if site not in self.known:
                 raise ContractError("unknown-site", "the request names a site whose key was not approved here")
             check_certified(site, self.study_hash, *_bytes(key), self.known[site])
+        self._pairs(masking, "")  # a key to agree with nobody on: said before an image is looked at or epsilon spent
         return least_summed(len(masking.keys))
 
     def masked(self, updates: Tensors, patients: int, masking: Masking, request: str) -> tuple[Tensors, dict[str, str]]:

@@ -21,6 +21,7 @@ SENTENCES = {
     "state-failed": "the site cannot read or write its state, so nothing leaves; see the site's log",
     "not-signed": "this site takes signed requests only, since its approval names the coordinator's key",
     "bad-signature": "the request is not signed by the key that this site's approval names",
+    "other-sites": "the update was masked for a sum with other sites than this question names",
     "other-survivors": "this site helped to unmask this round, with other sites; it does so with the same ones only",
     "unknown-site": "the request names a site whose key this site's approval does not know",
     "no-worker": "the site's app does not know its worker: set `socket` in the node's configuration",

@@ -253,7 +253,8 @@ def test_a_site_declares_the_public_number_of_patients(tmp_path: Path, site: Sit
 
 
 def test_a_policy_that_demands_privacy_takes_a_study_that_has_it() -> None:
-    policy, today = Policy(privacy_required=True, epsilon_cap=1.0, min_update_draws=1), date(2026, 5, 1)
+    policy = Policy(privacy_required=True, epsilon_cap=1.0, max_delta=1e-3, min_update_draws=1)
+    today = date(2026, 5, 1)
     assert policy.findings(STUDY, "source", today=today, sent_bytes={}) == []
     assert [f.code for f in policy.findings(OPEN, "source", today=today, sent_bytes={})] == ["privacy-required"] * 2
     policy.check_request(STUDY, "source", STUDY.stages[0].source)  # type: ignore[arg-type]

@@ -88,6 +88,28 @@ def test_an_approval_is_of_one_study_only(tmp_path: Path, site: Site, stub: Stub
     assert done(north.answer(request(OTHER, "pretrain", "source"))).study == OTHER.hash()
 
 
+def test_two_studies_of_one_name_and_seed_do_not_train_on_the_same_draws(
+    tmp_path: Path, site: Site, stub: Stub
+) -> None:
+    """On the same ones the difference of two sums would be the one hospital's that is in the first alone."""
+    again = study(participation={"deadline_s": 17.0})
+    reseeded = study(seed=3)
+    north = hospital(tmp_path / "state", site, STUDY, again, reseeded)
+    drawn: list[bytes] = []
+    stub.during = lambda context: drawn.append(context.secret)
+    for of in (STUDY, again, reseeded):
+        done(north.answer(request(of, "pretrain", "source")))
+    assert drawn[0] == drawn[2] == SECRET  # as in a simulation with this secret
+    assert drawn[1] != SECRET
+    north = north.reopened()
+    for of in (again, STUDY):
+        done(north.answer(request(of, "adapt", "source")))
+    assert drawn[3:] == [drawn[1], SECRET]
+    withdraw(north.state, STUDY.hash(), by="Anna Berg")
+    done(north.answer(request(again, "refine", "source")))
+    assert drawn[5] == drawn[1]
+
+
 def test_an_approval_given_or_withdrawn_counts_from_the_next_message(north: Hospital, stub: Stub) -> None:
     assert withdraw(north.state, STUDY.hash(), by="Anna Berg")
     assert north.worker.handle(PRETRAIN) == NOTHING_ELSE

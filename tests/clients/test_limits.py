@@ -19,6 +19,7 @@ from clients.learning.training import Measured, Outcome, TaskContext
 from clients.node.worker import Worker
 from common.components import ROLES
 from common.study import Study, load_study
+from common.tasks import Supervise
 
 ENCODER = ["target_branch.encoder", "mim_decoder", "projector"]
 TODAY = date(2026, 5, 1)
@@ -46,6 +47,18 @@ def beside(source: Mapping[str, Any], weights: Mapping[str, float] | None = None
     return study(batch_size=8, stages=[stage | ({"weights": {ENCODER[0]: weights}} if weights else {})])
 
 
+def warmed(steps: int) -> Study:
+    """The same, where the target's own part never comes to its learning rate."""
+    of = beside({})
+    stage = of.stages[0]
+    assert stage.target is not None
+    return of.model_copy(
+        update={
+            "stages": (stage.model_copy(update={"target": stage.target.model_copy(update={"warmup_steps": steps})}),)
+        }
+    )
+
+
 def before(source: Mapping[str, Any]) -> Study:
     """The same after a stage in which source sites alone train the encoder."""
     own = {"task": "supervise", "trains": ["target_branch"]} | source
@@ -61,7 +74,7 @@ def through(source: Mapping[str, Any]) -> Study:
 
 
 #: A section that is there, and an epsilon that says nothing.
-PROMISES_NOTHING = {"nominal_patients": 8, "noise_multiplier": 0.1, "delta": 1e-3, "epsilon_cap": 1e12}
+PROMISES_NOTHING = {"nominal_patients": 8, "noise_multiplier": 0.1, "epsilon_cap": 1e12}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +106,7 @@ def test_an_honest_study_is_within_the_default_bounds(site: Site) -> None:
         (before({"steps": 100_000, "learning_rate": 1.0}), "max_travel"),
         (through({"steps": 1000}), "max_travel_ratio"),
         (beside({}, {"source": 1.0, "target": 0.0}), "max_travel_ratio"),
+        (warmed(10**12), "max_travel_ratio"),
         (masked(batch_size=1, steps=1, privacy=PROMISES_NOTHING), "min_update_draws"),
     ],
 )
@@ -122,6 +136,22 @@ def test_a_privacy_section_that_promises_nothing_lifts_no_bound_and_the_page_say
     assert "is bounded by its differential privacy" in what_it_tells(propose(strong, site, today=TODAY))
     own = replace(site, config=site.config.model_copy(update={"policy": Policy(epsilon_cap=20.0)}))
     assert own.config.policy.bounded(weak)  # by the hospital's own word
+
+
+def test_an_epsilon_at_a_large_delta_is_refused(site: Site) -> None:
+    large = masked(privacy=PROMISES_NOTHING | {"epsilon_cap": 4.0, "delta": 1e-3})
+    assert ("privacy-delta", "max_delta") in found(large, site)
+    worker = Worker(site, large, bytes(32))
+    assert refusal(worker.handle(request(large, "only", "target"))).code == "privacy-delta"
+    own = replace(site, config=site.config.model_copy(update={"policy": Policy(max_delta=1e-3)}))
+    assert "privacy-delta" not in dict(found(large, own))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(40, 5), (2, 5), (1, 0), (6, 5), (3, 10**12)])
+def test_what_a_warm_up_leaves_of_the_rate_is_what_the_site_takes(steps: int, warmup: int) -> None:
+    task = Supervise(trains=("source_branch.encoder",), steps=steps, warmup_steps=warmup)
+    taken = [min(1.0, (step + 1) / (warmup + 1)) for step in range(steps)]
+    assert task.warm_share == pytest.approx(sum(taken) / steps)
 
 
 def test_many_rounds_that_only_measure_are_refused(site: Site) -> None:

@@ -19,8 +19,18 @@ from clients.governance.state import State
 from clients.node.gatekeeper import Gatekeeper
 from clients.node.masking import Masker
 from common.errors import SiteStateError
-from common.messages import EnrolReply, EnrolRequest, Masking, Message, TaskReply, UnmaskReply, UnmaskRequest, unpack
-from common.signing import key_of, text_of
+from common.messages import (
+    EnrolReply,
+    EnrolRequest,
+    Masking,
+    MaskKey,
+    Message,
+    TaskReply,
+    UnmaskReply,
+    UnmaskRequest,
+    unpack,
+)
+from common.signing import certify, key_of, text_of
 from crossprobe import main
 
 TODAY = date(2026, 5, 1)
@@ -126,6 +136,28 @@ def test_a_second_list_is_refused_also_after_a_restart(east: East) -> None:
     east.hospital = east.hospital.reopened()
     assert east.code(east.unmask(asked, fewer)) == "other-survivors"
     assert east.code(east.unmask(asked, everybody)) == "ok"
+
+
+def test_another_list_of_those_who_were_asked_is_refused_before_and_after_the_sum(east: East) -> None:
+    """Each would lay the mask with one more hospital bare, of the same survivors, until nothing hides the update."""
+    asked = east.asked(east.masking())
+    arrived = {name: share for name, share in east.shares(asked, *NAMES).items() if name != "west"}
+    for _ in range(2):
+        for others in (("mid", "south"), ("mid", "west")):
+            shares = {name: share for name, share in arrived.items() if name in ("east", *others)}
+            assert east.code(east.unmask(asked, shares, masking=east.masking(*others))) == "other-sites"
+        more = east.masking(patients=41)
+        assert east.code(east.unmask(asked, east.shares(asked, *NAMES), masking=more)) == "other-sites"
+        assert east.code(east.unmask(asked, east.shares(asked, *NAMES))) == "ok"
+        east.hospital = east.hospital.reopened()
+
+
+def test_a_key_to_agree_with_nobody_on_is_refused_before_anything_is_paid_or_looked_at(east: East, stub: Stub) -> None:
+    west, key = PEERS["west"], bytes(32)
+    zero = MaskKey(key=key.hex(), signature=certify("west", STUDY.hash(), key, west.signing_key).hex())
+    keys = east.masking().keys | {"west": zero}  # the hospital west signed it itself
+    assert east.code(east.asked(Masking(keys=keys, patients=40))) == "bad-mask-key"
+    assert stub.ran == []
 
 
 def test_whoever_restores_an_old_record_to_help_twice_is_stopped(east: East) -> None:

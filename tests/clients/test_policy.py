@@ -130,6 +130,7 @@ def test_the_hash_of_a_policy_changes_with_every_key() -> None:
         "max_travel": 2.0,
         "max_travel_ratio": 2.0,
         "max_score_rounds": 2,
+        "max_delta": 1e-6,
         "min_summed_sites": 3,
         "implausible_weights": "report",
         "patients_rounded_to": 2,

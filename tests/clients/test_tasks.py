@@ -15,13 +15,16 @@ from tiny import answer, one_stage, refusal, repeated, request, study, workers, 
 from torch import Tensor
 from torch.nn import functional as F
 
+from clients.data.frames import Frame
 from clients.learning.self_supervise import random_masking
-from clients.learning.self_train import prior_threshold
+from clients.learning.self_train import Teacher, objective, prior_threshold
+from clients.learning.training import TaskContext
 from clients.node.worker import Worker
 from common.components import BRANCHES, Tensors
 from common.infusion import fuse
 from common.messages import TaskRequest, unpack
-from common.networks import InfusionHead
+from common.networks import InfusionHead, initial_networks
+from common.stage import Round
 from server.run import run_study
 from server.transport import Failure
 from simulations.local import LocalTransport
@@ -121,6 +124,36 @@ UNIFORM = [torch.linspace(0, 1, 1024).reshape(32, 32)] * 3
 )
 def test_the_threshold_moves_only_outside_the_tolerance_and_no_further(prior: float | None, threshold: float) -> None:
     assert prior_threshold(UNIFORM, prior, 1.5, 32) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize("power", [1.0, 4.0])
+def test_an_image_that_the_teacher_is_unsure_of_stays_in_the_batch(pair: Sequence[Path], power: float) -> None:
+    """Else weights that are sure of one patient alone would make an update of many images that patient's."""
+    self_train = {"task": "self_train", "trains": ["target_branch"], "steps": 1, "confidence_power": power}
+    of = study(batch_size=4, stages=[{"name": "only", "rounds": 1, "target": self_train}])
+    (east,) = workers(of, pair[1:])
+    networks = initial_networks(of)
+    task = of.stages[0].target
+    assert task is not None
+    context = TaskContext(
+        of, Round(0, of.stages[0], 0), task, networks, east.data, east.site.config.policy, east.secret
+    )
+
+    class SureOfOne(Teacher):
+        def says(self, frame: Frame) -> Tensor:
+            p = torch.full_like(super().says(frame), 0.5 + 1e-6)
+            p[: len(p) // 2] += 0.4 if frame.patient == first.patient else 0.0
+            return p
+
+    first, *others = east.data.overview("train", 4)
+    teach = objective(context, teacher=SureOfOne(context))
+    losses = teach.loss([first, *others], torch.Generator().manual_seed(0)).per_frame
+    weights = [p.requires_grad_() for p in networks.component("target_branch.decoder").parameters()]
+    norms = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)]).norm()
+        for loss in losses
+    ]
+    assert min(norms) > 0.1 * norms[0]
 
 
 def test_pseudo_labels_in_the_padding_are_not_counted(pair: Sequence[Path]) -> None:

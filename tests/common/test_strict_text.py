@@ -42,6 +42,10 @@ BAD_YAML = [
     ("latin", b"a: 1\nb: \xff", 2, "found byte 0xff"),
     ("cut", "a: [1", 1, "not YAML"),
     ("two", "a: 1\n---\nb: 2", 2, "not YAML"),
+    ("tag-int", "seed: !!int abc", None, "leave tags out"),
+    ("tag-empty", "seed: !!int ''", None, "leave tags out"),
+    ("tag-bool", "seed: !!bool x", None, "leave tags out"),
+    ("tag-time", "seed: !!timestamp x", None, "leave tags out"),
     ("long", "a: " + "x" * 300_000, None, "bytes, found"),
 ]
 

@@ -10,7 +10,7 @@ from tiny import enrolled, round_of, same, study, workers, write_site
 
 from clients.node.worker import Worker
 from common.errors import RunError, StudyError
-from common.messages import Message, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, pack, unpack
+from common.messages import MaskKey, Message, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, pack, unpack
 from common.run_folder import RunFolder
 from server.algorithm import init
 from server.history import RoundRecord, read
@@ -26,6 +26,7 @@ PLAIN = study(participation=QUORUM)
 SECURE = study(participation=QUORUM, secure_aggregation=["target"])
 ROUND = round_of(SECURE, "pretrain")
 TARGETS = ("c", "d", "e", "f", "g")
+ZERO = MaskKey(key="0" * 64, signature="0" * 128)
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +260,21 @@ def test_a_site_without_a_key_is_not_enrolled(secure: Sequence[Worker]) -> None:
 
     with pytest.raises(RunError, match="no-mask-key: the site gives no key to sum its updates under masks with"):
         enrol(SECURE, Keyless(secure))
+
+
+def test_a_site_with_a_key_to_agree_with_nobody_on_is_not_enrolled(
+    secure: Sequence[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Zero(LocalTransport):
+        def enrol(
+            self, request: bytes, known: Collection[str] = (), patience_s: float = 0.0
+        ) -> Mapping[str, bytes | Failure]:
+            found = super().enrol(request, known)
+            return {site: forged(reply, mask_key=ZERO) if site == "d" else reply for site, reply in found.items()}
+
+    with caplog.at_level("WARNING", "crossprobe.server"):
+        assert enrol(SECURE, Zero(secure)).keys() == {"a", "c", "e", "f", "g"}
+    assert "not enrolled: d: bad-mask-key" in caplog.text
 
 
 def test_a_study_without_masks_sends_what_it_always_did(plain: Sequence[Worker]) -> None:

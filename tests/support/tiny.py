@@ -24,7 +24,7 @@ from simulations.local import LocalTransport
 
 HEIGHT, WIDTH = 40, 48
 #: Two steps of four patients are below every hospital's floor.
-POLICY = {"min_update_patients": 1, "min_update_draws": 1}
+POLICY = {"min_update_patients": 1, "min_update_draws": 1, "max_delta": 1e-3}
 PATIENTS = {"train": 6, "calibrate": 5, "val": 5, "test": 5}
 
 
