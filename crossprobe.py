@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "clients.cli",
     "doctor": "clients.cli",
     "provision": "server.cli",
+    "check-kit": "server.cli",
     "study": "server.cli",
     "report": "server.cli",
 }

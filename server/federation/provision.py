@@ -47,6 +47,8 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "superlink", "proxy")
 COORDINATOR = "coordinator"
 #: In the coordinator's kit, see `server.signed`.
 SIGNING = "signing"
+#: In a hospital's `.env`, beside the coordinator's address and the containers' user.
+SITE_VARIABLES = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_ARCHIVE": "./archive", "SITE_DESK_PORT": "8600"}
 #: Services that a coordinator runs; a hospital runs those with its role's prefix.
 _COORDINATOR_SERVICES = ("superlink", "serverapp", "proxy", "console")
 
@@ -91,7 +93,7 @@ def provision(
             "have to get a new ca.crt: if you want that, give --overwrite; else choose another --out folder."
         )
     _check_names(sites)
-    compose, content = _read_compose(), file.read_bytes()  # which may be the copy in a kit that is written anew
+    compose, content = read_compose(), file.read_bytes()  # which may be the copy in a kit that is written anew
     try:
         private_folder(out / "ca")
         make_authority(out / "ca")
@@ -124,7 +126,7 @@ def add_sites(study: Study, file: Path, out: Path, sites: Sequence[KitSite]) -> 
             f"{out / COORDINATOR} is of an older version and has no signing keys; nothing was changed. Make them with: "
             f"crossprobe study keygen {out / COORDINATOR / SIGNING}"
         )
-    compose, content = _read_compose(), file.read_bytes()
+    compose, content = read_compose(), file.read_bytes()
     try:
         return [_site_kit(compose, study, content, out, site, host, port) for site in sites]
     except OSError as error:
@@ -194,9 +196,11 @@ def _coordinator_kit(
     own = select_services(compose, lambda name: name in _COORDINATOR_SERVICES)
     variables = {"COORDINATOR_KIT": ".", "COORDINATOR_PORT": str(port)}
     ends = f"{expiry(kit / SERVER_CERTIFICATE):%Y-%m-%d}"
-    _common_files(kit, content, own, variables)
+    _common_files(kit, content, variables)
+    write_public(kit / "compose.yaml", _compose_file(own))
     known = signing_fingerprint(out)
-    _readme(kit, "kit_coordinator.md.j2", study=study, sites=sites, host=host, port=port, ends=ends, fingerprint=known)
+    words = {"study": study, "sites": sites, "host": host, "port": port, "ends": ends, "fingerprint": known}
+    write_public(kit / "README.md", _readme("kit_coordinator.md.j2", **words))
     return kit
 
 
@@ -206,26 +210,32 @@ def _site_kit(
     kit = out / site.name
     for folder in (".", "state", "node", "archive", "intake", "models", "predictions"):
         private_folder(kit / folder)
-    own = select_services(compose, lambda name: name.startswith(f"{site.role}-"), prefix=site.role)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # From the coordinator's kit: `ca/` may be in a safe by the time a site is added.
     write_public(kit / CA_CERTIFICATE, (out / COORDINATOR / CA_CERTIFICATE).read_bytes())
-    variables = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_ARCHIVE": "./archive", "SITE_DESK_PORT": "8600"}
-    variables["COORDINATOR_ADDRESS"] = address
-    _common_files(kit, content, own, variables)
+    _common_files(kit, content, SITE_VARIABLES | {"COORDINATOR_ADDRESS": address})
     coordinator = read_public_key(out / COORDINATOR / SIGNING / PUBLIC_KEY)
     write_public(kit / "study" / PUBLIC_KEY, f"{text_of(coordinator)}\n".encode())
-    write_public(kit / "compose.gpu.yaml", (ROOT / "deploy" / "compose.gpu.yaml").read_bytes())
-    _readme(kit, "kit_site.md.j2", study=study, site=site, address=address)
+    for name, text in site_files(compose, study, site, address).items():
+        write_public(kit / name, text)
     return kit
 
 
-def _common_files(kit: Path, content: bytes, compose: dict[str, Any], variables: dict[str, str]) -> None:
+def site_files(compose: dict[str, Any], study: Study, site: KitSite, address: str) -> dict[str, bytes]:
+    """Return what decides how a hospital's containers run, by file: the same from any checkout of this version."""
+    own = select_services(compose, lambda name: name.startswith(f"{site.role}-"), prefix=site.role)
+    return {
+        "compose.yaml": _compose_file(own),
+        "compose.gpu.yaml": (ROOT / "deploy" / "compose.gpu.yaml").read_bytes(),
+        "README.md": _readme("kit_site.md.j2", study=study, site=site, address=address),
+    }
+
+
+def _common_files(kit: Path, content: bytes, variables: dict[str, str]) -> None:
     # Containers of root's kits run as the image's own user; the README says how to give it the files.
     user = {"CROSSPROBE_UID": os.getuid() or 1000, "CROSSPROBE_GID": os.getgid() or 1000}
     private_folder(kit / "study")
     write_public(kit / "study" / "study.yaml", content)
-    write_public(kit / "compose.yaml", yaml.safe_dump(compose, sort_keys=False, width=110).encode())
     write_public(kit / ".env", "".join(f"{key}={value}\n" for key, value in (variables | user).items()).encode())
 
 
@@ -258,18 +268,21 @@ def select_services(compose: dict[str, Any], chosen: Callable[[str], bool], *, p
     return cut
 
 
-def _read_compose() -> dict[str, Any]:
+def _compose_file(services: dict[str, Any]) -> bytes:
+    return yaml.safe_dump(services, sort_keys=False, width=110).encode()
+
+
+def read_compose() -> dict[str, Any]:
     try:
         compose: dict[str, Any] = yaml.safe_load((ROOT / COMPOSE).read_text(encoding="utf-8"))
     except OSError:
         raise RunError(
-            f"expected {COMPOSE} beside the code, found none in {ROOT}. Run `provision` from a checkout or from the "
-            "coordinator's image."
+            f"expected {COMPOSE} beside the code, found none in {ROOT}. Run it from a checkout or an image."
         ) from None
     return compose
 
 
-def _readme(kit: Path, template: str, **values: object) -> None:
+def _readme(template: str, **values: object) -> bytes:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -277,9 +290,7 @@ def _readme(kit: Path, template: str, **values: object) -> None:
         trim_blocks=True,
         autoescape=False,
     )
-    write_public(
-        kit / "README.md", environment.get_template(template).render(version=software_version(), **values).encode()
-    )
+    return environment.get_template(template).render(version=software_version(), **values).encode()
 
 
 def valid_host(text: str) -> str:

@@ -1,12 +1,14 @@
-"""`crossprobe provision`: certificates, and a startup kit for each hospital."""
+"""`crossprobe provision`: certificates, and a startup kit for each hospital, who looks at it with `check-kit`."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import click
 import typer
 
-from common.options import commands, examples
+from common.options import Json, commands, examples
 
 app = commands()
 
@@ -75,3 +77,32 @@ def provision(
     print(f"{out / 'ca'}: the authority's key; take it off this machine and keep it safe")
     print("Each hospital approves the key that signs your requests: compare its fingerprint over the telephone. It is")
     print(f"  {signing_fingerprint(out)}")
+
+
+@app.command(
+    "check-kit",
+    epilog=examples("crossprobe check-kit kits/east-clinic --site east-clinic:target"),
+)
+def check_kit(
+    kit: Annotated[Path, typer.Argument(metavar="KIT", help="a hospital's kit, as it came")],
+    site: Annotated[str, typer.Option(metavar="NAME:ROLE", help="the hospital's name and role in the study")],
+    as_json: Json = False,
+) -> None:
+    """Compare a hospital's kit with the one that this checkout makes.
+
+    The kit comes from the coordinator, and its compose.yaml decides what has the images and what has a network. Run
+    this at the hospital, from a checkout that did not come from the coordinator, before anything in the kit is started.
+    """
+    from server.federation.kit_check import check_kit
+    from server.federation.provision import parse_site
+
+    found = check_kit(kit, parse_site(site))
+    if as_json:
+        print(json.dumps({"as_made": not found, "findings": found}, indent=1))
+    elif found:
+        print("\n".join(found), file=sys.stderr)
+        print(f"{len(found)} finding(s): do not start it before the coordinator has explained each", file=sys.stderr)
+    else:
+        print(f"{kit} is the kit that this version makes for {site}")
+    if found:
+        raise typer.Exit(1)
