@@ -108,7 +108,8 @@ def _earlier_aside(out: Path, *, overwrite: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any((out / name).exists() for name in WRITTEN):
+        if not any((out / name).exists() for name in WRITTEN if name != TABLE):
+            (out / TABLE).unlink(missing_ok=True)  # of no image yet
             for path in aside.iterdir():
                 path.rename(out / path.name)
         raise
@@ -179,7 +180,7 @@ class Frames:
 
     Attributes:
         spacing_mm: side of a pixel, from the table, else the file itself, else what is given for all.
-        count: how many there are, as far as the header tells.
+        count: how many there are, as far as the header tells; 0: it does not.
 
     Raises:
         PictureError: for what cannot be read, or is no B-mode of a scale that the study can use.
@@ -229,7 +230,8 @@ def _segment(
                         writer.add(p > 0.5, overlay(image, p > 0.5))
                 except PictureError as error:
                     refused = error  # told at the end: the frames' own pictures need no such file
-            yield row_of(name, maps, p, frames.spacing_mm), min(1.0, index / frames.count)
+            share = min(1.0, index / frames.count) if frames.count else 0.0
+            yield row_of(name, maps, p, frames.spacing_mm), share
         if not index:
             raise PictureError("no-frames", "expected an image or a loop, found no frame in it", "Export it again")
         if refused is not None:

@@ -1,1 +1,4 @@
-"""What both sides share: study, contract, networks, losses, metrics. Knows no Flower, files or sites."""
+"""What both sides share: study, contract, networks, losses, metrics.
+
+Imports no Flower, opens no image, knows no site's folder.
+"""

@@ -10,6 +10,9 @@ from common.study import Study
 from common.study_settings import InitialWeights
 from common.tasks import Supervise
 
+#: What a baseline's name ends in, and letters of a name at most (`common.names.NAME`).
+SUFFIX, LONGEST = "-baseline", 63
+
 
 def baseline_of(study: Study, *, rounds: int = 10) -> Study:
     """Return the baseline study: supervised rounds on the sources alone, with the same engine.
@@ -34,9 +37,8 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
             update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
         )
         stages = [Stage(name="baseline", rounds=rounds, source=task)]
-    return study.model_copy(
-        update={"name": f"{study.name}-baseline", "stages": tuple(stages), "initial": {}, "student": None}
-    )
+    name = f"{study.name[: LONGEST - len(SUFFIX)]}{SUFFIX}"
+    return study.model_copy(update={"name": name, "stages": tuple(stages), "initial": {}, "student": None})
 
 
 def against_baseline(study: Study, model: Path) -> Study:

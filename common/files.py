@@ -77,7 +77,8 @@ def append_to(file: Path) -> int:
 def whole_folder(folder: Path, names: Collection[str], *, overwrite: bool) -> Iterator[Path]:
     """A new folder to write `names` into, renamed to `folder` at the end of the block.
 
-    If the block fails or is killed, `folder` stays as it was.
+    If the block fails or is killed, `folder` stays as it was. Killed in the moment in which two whole folders change
+    places, it is in the hidden one beside it, `.NAME.*.part/old`.
 
     Raises:
         FolderInUseError: before anything is written, if `folder` has content and `overwrite` is False, or content

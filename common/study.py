@@ -21,6 +21,10 @@ from common.strict_text import TextError, read_yaml
 from common.study_settings import Augmentation, ImageGrid, InitialWeights, Participation, Release
 from common.tasks import Evaluate, Score, Supervise, Task, unset
 
+#: The engine's own closing stages.
+CLOSING_SCORE = Stage(name="score", rounds=1, source=Score(), target=Score())
+CLOSING_EVALUATION = Stage(name="evaluate", rounds=1, source=Evaluate(), target=Evaluate())
+
 
 class Study(Settings):
     """Everything that decides a training, and so everything that a hospital approves.
@@ -187,15 +191,13 @@ class Study(Settings):
         and it is evaluated only where the study says so. `distil` comes between the two: once it is known which model
         is released.
         """
-        score = Stage(name="score", rounds=1, source=Score(), target=Score())
-        evaluate = Stage(name="evaluate", rounds=1, source=Evaluate(), target=Evaluate())
         scored = self.fused and self.privacy is None
         evaluated = self.fused and self.may_evaluate
         stages = (
             *(stage for stage in self.stages if not stage.distils),
-            *([score] if scored else []),
+            *([CLOSING_SCORE] if scored else []),
             *(stage for stage in self.stages if stage.distils),
-            *([evaluate] if evaluated else []),
+            *([CLOSING_EVALUATION] if evaluated else []),
         )
         steps = ((stage, step) for stage in stages for step in range(stage.rounds))
         return tuple(Round(index, stage, step) for index, (stage, step) in enumerate(steps))

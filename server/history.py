@@ -28,7 +28,8 @@ class SiteRecord:
     """What one site did in one round.
 
     Attributes:
-        status: `ok`, `refused` (its reply broke the contract, or it said no), `failed` or `late`.
+        status: `ok`, `refused` (its reply broke the contract, or it said no), `failed`, `late`, or `unused` (it is in a
+            sum under masks that could not be had).
         detail: code and reason where it is not ok.
         ledger_head: head of the site's ledger as its reply gave it, see `common.messages.TaskReply`;
             `crossprobe ledger verify --head` at the site holds its ledger against it. Empty: none.
@@ -146,7 +147,7 @@ def read(run: Path) -> list[RoundRecord]:
     path = RunFolder(run).history
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return list(_read(path, found.st_ino, found.st_size, found.st_mtime_ns))
 

@@ -77,7 +77,7 @@ class MaskedRound:
                 log.warning("the %s sites' updates could not be summed: %s", role, error)
                 for site in total.arrived:
                     if sites[site].status == "ok":
-                        sites[site] = replace(sites[site], status="failed", detail=str(error), metrics={})
+                        sites[site] = replace(sites[site], status="unused", detail=str(error), metrics={})
 
     def _laid_bare(
         self, role: Role, total: MaskedSum, transport: Transport, deadline_s: float, sites: dict[str, SiteRecord]

@@ -149,6 +149,8 @@ def export_release(
     state = load_state(run.checkpoint, study.hash())
     if state is None or state.round < len(study.rounds()):
         raise RunError(f"{run.path} holds no finished run. Continue it with --resume.")
+    if out is not None and out.exists():
+        raise RunError(f"{out} is there already. Choose a new folder with --out; nothing was changed.")
     if (run.release / SUMS).exists():
         find_release(run.release)  # what somebody changed is not written over
     if audit is not None and key is None:
@@ -165,8 +167,6 @@ def export_release(
     folder = find_release(run.release, key.public_key() if key else None)
     if out is None:
         return folder
-    if out.exists():
-        raise RunError(f"{out} is there already. Choose a new folder with --out; nothing was changed.")
     with whole_folder(out, FILES, overwrite=False) as new:
         for name in FILES:
             if (folder / name).exists():  # not every release is signed

@@ -155,7 +155,7 @@ def ablate(
     summary["command"] = typed(context)
     if publish_to:
         publish(summary, publish_to)
-        print(write_page(publish_to))
+        print(write_page(publish_to), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps(summary, indent=1))
     else:

@@ -27,7 +27,7 @@ from server import history
 from server.history import RoundRecord
 from server.report.drawn import keep
 from server.report.page import render_report
-from server.report.summary import write_summary
+from server.report.summary import told, write_summary
 from server.state import load_state
 from simulations.examples import draw_examples
 from simulations.flower import Simulation
@@ -128,8 +128,8 @@ def simulate(
     if resume:
         _check_resumed(folder, sites)
     else:
-        folder.refuse_a_run()
-    finished = resume and folder.summary.exists()
+        _refuse_a_run(folder)
+    finished = resume and told(folder)
     before_s = sum(record.seconds for run in (folder.baseline, folder) for record in history.read(run.path))
     baseline = baseline_of(study) if study.supervised_steps() else None
     for trained, run in ((baseline, folder.baseline), (study, folder)):
@@ -157,7 +157,6 @@ def simulate(
             train(baseline, folder.baseline, 0, shares["baseline"])
             study = against_baseline(study, folder.baseline.model)
         train(study, folder, before, shares["study"])
-    write_summary(out)
     keep(out, draw_examples(study, out, sites))
     extra = None  # of a finished run what was told of it then: it was made with that
     if not finished:
@@ -177,7 +176,7 @@ def begun(study: Study, out: Path, *, resume: bool) -> bool:
     """
     folder = RunFolder(out)
     if not resume:
-        folder.refuse_a_run()
+        _refuse_a_run(folder)
         return False
     first, expected = (folder.baseline, baseline_of(study)) if study.supervised_steps() else (folder, study)
     if not first.study_input.exists():
@@ -185,6 +184,12 @@ def begun(study: Study, out: Path, *, resume: bool) -> bool:
     if load_study(first.study_input).hash() != expected.hash():
         raise RunError(f"{out} holds a run of another study or seed. Give those it was begun with, or another --out.")
     return True
+
+
+def _refuse_a_run(folder: RunFolder) -> None:
+    """Raise RunError if the folder holds a run, or its baseline's, which comes first and alone takes minutes."""
+    for run in (folder, folder.baseline):
+        run.refuse_a_run()
 
 
 def _check_resumed(folder: RunFolder, sites: Sequence[Site]) -> None:

@@ -280,6 +280,10 @@ def test_a_refused_demo_leaves_the_sites_of_the_run_that_is_there(
     run.baseline.study_input.write_text(yaml.safe_dump(demo.model_dump(mode="json")))
     assert main(words) == 0  # nothing of it was kept yet, and nobody asked to go on
     assert (drawn.pop(), begun.pop()) == (1, False)
+    run.baseline.checkpoint.mkdir()
+    run.baseline.state.write_text("{}")
+    assert main([*words, "--seed", "1"]) == 1  # minutes of the baseline, and the sites that it began with
+    assert "already holds a run" in capsys.readouterr().err
     assert main([*words, "--resume", "--seed", "1"]) == 1
     assert "another study or seed" in capsys.readouterr().err
     assert drawn == [1]

@@ -250,10 +250,7 @@ class Desk:
 
     def case(self, study_hash: str) -> Case:
         """Return one study. Raises DeskError if it is not known here."""
-        for case in self.cases()[0]:
-            if case.hash == study_hash:
-                return case
-        raise DeskError("This study is not known here: it has neither a file in the kit nor an approval.")
+        return case_of(study_hash, self.cases()[0])
 
     @property
     def stale(self) -> bool:
@@ -295,6 +292,14 @@ def _millimetres(text: str) -> float | None:
         raise DeskError("expected the side of a pixel as a number of millimetres. Nothing was segmented.") from None
     check_spacing(spacing_mm)
     return spacing_mm
+
+
+def case_of(study_hash: str, cases: Sequence[Case]) -> Case:
+    """Return one study of the cases. Raises DeskError if it is not known here."""
+    for case in cases:
+        if case.hash == study_hash:
+            return case
+    raise DeskError("This study is not known here: it has neither a file in the kit nor an approval.")
 
 
 def latest_other(cases: Sequence[Case], case: Case) -> Case | None:

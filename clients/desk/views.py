@@ -13,7 +13,7 @@ from clients.data.contact_sheet import FOLDERS
 from clients.data.site import read_config
 from clients.desk import predictions as kept
 from clients.desk.changes import changes
-from clients.desk.desk import Case, Desk, latest_other
+from clients.desk.desk import Case, Desk, case_of, latest_other
 from clients.desk.gate import FIELD
 from clients.desk.work import DeskError
 from clients.governance.accountant import Accountant, smaller_cap
@@ -91,9 +91,7 @@ def overview(desk: Desk) -> dict[str, Any]:
 def study(desk: Desk, study_hash: str) -> dict[str, Any]:
     """Return all of one study. Raises DeskError if it is not known."""
     cases, _ = desk.cases()
-    case = next((case for case in cases if case.hash == study_hash), None)
-    if case is None:
-        raise DeskError("This study is not known here: it has neither a file in the kit nor an approval.")
+    case = case_of(study_hash, cases)
     before = latest_other(cases, case)
     shown: dict[str, Any] = {"case": case, "before": before, "changed": {}, "tried": desk.tried.get(study_hash)}
     shown |= _answered(desk, study_hash)

@@ -52,6 +52,8 @@ def export(
     It is compared with torch, to 1e-4 in each pixel's probability, before it is written. Study, hashes, spacing, limits
     and the model card stand in its metadata.
     """
+    if not out.name:
+        raise typer.BadParameter("--out needs a file, such as model.onnx")
     small = out.with_name(f"{out.stem}.int8.onnx") if int8 else None
     if int8 and images is None:
         raise typer.BadParameter("--int8 needs --images: the ranges of the values are measured on them")

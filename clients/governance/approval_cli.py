@@ -49,7 +49,7 @@ def approve(
     from clients.governance.approval import approval_of
     from clients.governance.approval_page import show
     from clients.governance.approval_words import signature, summed_with
-    from clients.governance.persons import approve_by_policy
+    from clients.governance.persons import approve_by_policy, name_of
     from clients.governance.proposal import propose
     from clients.governance.state import State
     from common.fingerprint import fingerprint
@@ -85,6 +85,7 @@ def approve(
         name = _account() if by is None else by
         if not name.strip():
             raise SiteStateError("an approval needs the name of who gives it: --by 'Anna Berg'. Nothing was approved.")
+        name = name_of(name)
         approval = approve_by_policy(
             state,
             site,
@@ -141,13 +142,14 @@ def withdraw(
 ) -> None:
     """Take an approval back."""
     from clients.governance.approval import withdraw
+    from clients.governance.persons import name_of
     from clients.governance.state import State
     from common.study import load_study
 
     state = State(state_folder)
     is_hash = len(study_file) == 64 and set(study_file) <= set("0123456789abcdef")
     study_hash = study_file if is_hash else load_study(Path(study_file)).hash()
-    withdrawn = withdraw(state, study_hash, by=by or _account() or f"user {os.getuid()}")
+    withdrawn = withdraw(state, study_hash, by=name_of(by or _account() or f"user {os.getuid()}"))
     if as_json:
         print(json.dumps({"withdrawn": withdrawn, "study": study_hash}))
     elif withdrawn:

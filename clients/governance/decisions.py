@@ -4,6 +4,7 @@ An approval's file is gone once it is withdrawn, and another once it is given an
 decided, and bind nothing: what holds is the approval. Whoever can write the state folder can change them.
 """
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -50,7 +51,9 @@ def record(path: Path, decision: Decision) -> None:
             size = os.fstat(file.fileno()).st_size
             # one write, so that two commands' lines do not mix; after half a line of a full disk a new one begins
             torn = size > 0 and path.read_bytes()[-1:] != b"\n"
-            file.write(b"\n" * torn + line.encode() + b"\n")
+            whole = b"\n" * torn + line.encode() + b"\n"
+            if file.write(whole) < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
     except OSError as error:
         raise SiteStateError(

@@ -52,9 +52,10 @@ def make_server_certificate(authority: Path, folder: Path, hosts: Iterable[str],
     try:
         signer = serialization.load_pem_private_key((authority / CA_KEY).read_bytes(), password=None)
         issuer = x509.load_pem_x509_certificate((authority / CA_CERTIFICATE).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it asks for a passphrase
         raise RunError(f"cannot read the authority in {authority}: {error}. Restore it from your backup.") from None
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise RunError(f"{authority / CA_KEY} is not the authority's key as it was made. Restore it from your backup.")
     key = ec.generate_private_key(ec.SECP384R1())
     usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
     certificate = (

@@ -177,7 +177,8 @@ def run(
     ca: Ca = None,
 ) -> None:
     """Run it to its end; exit code 0 only if it completed."""
-    from server.federation.following import NoLongerFollowing, run_to_its_end
+    from server.federation.deployment import NoLongerFollowing
+    from server.federation.following import run_to_its_end
     from server.tensorboard import following
 
     console = Console()

@@ -72,6 +72,7 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
     With `resume`, the Flower run that wrote the folder before is stopped first: two would write one checkpoint.
 
     Raises:
+        NoLongerFollowing: on Ctrl-C while it was submitted.
         RunError: if the folder holds a run and `resume` is not given, or something else, or the SuperLink does not
             accept it.
     """
@@ -95,9 +96,13 @@ def start(cli: FlowerCli, study: Path, out: Path, *, resume: bool = False) -> st
     return run_id
 
 
+class NoLongerFollowing(KeyboardInterrupt):
+    """Ctrl-C once a study was started, which goes on without whoever started it."""
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back, of what is started within the block too, until its end."""
+    """Hold Ctrl-C back, of what is started within the block too, until its end; then raise NoLongerFollowing."""
     came: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))  # another thread may receive it
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a started process has, too
@@ -107,7 +112,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
     if came:
-        raise KeyboardInterrupt
+        raise NoLongerFollowing
 
 
 def run_of(out: Path) -> FlowerRun:

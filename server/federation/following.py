@@ -14,10 +14,6 @@ from server.federation.flower_cli import FlowerCli
 from server.history import RoundRecord, losses
 
 
-class NoLongerFollowing(KeyboardInterrupt):
-    """Ctrl-C while a study was followed, which goes on without whoever follows it."""
-
-
 def run_to_its_end(
     cli: FlowerCli,
     study_file: Path,
@@ -52,7 +48,7 @@ def run_to_its_end(
         try:
             deployment.follow(cli, run_id, out, on_round)
         except KeyboardInterrupt:
-            raise NoLongerFollowing from None
+            raise deployment.NoLongerFollowing from None
 
 
 def line(record: RoundRecord) -> str:
@@ -66,5 +62,5 @@ def line(record: RoundRecord) -> str:
     ]
     parts[0] += "".join(f", {task} loss {loss:.3g}" for task, loss in losses(record).items())
     if not record.counted:
-        parts.append("below quorum, asked again once its sites are back")
+        parts.append("it did not count")
     return escape("; ".join(parts))

@@ -45,7 +45,7 @@ def summarise(study: Study, state: ServerState, records: list[RoundRecord]) -> d
         "difference_to_baseline": _differences(evaluated, "dice"),
         "empty": _empty(evaluated),
         "bytes": {"to_sites": state.bytes_to_sites, "from_sites": state.bytes_from_sites},
-        "rounds": len(records),
+        "rounds": sum(record.counted for record in records),
         "released_round": state.released_round,
         "label_free_score": _score(state, records),
         "problems": _problems(records),
@@ -75,6 +75,14 @@ def write_summary(run: Path, extra: dict[str, Any] | None = None) -> dict[str, A
     content |= _extras(RunFolder(run).summary, content["hash"]) if extra is None else extra
     write_atomically(RunFolder(run).summary, (json.dumps(content, indent=1) + "\n").encode())
     return content
+
+
+def told(run: RunFolder) -> bool:
+    """Whether a run was told of to its end: its summary has what the run's own files do not hold."""
+    try:
+        return "command" in json.loads(run.summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _extras(summary: Path, study_hash: str) -> dict[str, Any]:

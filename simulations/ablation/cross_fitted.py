@@ -40,7 +40,7 @@ from simulations.publication import origin, write_figures
 from simulations.simulate import open_sites
 
 #: The released model, and the first branch, which the last stage leaves as it was.
-RELEASED, FIRST = "infusion", "source_branch"
+FUSED, FIRST = "infusion", "source_branch"
 #: How the rows are named where they are written.
 ORACLE, METHOD, FIRST_BRANCH = "oracle", "method", "first branch"
 
@@ -111,7 +111,7 @@ def main(
     labelled, unlabelled = cache.sites
     state = cache.train(study.stages[:-1])
     patients = unlabelled.patients("test", labelled=True)
-    oracle: dict[str, dict[str, float]] = {RELEASED: {}, FIRST: {}}
+    oracle: dict[str, dict[str, float]] = {FUSED: {}, FIRST: {}}
     for fold in range(folds):
         held = set(patients[fold::folds])
         taught = Dataset(without_fold(unlabelled, held, patients_taught), study)
@@ -128,7 +128,7 @@ def main(
         for row, own in measured.items():
             oracle[row] |= {patient: float(np.mean(values)) for patient, values in own.items()}
         print(f"fold {fold + 1} of {folds}", file=sys.stderr)
-    found = {ORACLE: oracle[RELEASED], FIRST_BRANCH: oracle[FIRST]}
+    found = {ORACLE: oracle[FUSED], FIRST_BRANCH: oracle[FIRST]}
     roles: dict[str, Role] = {labelled.config.name: "source", unlabelled.config.name: "target"}
     for row, variant in zip((BASELINE, METHOD), chosen(("baseline", "all")), strict=True):
         rows = measure(cache, variant, variant.stages(study), False, roles)["sites"][unlabelled.config.name]["rows"]

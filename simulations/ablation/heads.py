@@ -27,11 +27,11 @@ from common.infusion import Fusion, fuse, predict_maps, without_small_parts
 from common.networks import InfusionHead, Networks
 from common.options import Seed, StudyFile, only
 from common.seeds import derive_seed
-from common.study import Study, load_study
+from common.study import CLOSING_SCORE, Study, load_study
 from common.tasks import Infuse
 from server.state import fused_tensors
 from simulations.ablation.comparison import difference
-from simulations.ablation.stage_cache import CLOSING, StageCache
+from simulations.ablation.stage_cache import StageCache
 from simulations.publication import origin, write_figures
 from simulations.simulate import open_sites
 
@@ -136,7 +136,7 @@ def main(
     study = load_study(study_file).model_copy(update={"seed": seed})
     cache = StageCache(study, open_sites([source, target], study), stages)
     networks = Networks(study)
-    state = cache.train([*study.stages, CLOSING])
+    state = cache.train([*study.stages, CLOSING_SCORE])
     networks.load({**fused_tensors(state.components), **state.released})
     third = Dataset(load_site(other), study)
     lessons = said(networks, study, third, [frame for frame in third.site.frames if frame.mask is not None])

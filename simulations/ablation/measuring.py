@@ -5,8 +5,9 @@ from typing import Any
 
 from common.components import Role
 from common.stage import Stage
+from common.study import CLOSING_SCORE
 from server.state import fused_tensors
-from simulations.ablation.stage_cache import CLOSING, StageCache
+from simulations.ablation.stage_cache import StageCache
 from simulations.ablation.variants import Variant
 
 
@@ -17,7 +18,7 @@ def measure(
     state = cached.train(stages, pooled)
     if set(variant.rows.values()) != {"source_branch"} and not pooled:
         # As the server ends every fused study: the last model is scored, so that it can be the released one.
-        state = cached.train([*stages, CLOSING])
+        state = cached.train([*stages, CLOSING_SCORE])
     measured = cached.measure({**fused_tensors(state.components), **state.released}, sorted(set(variant.rows.values())))
     seconds, bytes_ = cached.cost(stages, pooled)
     return {

@@ -24,7 +24,6 @@ from common.run_folder import RunFolder
 from common.simulated import simulated_secret
 from common.stage import Round, Stage
 from common.study import Study
-from common.tasks import Score
 from server import history
 from server.algorithm import init
 from server.history import RoundRecord
@@ -37,9 +36,6 @@ from simulations.local import LocalTransport
 
 #: File with the seconds of a pooled stage, which has no rounds to add up.
 SECONDS = "seconds"
-
-#: What the server appends to a fused study: the last model is scored, so that it can be released.
-CLOSING = Stage(name="score", rounds=1, source=Score(), target=Score())
 
 
 class StageCache:
@@ -115,6 +111,8 @@ class StageCache:
                 state = replace(self.train(before, pooled), round=0, released_round=None, participants=participants)
             else:
                 state = init(study, participants, initial_components(study))
+        elif not pooled:
+            history.rewind(folder, state.round)  # of a round that was killed before its state was kept
         if pooled:
             begun = time.monotonic()
             state = train_pooled(study, state, self.sites, self.data, self.device)

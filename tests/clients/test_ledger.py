@@ -34,6 +34,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+def test_a_line_cannot_be_guessed_from_its_head(written: bytes) -> None:
+    """Else a coordinator who has two heads could try each count of patients that the line between may hold."""
+    salts = [json.loads(line)["salt"] for line in written.splitlines()]
+    assert len(set(salts)) == LINES
+    assert all(len(bytes.fromhex(salt)) == 16 for salt in salts)
+
+
 def damaged(tmp_path: Path, content: bytes, head: str | None = None) -> bool:
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(content)

@@ -24,8 +24,9 @@ from tiny import write_study
 from common.errors import RunError
 from common.run_folder import RunFolder
 from server.federation import deployment, flower_cli
+from server.federation.deployment import NoLongerFollowing
 from server.federation.flower_cli import APP, FlowerCli, UnknownRun, copy_app, flower_environment, tool
-from server.federation.following import NoLongerFollowing, run_to_its_end
+from server.federation.following import run_to_its_end
 
 
 def program(folder: Path, name: str = "flwr") -> Path:
@@ -168,7 +169,7 @@ def test_ctrl_c_while_a_run_is_submitted_waits_until_its_number_is_kept(
     other = threading.Thread(target=ended.wait)  # the kernel gives the signal to whichever thread takes it
     other.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(NoLongerFollowing):
             deployment.start(FlowerCli("localhost:1", None, tmp_path), study, tmp_path / "run")
     finally:
         ended.set()

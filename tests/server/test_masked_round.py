@@ -13,7 +13,7 @@ from common.errors import RunError, StudyError
 from common.messages import MaskKey, Message, TaskReply, TaskRequest, UnmaskReply, UnmaskRequest, pack, unpack
 from common.run_folder import RunFolder
 from server.algorithm import init
-from server.history import RoundRecord, read
+from server.history import RoundRecord, read, state_of
 from server.rounds import run_round
 from server.run import enrol, initial_components, run_study
 from server.state import ServerState
@@ -150,7 +150,8 @@ def test_a_round_that_broke_off_in_the_middle_goes_on_with_the_same_sites(
     file = tmp_path / "survivors.json"
     _, first = once(secure, Wire(secure, silent=["c"], helpless=["d"]), Survivors(file))
     assert not first.counted
-    assert first.sites["e"].status == "failed"
+    assert first.sites["e"].status == "unused"
+    assert state_of(first.sites["e"], 0.0)[0] == "in"  # it did its part; who is away is lost
     assert "no help with the sum from d" in first.sites["e"].detail
     # The server was killed meanwhile. Now all are there, but the others have helped without c and do so only once.
     masked, second = once(secure, Wire(secure), Survivors(file))

@@ -18,12 +18,13 @@ from hospital import with_policy
 from clients.data.site import load_site
 from common.baseline import baseline_of
 from common.errors import RunError, StudyError
+from common.study import CLOSING_SCORE
 from server import algorithm, history
 from simulations.ablation.cells import LOG, Ablation, Cell, check_measurable, load_ablation, run_ablation
 from simulations.ablation.code_version import code_digest
 from simulations.ablation.page import chart, overview, publish, section
 from simulations.ablation.results import page
-from simulations.ablation.stage_cache import CLOSING, StageCache
+from simulations.ablation.stage_cache import StageCache
 from simulations.ablation.tally import BASELINE, CONTRASTS, ORACLE
 from simulations.ablation.variants import RIVALS, VARIANTS, chosen
 
@@ -87,8 +88,8 @@ def test_a_stage_that_releases_nothing_keeps_the_model_of_the_stage_before(
     before = own.train(stages)
     assert before.released_round == 1
     monkeypatch.setattr(algorithm, "_judged", lambda study, state, *rest: (state, False))
-    own.train([*stages, CLOSING])
-    again = stage_cache(sites, tmp_path).kept([*stages, CLOSING])
+    own.train([*stages, CLOSING_SCORE])
+    again = stage_cache(sites, tmp_path).kept([*stages, CLOSING_SCORE])
     assert again is not None
     assert all(np.array_equal(again.released[name], x) for name, x in before.released.items())
 

@@ -56,7 +56,7 @@ class Recording:
 
     Attributes:
         frames: makes an iterator over the frames, each [height, width] or [height, width, 3].
-        count: how many there are, as far as the header tells.
+        count: how many there are, as far as the header tells; 0: it does not.
         spacing_mm: side of a pixel, or None where the file does not say.
         field: where the scanner says that the ultrasound image lies, or None.
         patient: the file's own id of the patient, which must not be written anywhere as it is; or empty.

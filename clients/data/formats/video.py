@@ -37,8 +37,8 @@ def read(path: Path) -> Recording:
             if not video.streams.video:
                 raise PictureError("no-pixels", "expected a video, found a file without one", "Leave it out")
             stream = video.streams.video[0]
-            # A container may not tell how many; one that tells nonsense is noticed while it is decoded.
-            return Recording(lambda: _frames(path, container), max(1, stream.frames), stream.height, stream.width)
+            # one that tells nonsense is noticed while it is decoded
+            return Recording(lambda: _frames(path, container), max(0, stream.frames), stream.height, stream.width)
 
 
 def rate_of(path: Path) -> Fraction:

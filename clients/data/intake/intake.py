@@ -223,7 +223,7 @@ def _frames(
     source: Source, recording: Recording, rules: Rules, removed: Removed
 ) -> Iterator[tuple[int, Grey, Grey, Mask | None]]:
     """Index, image before and after, and mask of the frames of a file that are taken in."""
-    shape = (recording.count, recording.height, recording.width)
+    shape = (max(1, recording.count), recording.height, recording.width)
     try:
         masks = source.mask(shape) if source.mask else None
     except PictureError as error:  # the image itself may be whole

@@ -152,7 +152,12 @@ class _Masks:
             )
         if not found:
             return None
-        self._taken[found[0]] = name
+        other = self._taken.setdefault(found[0], name)
+        if other != name:
+            raise CrossProbeError(
+                f"{self._place} has one mask, {found[0]}, for two images, {other} and {name}. Name it "
+                "as the image that it was drawn on, suffix included, with a suffix of its own."
+            )
         return self._known[found[0]]
 
     def unused(self) -> tuple[str, ...]:
