@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import yaml
 from hospital import SECRET
 from processes import processes_of
 from pydantic import ValidationError
-from tiny import content
+from tiny import content, write_study
 
 from clients.governance.ledger import Ledger, entry
 from clients.governance.state import State
@@ -289,6 +289,19 @@ def test_a_refused_demo_leaves_the_sites_of_the_run_that_is_there(
     assert drawn == [1]
     assert main([*words, "--resume"]) == 0
     assert begun == [False, True]
+
+
+def test_a_run_in_the_place_of_a_file_is_refused(
+    tmp_path: Path, pair: Sequence[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    sites = ["--sites", *map(str, pair)]
+    assert main(["simulate", str(write_study(tmp_path / "study.yaml")), *sites, "--out", str(file)]) == 1
+    shown = capsys.readouterr().err
+    assert str(file) in shown
+    assert "Traceback" not in shown
+    assert file.read_text() == "mine"
 
 
 def test_a_rehearsal_in_the_place_of_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,7 @@ from simulations.simulate import hardware
 
 #: Settings of a policy that let every attack of the audit through.
 LIFTED = {
+    "max_delta": 1.0,
     "min_update_patients": 1,
     "min_update_draws": 1,
     "max_mask_ratio": 1.0,

@@ -13,7 +13,7 @@ import torch
 import yaml
 from finished import Finished
 from PIL import Image
-from recordings import dicom, frame
+from recordings import dicom, frame, video
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 from tiny import study
@@ -241,6 +241,16 @@ def test_every_format_is_read_and_what_is_no_image_is_named(
     assert "2 files were NOT segmented" in capsys.readouterr().err
 
 
+def test_a_loop_whose_container_does_not_tell_its_length_is_read_to_its_end(
+    letterbox: Model, scans: Path, tmp_path: Path
+) -> None:
+    loop = np.stack([frame(number) for number in range(3)])
+    video(scans / "live.mp4", loop, movflags="frag_keyframe+empty_moov")
+    outcome = predict(letterbox, scans, tmp_path / "out")
+    assert [row.image for row in outcome.rows if "live" in row.image] == [f"live.mp4-{n:04d}.png" for n in range(3)]
+    assert outcome.problems == ()
+
+
 def test_where_no_image_could_be_read_nothing_is_said_to_be_written(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +356,23 @@ def test_earlier_results_stay_where_nothing_new_could_be_made(letterbox: Model, 
     (tmp_path / "bad" / "a.dcm").write_bytes(b"")
     with pytest.raises(RunError, match="none of 1 files"):
         predict(letterbox, tmp_path / "bad", tmp_path / "out", overwrite=True)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in pictures(tmp_path / "out")} == before
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_earlier_results_stay_where_a_run_is_ended_before_its_first_image(
+    stop: type[BaseException], letterbox: Model, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(letterbox, scans, tmp_path / "out")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in pictures(tmp_path / "out")}
+
+    def ended(*_: object) -> None:
+        raise stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "maps", ended)
+        with pytest.raises(stop):
+            predict(letterbox, scans, tmp_path / "out", overwrite=True)
     assert {name: (tmp_path / "out" / name).read_bytes() for name in pictures(tmp_path / "out")} == before
 
 

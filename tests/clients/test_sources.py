@@ -67,6 +67,19 @@ def test_files_named_by_numbers_keep_their_own_masks(suffix: str, tmp_path: Path
         assert (mask == np.eye(8, k=number, dtype=bool)).all()
 
 
+def test_one_mask_for_two_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "images").mkdir()
+    for name in ("images/a.png", "images/a.bmp", "masks/a.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CrossProbeError, match=r"one mask, a\.png, for two images"):
+        find_sources(tmp_path / "images", masks=tmp_path / "masks")
+    (tmp_path / "masks" / "a.bmp.png").write_bytes(b"")
+    found = find_sources(tmp_path / "images", masks=tmp_path / "masks").sources
+    assert len(found) == 2
+    assert all(source.mask is not None for source in found)
+
+
 def test_two_masks_for_one_image_are_refused_and_one_for_none_is_named(tmp_path: Path) -> None:
     numbered(tmp_path / "shots", ["case1.dcm"])
     numbered(tmp_path / "masks", ["case1.png", "case9.png"])

@@ -40,6 +40,12 @@ def test_a_baseline_is_run_as_a_study_and_then_compared_with(
     assert set(write_summary(tmp_path / "run")["difference_to_baseline"]) == {"north", "east"}
 
 
+def test_a_baseline_of_the_longest_name_is_a_study_that_can_be_read(tmp_path: Path) -> None:
+    file = write_study(tmp_path / "study.yaml", name="a" * 63)
+    assert main(["study", "baseline", str(file), "--out", str(tmp_path / "first.yaml")]) == 0
+    assert load_study(tmp_path / "first.yaml").name == "a" * 54 + "-baseline"
+
+
 def test_only_the_studys_own_finished_baseline_is_taken(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

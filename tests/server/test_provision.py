@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tiny import write_study
 
 from clients.node.keys import fingerprint_of, make_node_keys
@@ -40,6 +41,20 @@ def study(tmp_path: Path) -> Path:
 
 def make(study: Path, out: Path, **more: bool) -> list[Path]:
     return provision(load_study(study), study, out, SITES, host="fl.example.org", port=443, **more)
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "rsa"])
+def test_an_authoritys_key_that_cannot_be_used_is_a_message(
+    kind: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(study, tmp_path / "kits")
+    key, hidden = ec.generate_private_key(ec.SECP384R1()), serialization.BestAvailableEncryption(b"secret")
+    own = key if kind == "encrypted" else rsa.generate_private_key(65537, 2048)
+    locked = hidden if kind == "encrypted" else serialization.NoEncryption()
+    content = own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    (tmp_path / "kits" / "ca" / "ca.key").write_bytes(content)
+    assert main(["provision", "--out", str(tmp_path / "kits"), "--renew"]) == 1
+    assert "Restore it from your backup" in capsys.readouterr().err
 
 
 def test_no_key_or_secret_is_readable_by_others(study: Path, tmp_path: Path) -> None:

@@ -149,6 +149,10 @@ def test_nothing_is_exported_over_another_folder_or_from_a_changed_release(
     (tmp_path / "kept").mkdir()
     assert main(["study", "release", str(run), "--out", str(tmp_path / "kept")]) == 1
     assert "is there already" in capsys.readouterr().err
+    before = contents(run / RELEASE)
+    with pytest.raises(RunError, match="nothing was changed"):
+        export_release(RunFolder(run), tmp_path / "kept", key_of(b"k" * 32))
+    assert contents(run / RELEASE) == before
     with open(RunFolder(run).model, "ab") as file:
         file.write(b"\0")
     assert main(["study", "release", str(run), "--out", str(tmp_path / "new")]) == 1

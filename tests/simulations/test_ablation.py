@@ -76,7 +76,13 @@ def test_a_sequence_killed_in_mid_stage_ends_with_the_same_tensors(sites: Sequen
     stopped.on_round = stop
     with pytest.raises(KeyboardInterrupt):
         stopped.train(stages)
+    (folder,) = {path.parent for path in tmp_path.glob("stopped/*/history.jsonl") if "refine" in path.read_text()}
+    # the line of a round whose state was not kept: killed between the two
+    lines = (folder / "history.jsonl").read_text()
+    again = lines.splitlines()[-1].replace('"round":0', '"round":1')
+    (folder / "history.jsonl").write_text(lines + again + "\n")
     resumed = stage_cache(sites, tmp_path / "stopped").train(stages)
+    assert [record.round for record in history.read(folder)] == [0, 1]
     assert all(np.array_equal(resumed.components[name], x) for name, x in whole.components.items())
 
 

@@ -79,11 +79,11 @@ def _compressed(pixels: np.ndarray, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def video(path: Path, frames: np.ndarray) -> Path:
-    """An MP4 or AVI of grey frames [F, H, W]."""
+def video(path: Path, frames: np.ndarray, **options: str) -> Path:
+    """An MP4 or AVI of grey frames [F, H, W], with options of its container."""
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream: Any = container.add_stream("mpeg4", rate=10)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], "yuv420p"
         stream.bit_rate = 4_000_000
