@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clients.data.findings import one_line
 from clients.data.formats import format_of, open_recording
 from clients.data.formats.recording import b_mode
 from clients.data.frames import FIELD_MM
@@ -23,6 +22,7 @@ from clients.results import WRITERS, Writer
 from clients.results.summary import Row, row_of, write_rows
 from common.errors import RunError
 from common.files import FolderInUseError, check_apart, private_folder
+from common.plain_words import one_line
 from common.study import Study
 
 #: One line an image, in the output's folder.

@@ -144,3 +144,8 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
         return
     for part in get_args(annotation):
         yield from _models(part)
+
+
+def one_line(text: str) -> str:
+    """The text as it may be printed: a file's name or a cell may hold line breaks, terminal codes or no text at all."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

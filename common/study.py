@@ -39,8 +39,8 @@ class Study(Settings):
             predictor, the baseline included; the student alone is never mirrored, see `common.infusion`.
         smallest_part: connected parts of a prediction smaller than this share of its largest one are dropped, for every
             predictor, the baseline included, and so from pseudo-labels too; 0 keeps all.
-        source_share: the source branch's share of the fused prediction, in (0, 1), as long as no `infuse` has trained
-            the head, and where its shrinkage draws it: 1/2 is the plain average of both branches.
+        source_share: the source branch's share of the fused prediction, in [0.01, 0.99], as long as no `infuse` has
+            trained the head, and where its shrinkage draws it: 1/2 is the plain average of both branches.
         initial: component -> weights file that replaces the seeded ones; `baseline` may be given too,
             then `evaluate` reports differences to it.
         privacy: patient-level differential privacy; None: nothing bounds what updates tell of a patient.
@@ -60,7 +60,7 @@ class Study(Settings):
     smallest_part: float = Field(default=0.0, ge=0, le=1, exclude_if=unset)
     participation: Participation = Participation()
     release: Release = Release()
-    source_share: float = Field(default=0.5, gt=0, lt=1, exclude_if=(0.5).__eq__)
+    source_share: float = Field(default=0.5, ge=0.01, le=0.99, exclude_if=(0.5).__eq__)
     initial: dict[str, InitialWeights] = Field(default_factory=dict)
     privacy: Privacy | None = None
     secure_aggregation: tuple[Role, ...] = Field(default=(), exclude_if=unset)

@@ -37,8 +37,9 @@ def _no_whisper(weight: float) -> float:
 
 #: Least weight of a term of a loss that is not off.
 LEAST_LOSS_WEIGHT = 0.01
-#: A weight that a study gives a term of a loss.
-LossWeight = Annotated[float, Field(ge=0), AfterValidator(_no_whisper)]
+#: A weight that a study gives a term of a loss. It has an end, since a huge one makes the other terms whisper: the clip
+#: is over all gradients together.
+LossWeight = Annotated[float, Field(ge=0, le=10), AfterValidator(_no_whisper)]
 
 #: What a task may be called; messages carry it.
 TASK_NAME = r"^[a-z][a-z_]{0,39}$"
@@ -302,7 +303,7 @@ class Infuse(TrainingTask):
     trains: tuple[str, ...] = Field(default=("infusion_head",), min_length=1)
     learning_rate: float = Field(default=1e-2, gt=0, le=1)
     strength: float = Field(default=1.0, ge=0, le=1)
-    shrinkage: float = Field(default=10.0, ge=0)
+    shrinkage: float = Field(default=10.0, ge=0, le=100)
 
 
 class Distil(TrainingTask):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import CrossProbeError
+from common.plain_words import one_line
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,6 @@ class Finding:
 
     def __str__(self) -> str:
         return one_line(f"{self.code}: {self.where}: {self.message}. {self.remedy}.")
-
-
-def one_line(text: str) -> str:
-    """The text as it may be printed: a file's name or a cell may hold line breaks, terminal codes or no text at all."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 #: Findings of one code that are shown; thousands of wrong rows are one mistake, made once.

@@ -119,7 +119,10 @@ def init(state_folder: StateFolder, as_json: Json = False) -> None:
 
     if (state_folder / "secret").exists():
         state, made = State(state_folder), False
-        text = f"{state_folder} is a site's state folder already; nothing was changed"
+        text = (
+            f"{state_folder} is a site's state folder already; nothing was changed. If nobody here made it, it "
+            "came with the kit, and whoever sent that has its secret: remove the folder, and give this command again"
+        )
     else:
         state, made = State.create(state_folder), True
         text = (

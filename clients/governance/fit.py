@@ -33,6 +33,30 @@ class KeptBack:
         )
 
 
+def _same_draws(study: Study, site: Site) -> Iterator[Finding]:
+    """Yield why a masked update hardly depends on its round: two sums would differ by whoever is missing in one."""
+    role, augmentation = site.config.role, study.augmentation
+    tasks = [task for stage in study.stages if (task := stage.task_of(role)) and study.masks(task, role)]
+    if not any(isinstance(task, TrainingTask) for task in tasks):
+        return
+    if study.batch_size * 4 > len(site.patients("train")) * 3:
+        yield Finding(
+            "whole-batches",
+            f"study {study.name} batch_size",
+            "expected at most three quarters of your training patients in a batch, under masks, found "
+            f"{study.batch_size}: where all are in every batch, two sums differ by the hospital missing in one of them",
+            "Ask the coordinator for a smaller batch_size",
+        )
+    if not (augmentation.flip or augmentation.scale or augmentation.rotation_deg or augmentation.shift):
+        yield Finding(
+            "same-views",
+            f"study {study.name} augmentation",
+            "expected flip, scale, rotation_deg or shift in a study under masks, found none: without any, two "
+            "sums differ by little but the hospital missing in one of them",
+            "Ask the coordinator for a study with augmentation",
+        )
+
+
 def misfits(study: Study, site: Site) -> Iterator[Finding]:
     """Yield why the site's images could not be used in the study; with any, it cannot be approved."""
     if study.image.geometry == "spacing" and not site.has_spacing:
@@ -51,6 +75,7 @@ def misfits(study: Study, site: Site) -> Iterator[Finding]:
             "promise could be kept by publishing one of them",
             "Ask the coordinator for a much smaller delta, without telling how many patients you have",
         )
+    yield from _same_draws(study, site)
     own = [(stage, task) for stage, task in _tasks(study, site) if stage in study.stages]
     if not own:
         yield Finding(

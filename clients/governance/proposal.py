@@ -276,7 +276,11 @@ def _warnings(here: Role, quorum: Mapping[Role, int], summed: int) -> list[str]:
             )
         sentences.append(text)
     if summed:
-        sentences.append(f"The coordinator learns no single {here} hospital's updates, but the numbers of each.")
+        sentences.append(
+            f"The coordinator learns no single {here} hospital's updates, but the numbers of each. Where a hospital is "
+            "missing in one of two rounds under nearly the same weights, the difference of the two sums is about that "
+            "hospital's part, blurred by what differs between the rounds."
+        )
     else:
         sentences.append(
             "The coordinator sees each site's updates before they are averaged, and your site cannot check how many "

@@ -47,6 +47,8 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "superlink", "proxy")
 COORDINATOR = "coordinator"
 #: In the coordinator's kit, see `server.signed`.
 SIGNING = "signing"
+#: Folders of a hospital's kit that it comes with empty.
+ROOMS = ("state", "node", "archive", "intake", "models", "predictions")
 #: In a hospital's `.env`, beside the coordinator's address and the containers' user.
 SITE_VARIABLES = {"SITE_KIT": ".", "SITE_DATA": "./site", "SITE_ARCHIVE": "./archive", "SITE_DESK_PORT": "8600"}
 #: Services that a coordinator runs; a hospital runs those with its role's prefix.
@@ -208,7 +210,7 @@ def _site_kit(
     compose: dict[str, Any], study: Study, content: bytes, out: Path, site: KitSite, host: str, port: int
 ) -> Path:
     kit = out / site.name
-    for folder in (".", "state", "node", "archive", "intake", "models", "predictions"):
+    for folder in (".", *ROOMS):
         private_folder(kit / folder)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # From the coordinator's kit: `ca/` may be in a safe by the time a site is added.

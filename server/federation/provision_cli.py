@@ -81,22 +81,29 @@ def provision(
 
 @app.command(
     "check-kit",
-    epilog=examples("crossprobe check-kit kits/east-clinic --site east-clinic:target"),
+    epilog=examples(
+        "crossprobe check-kit kits/east-clinic --site east-clinic:target",
+        "crossprobe check-kit kits/east-clinic --site east-clinic:target --in-use",
+    ),
 )
 def check_kit(
     kit: Annotated[Path, typer.Argument(metavar="KIT", help="a hospital's kit, as it came")],
     site: Annotated[str, typer.Option(metavar="NAME:ROLE", help="the hospital's name and role in the study")],
+    in_use: Annotated[
+        bool, typer.Option("--in-use", help="its folders hold this hospital's own files by now: do not name them")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare a hospital's kit with the one that this checkout makes.
 
     The kit comes from the coordinator, and its compose.yaml decides what has the images and what has a network. Run
     this at the hospital, from a checkout that did not come from the coordinator, before anything in the kit is started.
+    A secret, a key or an approval that is in it already was made by whoever sent it.
     """
     from server.federation.kit_check import check_kit
     from server.federation.provision import parse_site
 
-    found = check_kit(kit, parse_site(site))
+    found = check_kit(kit, parse_site(site), in_use=in_use)
     if as_json:
         print(json.dumps({"as_made": not found, "findings": found}, indent=1))
     elif found:

@@ -255,13 +255,33 @@ def test_an_approval_needs_the_others_keys(east: East) -> None:
 def test_a_policy_can_ask_for_sums(east: East) -> None:
     careful = with_policy(east.hospital.site, min_summed_sites=3)
     assert "policy-summed-sites" not in {f.code for f in propose(STUDY, careful, today=TODAY).findings}
-    assert "learns no single target hospital's updates" in propose(STUDY, careful, today=TODAY).warnings[-1]
+    said = propose(STUDY, careful, today=TODAY).warnings[-1]
+    assert "learns no single target hospital's updates" in said
+    assert "the difference of the two sums is about that hospital's part" in said
     assert "sees each site's updates" in propose(BARE, careful, today=TODAY).warnings[-1]
     found = [f for f in propose(BARE, careful, today=TODAY).findings if f.code == "policy-summed-sites"]
     assert found
     assert "expected sums of the updates of at least 3 sites, found 1" in found[0].message
     more = with_policy(east.hospital.site, min_summed_sites=4)
     assert "policy-summed-sites" in {f.code for f in propose(STUDY, more, today=TODAY).findings}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"batch_size": 5}, "whole-batches"),
+        ({"augmentation": {"flip": False, "scale": 0, "rotation_deg": 0, "shift": 0}}, "same-views"),
+    ],
+)
+def test_rounds_that_train_alike_whoever_is_drawn_are_no_masked_study(
+    changes: dict[str, Any], code: str, east: East
+) -> None:
+    """Two of them, the second without one hospital, would give that hospital's update by itself."""
+    quorum = {"quorum": {"source": 1, "target": 3}}
+    masked = study(participation=quorum, secure_aggregation=["target"], **changes)
+    assert code in {finding.code for finding in propose(masked, east.hospital.site, today=TODAY).findings}
+    bare = study(participation=quorum, **changes)
+    assert code not in {finding.code for finding in propose(bare, east.hospital.site, today=TODAY).findings}
 
 
 def test_enough_sites_are_counted_at_each_request(east: East) -> None:

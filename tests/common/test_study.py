@@ -287,7 +287,7 @@ def test_a_request_carries_what_its_task_needs() -> None:
 
 @pytest.mark.parametrize("rounds", [1, 3, 10])
 def test_the_baseline_takes_as_many_supervised_steps_on_one_branch(rounds: int) -> None:
-    of = load_study(CONFIGS[0].with_name("demo.yaml"))
+    of = load_study(CONFIGS[0].with_name("phantom.yaml"))
     steps = sum(
         r.stage.source.steps * len({name.split(".")[0] for name in r.stage.source.trains})
         for r in of.rounds()

@@ -35,8 +35,13 @@ def test_the_kit_as_it_was_made_is_as_this_version_makes_it(kit: Path, capsys: p
         environment.replace("SITE_DATA=./site", "SITE_DATA=/data/site")
         + "# a GPU\nCOMPOSE_FILE=compose.yaml:compose.gpu.yaml\n"
     )
-    (kit / "state" / "secret").write_bytes(b"x")
     assert check_kit(kit, SITE) == []
+    (kit / "state" / "secret").write_bytes(b"x")
+    (kit / "site").mkdir()
+    (kit / "site" / "site.yaml").write_bytes(b"x")
+    assert check_kit(kit, SITE, in_use=True) == []
+    assert run(kit) == 1
+    assert run(kit, "--in-use") == 0
 
 
 def composed(change: Callable[[dict], object]) -> Callable[[Path], object]:
@@ -46,6 +51,23 @@ def composed(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (kit / "compose.yaml").write_text(yaml.safe_dump(content, sort_keys=False, width=110))
 
     return edit
+
+
+def replaced(name: str, value: str) -> Callable[[Path], object]:
+    def edit(kit: Path) -> None:
+        lines = (kit / ".env").read_text().splitlines()
+        own = [f"{name}={value}" if line.startswith(f"{name}=") else line for line in lines]
+        (kit / ".env").write_text("\n".join(own) + "\n")
+
+    return edit
+
+
+def as_user(number: str) -> Callable[[Path], object]:
+    return replaced("CROSSPROBE_UID", number)
+
+
+def addressed(address: str) -> Callable[[Path], object]:
+    return replaced("COORDINATOR_ADDRESS", address)
 
 
 def environment(line: str) -> Callable[[Path], object]:
@@ -70,7 +92,28 @@ def environment(line: str) -> Callable[[Path], object]:
         (environment("COMPOSE_FILE=other.yaml"), "COMPOSE_FILE to other.yaml"),
         (environment("DOCKER_HOST=tcp://evil:2375"), ".env sets DOCKER_HOST"),
         (environment("SITE_KIT=/"), ".env sets SITE_KIT to /"),
-        (environment("CROSSPROBE_UID=0"), "containers would run as root"),
+        (as_user("0"), "a user who is not root"),
+        (as_user("00"), "a user who is not root"),
+        (as_user("root"), "a user who is not root"),
+        (as_user('"0"'), "plain letters, without quotes"),
+        (as_user("0 # x"), "plain letters, without quotes"),
+        (as_user("${X:-0}"), "plain letters, without quotes"),
+        (environment("CROSSPROBE_GID=1000"), "sets CROSSPROBE_GID once more"),
+        # read otherwise by docker compose than by a plain eye
+        (environment("SITE_DESK_PORT='8600' COMPOSE_FILE=models/c.yaml"), "plain letters, without quotes"),
+        (environment("COMPOSE_FILE=models/c.yaml\n#\x0cCOMPOSE_FILE=compose.yaml:compose.gpu.yaml"), "models/c.yaml"),
+        (environment("A='x\nSITE_KIT=.\n'"), "plain letters, without quotes"),
+        # what runs with it was made by whoever sent it
+        (lambda kit: (kit / "state" / "secret").write_bytes(b"s" * 32), "state/secret is of no kit"),
+        (lambda kit: (kit / "node" / "node.key").write_bytes(b"k"), "node/node.key is of no kit"),
+        (lambda kit: (kit / "models" / "prepare.sh").write_bytes(b"x"), "models/prepare.sh is of no kit"),
+        (
+            lambda kit: ((kit / "predictions").rmdir(), (kit / "predictions").symlink_to("/home")),
+            "predictions is a link",
+        ),
+        (lambda kit: (kit / "study" / "site.yaml").write_bytes(b"x"), "study/site.yaml is of no kit"),
+        (addressed("fl.example.org:443 #`, then run `sh x"), "to be a host and a port"),
+        (addressed("fl.example.org"), "to be a host and a port"),
     ],
 )
 def test_what_a_hostile_coordinator_changes_in_a_kit_is_found(
@@ -83,6 +126,16 @@ def test_what_a_hostile_coordinator_changes_in_a_kit_is_found(
     assert "do not start it" in shown.err
     assert run(kit, "--json") == 1
     assert json.loads(capsys.readouterr().out)["as_made"] is False
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open(kit / "README.md", "ab") as file:
+        file.write(b"\x1b[2J\x1b[3J\x1b[H all is well\x1b[8m\n" * 200)
+    assert run(kit) == 1
+    shown = capsys.readouterr().err
+    assert "all is well" in shown
+    assert "more lines" in shown
+    assert all(letter.isprintable() or letter == "\n" for letter in shown)
 
 
 def test_a_kit_of_another_name_or_role_or_none_is_told(
