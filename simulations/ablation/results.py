@@ -35,6 +35,7 @@ CURRENT = (
     "phantom.yaml",
     "phantom-artefacts.yaml",
     "phantom-self-training.yaml",
+    "phantom-self-training-long.yaml",
     "demo.yaml",
 )
 #: Of these, those whose network begins with public weights.
