@@ -47,6 +47,12 @@ def check_kit(kit: Path, site: KitSite, *, in_use: bool = False) -> list[str]:
         raise RunError(f"expected a hospital's kit in {kit}, with its .env, found none. Correct the path.") from None
     study = load_study(kit / "study" / "study.yaml")
     found, variables = _variables(content)
+    if not in_use:
+        found += [
+            f".env sets {name} to {variables[name]}; a new kit has {value}"
+            for name, value in SITE_VARIABLES.items()
+            if name != "SITE_KIT" and variables.get(name, value) != value
+        ]
     expected = site_files(read_compose(), study, site, variables.get(_ADDRESS, ""))
     for name, own in expected.items():
         found += _compared(kit, name, own)
@@ -106,9 +112,9 @@ def _variables(content: bytes) -> tuple[list[str], dict[str, str]]:
             found.append(f".env line {number}: expected NAME=VALUE of plain letters, without quotes or blanks")
     others = variables.keys() - {*SITE_VARIABLES, _ADDRESS, *_USER, "COMPOSE_FILE"}
     found += [f".env sets {name}, which no kit does" for name in sorted(others)]
-    for name, right in (("COMPOSE_FILE", _COMPOSE_FILE), ("SITE_KIT", ".")):
+    for name, right in (("COMPOSE_FILE", _COMPOSE_FILE), ("SITE_KIT", SITE_VARIABLES["SITE_KIT"])):
         if variables.get(name, right) != right:
-            found.append(f".env sets {name} to {variables[name]}; the kit's own is {right}")
+            found.append(f".env sets {name} to {variables[name]}; every kit has {right}")
     for name in _USER:
         if not re.fullmatch("[1-9][0-9]{0,9}", variables.get(name, "")):
             found.append(f".env: expected {name} to be the number of a user who is not root")
