@@ -7,16 +7,18 @@ there, and what modules of `simulations.ablation` wrote, each in a folder: `betw
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from common.errors import RunError
 from common.files import PUBLIC, write_atomically
 from common.metric_name import PREDICTORS
+from common.options import only
 from simulations.ablation.alone import alone
 from simulations.ablation.page import detectable, is_population, overview, points, population
 from simulations.ablation.page import section as ablation_section
@@ -257,7 +259,15 @@ def write_page(folder: Path) -> Path:
     return target
 
 
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of notes, summaries and ablations")] = Path(
+        "docs/results"
+    ),
+) -> None:
+    """Write DIR.md out of what was published into DIR, and the README's part of it."""
+    print(write_page(folder))
+    insert(Path("README.md"), "results", headline(list(_read(folder / "ablation").values())))
+
+
 if __name__ == "__main__":
-    given = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/results")
-    print(write_page(given))
-    insert(Path("README.md"), "results", headline(list(_read(given / "ablation").values())))
+    only(main, "python -m simulations.ablation.results docs/results")
