@@ -59,7 +59,7 @@ def check_kit(kit: Path, site: KitSite, *, in_use: bool = False) -> list[str]:
     study_files = {f"study/{name}" for name in ("study.yaml", PUBLIC_KEY)}
     known = {*expected, *study_files, ".env", CA_CERTIFICATE}
     found += _others(kit, known, in_use=in_use)
-    return [one_line(line) if "\n" not in line else line for line in found]
+    return found
 
 
 def _compared(kit: Path, name: str, expected: bytes) -> Iterator[str]:
@@ -88,9 +88,9 @@ def _others(kit: Path, known: set[str], *, in_use: bool) -> Iterator[str]:
             path = Path(folder) / name
             where = path.relative_to(kit).as_posix()
             if path.is_symlink():
-                yield f"{where} is a link, and no kit has one"
+                yield one_line(f"{where} is a link, and no kit has one")
             elif not path.is_dir() and where not in known and not _SITE_KEY.fullmatch(where):
-                yield f"{where} is of no kit: is it yours?"
+                yield one_line(f"{where} is of no kit: is it yours?")
         if in_use and Path(folder) == kit:
             folders[:] = [name for name in folders if name not in (*ROOMS, "site")]
 

@@ -132,6 +132,7 @@ def test_what_a_hostile_coordinator_changes_in_a_kit_is_found(
 def test_nothing_that_a_terminal_would_obey_is_printed(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open(kit / "README.md", "ab") as file:
         file.write(b"\x1b[2J\x1b[3J\x1b[H all is well\x1b[8m\n" * 200)
+    (kit / "\n\x1b[2J").write_bytes(b"")
     assert run(kit) == 1
     shown = capsys.readouterr().err
     assert "all is well" in shown
