@@ -5,13 +5,14 @@ from pathlib import Path
 
 from common.components import HALVES
 from common.errors import StudyError
+from common.names import LONGEST_NAME
 from common.stage import Stage
 from common.study import Study
 from common.study_settings import InitialWeights
 from common.tasks import Supervise
 
-#: What a baseline's name ends in, and letters of a name at most (`common.names.NAME`).
-SUFFIX, LONGEST = "-baseline", 63
+#: What a baseline's name ends in.
+SUFFIX = "-baseline"
 
 
 def baseline_of(study: Study, *, rounds: int = 10) -> Study:
@@ -37,7 +38,7 @@ def baseline_of(study: Study, *, rounds: int = 10) -> Study:
             update={"trains": trains, "steps": -(-study.supervised_steps() // rounds)},
         )
         stages = [Stage(name="baseline", rounds=rounds, source=task)]
-    name = f"{study.name[: LONGEST - len(SUFFIX)]}{SUFFIX}"
+    name = f"{study.name[: LONGEST_NAME - len(SUFFIX)]}{SUFFIX}"
     return study.model_copy(update={"name": name, "stages": tuple(stages), "initial": {}, "student": None})
 
 

@@ -48,9 +48,8 @@ def record(path: Path, decision: Decision) -> None:
     line = json.dumps(asdict(decision) | {"when": datetime.now(UTC).isoformat(timespec="seconds")})
     try:
         with open(append_to(path), "wb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
             # one write, so that two commands' lines do not mix; after half a line of a full disk a new one begins
-            torn = size > 0 and path.read_bytes()[-1:] != b"\n"
+            torn = path.read_bytes()[-1:] not in (b"", b"\n")
             whole = b"\n" * torn + line.encode() + b"\n"
             if file.write(whole) < len(whole):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
